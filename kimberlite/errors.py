@@ -1,0 +1,140 @@
+"""What can go wrong, named by what the caller should do.
+
+    KimberliteError
+    ├── Conflict         CONFLICT          re-read and decide again: `expect` or a producer's sequence did not hold
+    ├── Duplicate        DUPLICATE         stop: it was appended before, too long ago to return its receipt
+    ├── Busy             BUSY              retry later: another writer holds the database
+    ├── Corrupt          CORRUPT           stop and look: acknowledged data is damaged; the place is named
+    ├── NoSpace          NO_SPACE          make room, then retry: nothing was appended
+    ├── UnknownOutcome   UNKNOWN_OUTCOME   reopen and look: it may be appended or not
+    ├── KeyUnavailable   KEY_UNAVAILABLE   supply the right key
+    ├── RolledBack       ROLLED_BACK       stop and look: the log is behind what was acknowledged
+    ├── LimitExceeded    LIMIT_EXCEEDED    send less at a time
+    ├── Invalid          INVALID           fix the call
+    │   └── Misconfigured  INVALID         fix the directory, the file system or the setting
+    ├── Closed           CLOSED            open again
+    └── Unavailable      UNAVAILABLE       the disk refused; nothing was appended
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class KimberliteError(Exception):
+    """Every error of this package. `code` is stable and the same over every interface."""
+
+    code: ClassVar[str]
+    #: What a command that ends with this error exits with.
+    exit_code: ClassVar[int] = 1
+
+
+class Conflict(KimberliteError):
+    """`expect` or a producer's sequence did not hold; what it cites is durable."""
+
+    code = "CONFLICT"
+
+    def __init__(self, message: str, expected: int | None = None) -> None:
+        super().__init__(message)
+        #: The offset or sequence that would have been right.
+        self.expected = expected
+
+
+class Duplicate(KimberliteError):
+    """Appended before, and its receipt is no longer remembered."""
+
+    code = "DUPLICATE"
+
+
+class Busy(KimberliteError):
+    """Another writer, in this process or elsewhere, has the database open."""
+
+    code = "BUSY"
+    exit_code = 75
+
+
+class Corrupt(KimberliteError):
+    """Data that was acknowledged is damaged. Nothing was changed."""
+
+    code = "CORRUPT"
+    exit_code = 65
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str,
+        place: int | None = None,
+        group: int | None = None,
+        position: int | None = None,
+    ) -> None:
+        where = [file]
+        if place is not None:
+            where.append(f"byte {place}")
+        if group is not None:
+            where.append(f"group {group}")
+        if position is not None:
+            where.append(f"position {position}")
+        super().__init__(f"{', '.join(where)}: {message}")
+        self.file, self.place, self.group, self.position = file, place, group, position
+
+
+class NoSpace(KimberliteError):
+    """The disk is full. Nothing was appended; appends resume when there is room."""
+
+    code = "NO_SPACE"
+    exit_code = 74
+
+
+class UnknownOutcome(KimberliteError):
+    """A write or a sync failed: what was waiting may be on disk or not, and this handle is dead."""
+
+    code = "UNKNOWN_OUTCOME"
+    exit_code = 74
+
+
+class KeyUnavailable(KimberliteError):
+    """A key is missing, or is not the one this was sealed with."""
+
+    code = "KEY_UNAVAILABLE"
+    exit_code = 77
+
+
+class RolledBack(KimberliteError):
+    """The log ends before something it has acknowledged."""
+
+    code = "ROLLED_BACK"
+    exit_code = 79
+
+
+class LimitExceeded(KimberliteError):
+    """Larger than a documented limit."""
+
+    code = "LIMIT_EXCEEDED"
+    exit_code = 64
+
+
+class Invalid(KimberliteError):
+    """The call can never succeed as it is."""
+
+    code = "INVALID"
+    exit_code = 64
+
+
+class Misconfigured(Invalid):
+    """The directory, the file system or a setting cannot be used."""
+
+    exit_code = 78
+
+
+class Closed(KimberliteError):
+    """The handle was closed, or belongs to the process this one was forked from."""
+
+    code = "CLOSED"
+
+
+class Unavailable(KimberliteError):
+    """The disk or a file refused; nothing was appended."""
+
+    code = "UNAVAILABLE"
+    exit_code = 74

@@ -1,0 +1,105 @@
+"""The storage seam: everything a database does to its directory goes through these verbs.
+
+A backend owns one directory. Names are relative to it and use `/`; a name never leaves it.
+The crash and fault tests see every byte because nothing else in the package opens a file there.
+
+Three kinds of work:
+
+* **Files**: blocking verbs, called at open, at rotation and from `Backend.run`. They raise `OSError`.
+* **The commit path**: `submit` and `submit_sync`, called on the loop's thread. They return at once;
+  `done` is called later on the loop, never from inside the call, with None or the error.
+* **Background**: `run` takes a blocking call off the loop.
+
+A write that `submit` took may land in any order relative to the others, and may land after the process
+is gone. `durable=True` says that when `done(None)` is called the bytes of this write, and the metadata
+needed to read them, are on the disk; it says so of no other write. `submit_sync` covers the writes that
+had completed before it was submitted, and no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol, TypeVar
+
+from typing_extensions import Buffer
+
+T = TypeVar("T")
+
+#: `r` read; `s` read what the disk has, not what the page cache has; `w` write an existing file;
+#: `x` create it, 0600, and fail if it is there.
+Mode = Literal["r", "s", "w", "x"]
+
+Done = Callable[[OSError | None], None]
+
+#: Everything appended is padded to this, so that no block that was acknowledged is written again.
+BLOCK = 4096
+
+
+class File(Protocol):
+    """One open file. Places are bytes from its start."""
+
+    name: str
+    #: The descriptor for native readers, or -1 where there is none (a simulated file).
+    fd: int
+
+    def read(self, place: int, length: int) -> bytes:
+        """The bytes there; fewer only at the end of the file."""
+
+    def write(self, place: int, data: Buffer) -> None:
+        """All of it, short writes completed; not synced."""
+
+    def sync(self) -> None:
+        """fdatasync: what was written is on the disk when this returns."""
+
+    def size(self) -> int: ...
+
+    def allocate(self, place: int, length: int) -> None:
+        """Have blocks for this range (it reads as zeros where nothing was written), extending the file."""
+
+    def truncate(self, length: int) -> None: ...
+
+    def lock(self) -> None:
+        """Exclusive until closed; BlockingIOError if anybody else, in this process too, holds it."""
+
+    def close(self) -> None: ...
+
+
+class Backend(Protocol):
+    #: `threads`, `uring` or `memory`, and why this one.
+    name: str
+    reason: str
+    #: True if mode `s` really bypasses the page cache.
+    direct: bool
+
+    def open(self, name: str, mode: Mode) -> File: ...
+
+    def exists(self, name: str) -> bool: ...
+
+    def list(self, name: str = "") -> list[str]:
+        """The names in a directory, sorted; a directory that is not there is empty."""
+
+    def mkdir(self, name: str) -> None:
+        """0700; one that is there already is fine."""
+
+    def rename(self, old: str, new: str) -> None: ...
+
+    def unlink(self, name: str) -> None: ...
+
+    def sync_directory(self, name: str = "") -> None: ...
+
+    def lock_directory(self) -> None:
+        """Hold the directory for one writer until `close`; BlockingIOError if it is held."""
+
+    def free(self) -> int:
+        """Bytes the file system still has for us."""
+
+    def submit(self, file: File, place: int, buffer: Buffer, durable: bool, done: Done) -> None:
+        """Write the whole buffer; it must not change until `done`. Place, length and address are multiples of BLOCK."""
+
+    def submit_sync(self, file: File, done: Done) -> None: ...
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """The result of a blocking call, made where it does not hold up the loop."""
+
+    def close(self) -> None:
+        """Waits for what was submitted, then lets the locks go."""
