@@ -1,1 +1,8 @@
 //! The pure core of Kimberlite: bytes in, bytes out. It has never heard of Python.
+pub mod format;
+pub mod group;
+pub mod keys;
+pub mod record;
+pub mod salts;
+pub mod sha256;
+pub mod system;

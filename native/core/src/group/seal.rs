@@ -1,0 +1,368 @@
+//! Sealing: batches in, the bytes of a group out.
+
+use std::sync::Arc;
+
+use super::leaf::{RunLeaves, commitments, hash_leaves};
+use super::{Database, Stream};
+use crate::format::{
+    BLOCK, COMPRESSED, ENCRYPTED, ENDS, GROUP_HEADER, GroupHeader, Hash, RUN_HEADER, RUN_PLAINTEXT, RunHeader, check,
+    padded, put,
+};
+use crate::keys::{Entropy, TAG, domain};
+use crate::record::Batch;
+use crate::salts::salts;
+
+/// The end of the log as sealed so far: the one place that gives out numbers, positions and offsets.
+pub struct Sealer {
+    pub group: u64,
+    pub position: u64,
+    pub chain: Hash,
+    pub timestamp: u64,
+    pub incarnation: u32,
+    /// zstd level of runs; None is off.
+    pub level: Option<i32>,
+    pub entropy: Entropy,
+}
+
+/// Records `from..to` of a batch, which end up in one run.
+struct Piece<'a> {
+    batch: &'a Arc<Batch>,
+    from: usize,
+    to: usize,
+}
+
+impl Piece<'_> {
+    fn bytes(&self) -> &[u8] {
+        &self.batch.bytes[self.batch.start(self.from)..self.batch.ends[self.to - 1] as usize]
+    }
+
+    fn ends(&self) -> bool {
+        self.to == self.batch.ends.len()
+    }
+
+    fn entry_into(&self, out: &mut Vec<u8>) {
+        let producer = self.batch.producer.as_ref().filter(|_| self.from == 0);
+        out.extend(((self.to - self.from) as u32).to_le_bytes());
+        out.push(u8::from(self.ends()) | u8::from(producer.is_some()) << 1);
+        if let Some(producer) = producer {
+            out.push(producer.id.len() as u8);
+            out.extend(&producer.id);
+            out.extend(producer.sequence.to_le_bytes());
+            out.extend(producer.digest);
+        }
+    }
+}
+
+struct Plan<'a> {
+    stream: u32,
+    first_offset: u64,
+    first_position: u64,
+    records: u32,
+    pieces: Vec<Piece<'a>>,
+}
+
+/// Where a run went, and what its leaves are made of.
+pub struct SealedRun {
+    pub stream: u32,
+    pub first_offset: u64,
+    pub first_position: u64,
+    pub records: u32,
+    pub place: u64,
+    pub length: u32,
+    seed: Hash,
+    commitments: Option<Vec<Hash>>,
+    pieces: Vec<(Arc<Batch>, usize, usize)>,
+}
+
+/// A group whose bytes are ready to be written.
+pub struct Sealed {
+    pub number: u64,
+    pub first_position: u64,
+    pub records: u32,
+    pub timestamp: u64,
+    pub place: u64,
+    /// Without and with padding.
+    pub length: usize,
+    pub padded: usize,
+    pub chain: Hash,
+    pub incarnation: u32,
+    pub runs: Vec<SealedRun>,
+}
+
+/// No group of these batches is longer than this, padding included.
+pub fn bound<'a>(batches: impl Iterator<Item = &'a Batch>, quantum: usize) -> usize {
+    let per_run = RUN_HEADER + 8 + 4 + TAG + 8 + quantum;
+    let of_batch = |batch: &Batch| {
+        let producer = batch.producer.as_ref().map_or(0, |producer| producer.id.len() + 25);
+        // A run is full when the next record no longer fits, so any two of them hold more than one limit.
+        let runs = 2 + 2 * batch.bytes.len() / RUN_PLAINTEXT;
+        batch.bytes.len() + 32 * batch.ends.len() + runs * (per_run + 5) + producer
+    };
+    padded(GROUP_HEADER + 32 + TAG + batches.map(of_batch).sum::<usize>()) + BLOCK
+}
+
+fn plan<'a>(batches: &'a [(u32, Arc<Batch>)], streams: &mut [Stream], mut position: u64) -> Vec<Plan<'a>> {
+    let mut plans: Vec<Plan> = Vec::new();
+    // Plaintext of the run that is being filled; usize::MAX when nothing may join it.
+    let mut filled = usize::MAX;
+    for (number, batch) in batches {
+        let stream = &mut streams[*number as usize];
+        let joins = !stream.encrypted && plans.last().is_some_and(|last| last.stream == *number);
+        if !joins {
+            filled = usize::MAX;
+        }
+        let mut from = 0;
+        while from < batch.ends.len() {
+            let entry = 5 + batch.producer.as_ref().map_or(0, |p| p.id.len() + 25);
+            let used = if filled == usize::MAX { 4 } else { filled } + entry;
+            let fits = |to: usize| used + batch.ends[to - 1] as usize - batch.start(from) <= RUN_PLAINTEXT;
+            let mut to = from + batch.ends[from..].partition_point(|&end| used + end as usize - batch.start(from) <= RUN_PLAINTEXT);
+            if to == from {
+                if filled != usize::MAX {
+                    filled = usize::MAX;
+                    continue;
+                }
+                to = from + 1;
+            }
+            debug_assert!(to == from + 1 || fits(to));
+            let piece = Piece { batch, from, to };
+            let length = piece.bytes().len();
+            let records = (to - from) as u32;
+            if filled == usize::MAX {
+                plans.push(Plan { stream: *number, first_offset: stream.next, first_position: position, records, pieces: vec![piece] });
+            } else {
+                let last = plans.last_mut().expect("a run is being filled");
+                last.records += records;
+                last.pieces.push(piece);
+            }
+            filled = if stream.encrypted || to < batch.ends.len() { usize::MAX } else { used + length };
+            stream.next += records as u64;
+            position += records as u64;
+            from = to;
+        }
+    }
+    plans
+}
+
+impl Sealer {
+    /// The bytes of the next group, into `out`, which is at least `bound` long and may hold anything.
+    #[allow(clippy::too_many_arguments)]
+    pub fn seal(
+        &mut self,
+        database: &Database,
+        streams: &mut [Stream],
+        batches: &[(u32, Arc<Batch>)],
+        salt: &Hash,
+        place: u64,
+        durable_upto: u64,
+        now: u64,
+        flags: u32,
+        out: &mut [u8],
+    ) -> Sealed {
+        let plans = plan(batches, streams, self.position);
+        let mut at = GROUP_HEADER;
+        let mut hashes = Vec::with_capacity(plans.len());
+        let mut runs = Vec::with_capacity(plans.len());
+        for plan in plans {
+            let stream = &streams[plan.stream as usize];
+            let mut run = self.seal_run(database, stream, plan, &mut out[at..]);
+            run.place = place + at as u64;
+            hashes.push(*blake3::hash(&out[at..at + run.length as usize]).as_bytes());
+            at += run.length as usize;
+            runs.push(run);
+        }
+        let records: u32 = runs.iter().map(|run| run.records).sum();
+        let tag = if database.tagged { TAG } else { 0 };
+        let length = at + 8 * runs.len() + 32 + tag;
+        self.timestamp = self.timestamp.max(now);
+        let header = GroupHeader {
+            length: length as u32,
+            flags,
+            number: self.group,
+            first_position: self.position,
+            records,
+            runs: runs.len() as u32,
+            durable_upto,
+            timestamp: self.timestamp,
+            incarnation: self.incarnation,
+            previous: self.chain,
+        };
+        header.encode(out, salt, place);
+        for (run, hash) in runs.iter().zip(&hashes) {
+            put(out, at, check(salt, hash, run.place));
+            at += 8;
+        }
+        let body = blake3::hash(hashes.as_flattened());
+        self.chain = GroupHeader::chain(out, &header.previous, body.as_bytes());
+        put(out, at, self.chain);
+        if database.tagged {
+            let key = database.group_key.as_ref().expect("a tagged database is written with its key");
+            put(out, at + 32, key.tag(&self.chain));
+        }
+        let padded = padded(length);
+        out[length..padded].fill(0);
+        self.group += 1;
+        self.position += records as u64;
+        Sealed {
+            number: header.number,
+            first_position: header.first_position,
+            records,
+            timestamp: header.timestamp,
+            place,
+            length,
+            padded,
+            chain: self.chain,
+            incarnation: self.incarnation,
+            runs,
+        }
+    }
+
+    fn seal_run(&mut self, database: &Database, stream: &Stream, plan: Plan, out: &mut [u8]) -> SealedRun {
+        let mut header = RunHeader {
+            length: 0,
+            stream: plan.stream,
+            flags: 0,
+            records: plan.records,
+            first_offset: plan.first_offset,
+            first_position: plan.first_position,
+            plain: 0,
+            key_id: [0; 16],
+            random: [0; 32],
+        };
+        let (seed, commitments) = if stream.encrypted {
+            self.encrypted_run(database, stream, &plan, &mut header, out)
+        } else {
+            self.plain_run(&plan, &mut header, out)
+        };
+        SealedRun {
+            stream: plan.stream,
+            first_offset: plan.first_offset,
+            first_position: plan.first_position,
+            records: plan.records,
+            place: 0,
+            length: header.length,
+            seed,
+            commitments,
+            pieces: plan.pieces.into_iter().map(|p| (p.batch.clone(), p.from, p.to)).collect(),
+        }
+    }
+
+    fn plain_run(&mut self, plan: &Plan, header: &mut RunHeader, out: &mut [u8]) -> (Hash, Option<Vec<Hash>>) {
+        self.entropy.fill(&mut header.random);
+        let text = &mut out[RUN_HEADER..];
+        let plain = write_plaintext(plan, text);
+        header.plain = plain as u32;
+        let packed = self.level.and_then(|level| compressed(&text[..plain], level));
+        let length = packed.as_ref().map_or(plain, |packed| {
+            header.flags |= COMPRESSED;
+            text[..packed.len()].copy_from_slice(packed);
+            packed.len()
+        });
+        header.length = (RUN_HEADER + length) as u32;
+        header.encode(out);
+        (header.random, None)
+    }
+
+    fn encrypted_run(
+        &mut self,
+        database: &Database,
+        stream: &Stream,
+        plan: &Plan,
+        header: &mut RunHeader,
+        out: &mut [u8],
+    ) -> (Hash, Option<Vec<Hash>>) {
+        let keys = stream.keys.as_ref().expect("an encrypted stream is written with its key");
+        self.entropy.fill(&mut header.random[..24]);
+        let seed = run_seed(&keys.salt, header.nonce());
+        let piece = &plan.pieces[0];
+        header.flags = ENCRYPTED | if piece.ends() { ENDS } else { 0 };
+        header.key_id = keys.id;
+        let commitments = commit(stream, &seed, plan.records, &plan.pieces);
+        let start = header.text();
+        out[RUN_HEADER..start].copy_from_slice(commitments.as_flattened());
+        let plain = write_plaintext(plan, &mut out[start + 8..]);
+        let mut length = plain;
+        if let Some(packed) = self.level.and_then(|level| compressed(&out[start + 8..start + 8 + plain], level)) {
+            out[start + 8..start + 8 + packed.len()].copy_from_slice(&packed);
+            length = packed.len();
+        }
+        put(out, start, (plain as u32).to_le_bytes());
+        put(out, start + 4, (length as u32).to_le_bytes());
+        let inner = (8 + length).next_multiple_of(database.quantum);
+        out[start + 8 + length..start + inner].fill(0);
+        header.length = (start + inner + TAG) as u32;
+        header.encode(out);
+        let (clear, text) = out.split_at_mut(start);
+        let tag = keys.seal.seal(header.nonce(), &associated(&database.id, clear), &mut text[..inner]);
+        put(text, inner, tag);
+        (seed, Some(commitments))
+    }
+}
+
+pub(super) fn associated(database: &[u8; 16], clear: &[u8]) -> Vec<u8> {
+    [&domain("kimberlite/run/1")[..], database, clear].concat()
+}
+
+pub(super) fn run_seed(key: &Hash, nonce: &[u8; 24]) -> Hash {
+    *blake3::Hasher::new_keyed(key).update(&domain("kimberlite/seed/1")).update(nonce).finalize().as_bytes()
+}
+
+fn write_plaintext(plan: &Plan, out: &mut [u8]) -> usize {
+    let mut head = (plan.pieces.len() as u32).to_le_bytes().to_vec();
+    plan.pieces.iter().for_each(|piece| piece.entry_into(&mut head));
+    let mut at = head.len();
+    out[..at].copy_from_slice(&head);
+    for piece in &plan.pieces {
+        let bytes = piece.bytes();
+        out[at..at + bytes.len()].copy_from_slice(bytes);
+        at += bytes.len();
+    }
+    at
+}
+
+/// One zstd frame, if it is shorter than what it holds.
+fn compressed(plain: &[u8], level: i32) -> Option<Vec<u8>> {
+    thread_local! {
+        static CONTEXT: std::cell::RefCell<zstd::bulk::Compressor<'static>> =
+            std::cell::RefCell::new(zstd::bulk::Compressor::new(0).expect("zstd has a context"));
+    }
+    CONTEXT.with_borrow_mut(|context| {
+        context.set_compression_level(level).ok()?;
+        let mut out = Vec::with_capacity(plain.len());
+        // It fails when the frame would not fit, which is when it is not shorter.
+        context.compress_to_buffer(plain, &mut out).ok()?;
+        (out.len() < plain.len()).then_some(out)
+    })
+}
+
+fn commit(stream: &Stream, seed: &Hash, records: u32, pieces: &[Piece]) -> Vec<Hash> {
+    let mut salted = vec![[0; 32]; records as usize];
+    salts(seed, 0, &mut salted);
+    commitments(stream, &salted, pieces.iter().flat_map(|p| (p.from..p.to).map(|i| p.batch.record(i))))
+}
+
+impl Sealed {
+    /// The group's leaf hashes. What they need of the records is kept until this has run once.
+    pub fn leaves(&mut self, streams: &[Stream]) -> Vec<Hash> {
+        let runs: Vec<RunLeaves> = self
+            .runs
+            .iter_mut()
+            .map(|run| {
+                let stream = &streams[run.stream as usize];
+                let owned = std::mem::take(&mut run.pieces);
+                let pieces: Vec<Piece> = owned.iter().map(|(batch, from, to)| Piece { batch, from: *from, to: *to }).collect();
+                let commitments = run.commitments.take().unwrap_or_else(|| commit(stream, &run.seed, run.records, &pieces));
+                let mut upto = 0;
+                let mut ends = Vec::with_capacity(pieces.len());
+                for piece in &pieces {
+                    upto += (piece.to - piece.from) as u32;
+                    if piece.ends() {
+                        ends.push(upto - 1);
+                    }
+                }
+                RunLeaves { stream, timestamp: self.timestamp, first_offset: run.first_offset, ends, commitments }
+            })
+            .collect();
+        hash_leaves(&runs)
+    }
+}

@@ -1,0 +1,101 @@
+//! What the records of stream 0 say.
+
+use crate::format::{Checked, Damage, Hash, ensure, u16_at, u32_at, u64_at};
+use crate::keys::domain;
+
+pub const DECLARATION: u16 = 1;
+pub const SEVERAL: u16 = 2;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Declaration {
+    pub stream: u32,
+    pub encrypted: bool,
+    pub random: [u8; 16],
+    /// 0 is the default.
+    pub largest_record: u32,
+    pub name: String,
+}
+
+impl Declaration {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = DECLARATION.to_le_bytes().to_vec();
+        out.extend(self.stream.to_le_bytes());
+        out.push(u8::from(self.encrypted));
+        out.extend(self.random);
+        out.extend(self.largest_record.to_le_bytes());
+        out.extend((self.name.len() as u16).to_le_bytes());
+        out.extend(self.name.as_bytes());
+        out
+    }
+
+    pub fn hash(encoded: &[u8]) -> Hash {
+        crate::sha256::digest(&[&domain("kimberlite/declaration/1"), encoded])
+    }
+}
+
+/// A producer's append to several streams: what each of them got.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Several {
+    pub producer: [u8; 16],
+    pub sequence: u64,
+    pub digest: [u8; 16],
+    /// Stream, first offset, records.
+    pub parts: Vec<(u32, u64, u32)>,
+}
+
+impl Several {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = SEVERAL.to_le_bytes().to_vec();
+        out.extend(self.producer);
+        out.extend(self.sequence.to_le_bytes());
+        out.extend(self.digest);
+        out.extend((self.parts.len() as u32).to_le_bytes());
+        for (stream, offset, records) in &self.parts {
+            out.extend(stream.to_le_bytes());
+            out.extend(offset.to_le_bytes());
+            out.extend(records.to_le_bytes());
+        }
+        out
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum System {
+    Declaration(Declaration),
+    Several(Several),
+}
+
+impl System {
+    pub fn decode(payload: &[u8]) -> Checked<Self> {
+        ensure(payload.len() >= 2, "a system record is cut short")?;
+        match u16_at(payload, 0) {
+            DECLARATION => declaration(payload),
+            SEVERAL => several(payload),
+            _ => Err(Damage("a system record of an unknown kind")),
+        }
+    }
+}
+
+fn declaration(payload: &[u8]) -> Checked<System> {
+    ensure(payload.len() >= 29, "a declaration is cut short")?;
+    ensure(payload.len() == 29 + u16_at(payload, 27) as usize && payload[6] <= 1, "a declaration is malformed")?;
+    Ok(System::Declaration(Declaration {
+        stream: u32_at(payload, 2),
+        encrypted: payload[6] == 1,
+        random: payload[7..23].try_into().unwrap(),
+        largest_record: u32_at(payload, 23),
+        name: String::from_utf8(payload[29..].to_vec()).map_err(|_| Damage("a stream's name is not UTF-8"))?,
+    }))
+}
+
+fn several(payload: &[u8]) -> Checked<System> {
+    ensure(payload.len() >= 46, "a system record is cut short")?;
+    let parts = &payload[46..];
+    ensure(parts.len() as u64 == u32_at(payload, 42) as u64 * 16, "a system record is malformed")?;
+    Ok(System::Several(Several {
+        producer: payload[2..18].try_into().unwrap(),
+        sequence: u64_at(payload, 18),
+        digest: payload[26..42].try_into().unwrap(),
+        parts: parts.chunks_exact(16).map(|p| (u32_at(p, 0), u64_at(p, 4), u32_at(p, 12))).collect(),
+    }))
+}
