@@ -36,10 +36,7 @@ fn crate_sha2(parts: &[&[u8]], midway: Option<&sha2::Sha256>) -> [u8; 32] {
 }
 
 /// One message at a time through `hash`; its `M` is the state after the prefix.
-fn singly<M: 'static>(
-    midway: M,
-    hash: fn(&[&[u8]], Option<&M>) -> [u8; 32],
-) -> [Work; 3] {
+fn singly<M: 'static>(midway: M, hash: fn(&[&[u8]], Option<&M>) -> [u8; 32]) -> [Work; 3] {
     let commitments = move |inputs: &Inputs, out: &mut [[u8; 32]]| {
         for ((salt, record), out) in inputs.salts.iter().zip(&inputs.records).zip(out) {
             *out = hash(&[salt, record], Some(&midway));
@@ -107,12 +104,7 @@ fn main() {
 }
 
 /// Each work's median; one of each in a round, so that noise falls on all alike.
-fn measure(
-    rows: &[(&str, [Work; 3])],
-    salt: &Work,
-    inputs: &Inputs,
-    rounds: usize,
-) -> Vec<f64> {
+fn measure(rows: &[(&str, [Work; 3])], salt: &Work, inputs: &Inputs, rounds: usize) -> Vec<f64> {
     let works: Vec<&Work> = rows.iter().flat_map(|row| &row.1).chain([salt]).collect();
     let mut times = vec![Vec::new(); works.len()];
     let mut out = vec![[0; 32]; inputs.entries.len()];

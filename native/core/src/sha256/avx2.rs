@@ -32,9 +32,7 @@ impl Vector for V8 {
 
     #[inline(always)]
     unsafe fn rotate<const R: i32, const L: i32>(self) -> Self {
-        Self(unsafe {
-            _mm256_or_si256(_mm256_srli_epi32::<R>(self.0), _mm256_slli_epi32::<L>(self.0))
-        })
+        Self(unsafe { _mm256_or_si256(_mm256_srli_epi32::<R>(self.0), _mm256_slli_epi32::<L>(self.0)) })
     }
 
     #[inline(always)]
@@ -66,10 +64,7 @@ impl Vector for V8 {
         let (low, high) = (quad(first), quad(first + 4));
         unsafe {
             let low = _mm_loadu_si128(low.as_ptr().cast());
-            let both = _mm256_inserti128_si256::<1>(
-                _mm256_castsi128_si256(low),
-                _mm_loadu_si128(high.as_ptr().cast()),
-            );
+            let both = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low), _mm_loadu_si128(high.as_ptr().cast()));
             let swap = _mm_set_epi64x(0x0c0d0e0f_08090a0b, 0x04050607_00010203);
             Self(_mm256_shuffle_epi8(both, _mm256_broadcastsi128_si256(swap)))
         }

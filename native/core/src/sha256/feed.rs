@@ -2,8 +2,7 @@
 
 use super::{Job, State, portable};
 
-/// One message on its way through a lane. Blocks that lie whole in the body are lent in place;
-/// only a block that joins head and body, or carries padding, is built in `join`.
+/// One message on its way through a lane.
 pub struct Feed<'a> {
     pub state: State,
     pub slot: usize,
@@ -12,10 +11,12 @@ pub struct Feed<'a> {
     left: usize,
     bits: u64,
     marked: bool,
-    join: [u8; 64],
 }
 
+static ZEROS: [u8; 64] = [0; 64];
+
 impl<'a> Feed<'a> {
+    #[inline(always)]
     pub fn new(job: &Job<'a>, slot: usize) -> Self {
         let len = job.head.len() + job.body.len();
         Self {
@@ -26,18 +27,22 @@ impl<'a> Feed<'a> {
             left: (len + 9).div_ceil(64),
             bits: (job.absorbed + len as u64) * 8,
             marked: false,
-            join: [0; 64],
         }
     }
 
     /// A lane with nothing to do: it is stepped with the others and its state is never read.
     fn idle() -> Self {
-        let job = Job { state: &portable::IV, absorbed: 0, head: &[], body: &[] };
+        let job = Job { state: &portable::IV, absorbed: 0, head: &[], body: &ZEROS };
         Self { left: 0, ..Self::new(&job, usize::MAX) }
     }
 
+    /// Blocks that lie whole in the body are lent in place; only one that joins head and body, or
+    /// carries padding, is built in `room`.
     #[inline(always)]
-    pub fn next(&mut self) -> &[u8; 64] {
+    fn next<'b>(&mut self, room: &'b mut [u8; 64]) -> &'b [u8; 64]
+    where
+        'a: 'b,
+    {
         self.left = self.left.saturating_sub(1);
         if self.head.is_empty()
             && let Some((block, rest)) = self.body.split_first_chunk::<64>()
@@ -45,28 +50,40 @@ impl<'a> Feed<'a> {
             self.body = rest;
             return block;
         }
-        self.joined()
+        self.build(room);
+        room
     }
 
-    fn joined(&mut self) -> &[u8; 64] {
-        let from_head = self.head.len().min(64);
-        let from_body = self.body.len().min(64 - from_head);
-        let used = from_head + from_body;
-        let (now, rest) = self.head.split_at(from_head);
-        self.join[..from_head].copy_from_slice(now);
-        self.head = rest;
-        let (now, rest) = self.body.split_at(from_body);
-        self.join[from_head..used].copy_from_slice(now);
-        self.body = rest;
-        self.join[used..].fill(0);
+    fn build(&mut self, room: &mut [u8; 64]) {
+        // A salt and the start of its record, in moves of known length.
+        if let (Ok(head), Some((start, rest))) = (<&[u8; 32]>::try_from(self.head), self.body.split_first_chunk::<32>())
+        {
+            room[..32].copy_from_slice(head);
+            room[32..].copy_from_slice(start);
+            (self.head, self.body) = (&[], rest);
+            return;
+        }
+        let used = self.take(room);
+        room[used..].fill(0);
         if used < 64 && !self.marked {
-            self.join[used] = 0x80;
+            room[used] = 0x80;
             self.marked = true;
         }
         if self.left == 0 {
-            self.join[56..].copy_from_slice(&self.bits.to_be_bytes());
+            room[56..].copy_from_slice(&self.bits.to_be_bytes());
         }
-        &self.join
+    }
+
+    /// Copies what still fits of head, then body.
+    fn take(&mut self, room: &mut [u8; 64]) -> usize {
+        let mut used = 0;
+        for part in [&mut self.head, &mut self.body] {
+            let (now, rest) = part.split_at(part.len().min(64 - used));
+            room[used..used + now.len()].copy_from_slice(now);
+            used += now.len();
+            *part = rest;
+        }
+        used
     }
 }
 
@@ -88,12 +105,17 @@ pub fn run<'a, const N: usize, L: Lanes<N>, I: Iterator<Item = Feed<'a>>>(
     out: &mut [[u8; 32]],
 ) -> impl Iterator<Item = Feed<'a>> + use<'a, N, L, I> {
     let mut held: [Feed; N] = std::array::from_fn(|_| feeds.next().unwrap_or_else(Feed::idle));
+    let mut rooms = [[0; 64]; N];
     for (lane, feed) in held.iter().enumerate() {
         lanes.set(lane, &feed.state);
     }
     let mut busy = held.iter().filter(|feed| feed.left > 0).count();
     while busy >= L::WORTH {
-        lanes.step(held.each_mut().map(Feed::next));
+        let mut blocks = [&ZEROS; N];
+        for ((block, feed), room) in blocks.iter_mut().zip(&mut held).zip(&mut rooms) {
+            *block = feed.next(room);
+        }
+        lanes.step(blocks);
         for (lane, feed) in held.iter_mut().enumerate() {
             if feed.left > 0 || feed.slot == usize::MAX {
                 continue;

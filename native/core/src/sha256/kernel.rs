@@ -1,12 +1,15 @@
 //! The ways this CPU has of hashing many messages, best first.
 
+// Elsewhere there is only the portable kernel, and nothing to hand on between kernels.
+#![cfg_attr(not(target_arch = "x86_64"), allow(unused_mut, unused_variables))]
+
 use super::feed::{Feed, Lanes, run};
 use super::{Job, START};
 
 #[cfg(target_arch = "x86_64")]
 use super::{
     shani::ShaNi,
-    wide::{Eight, Sixteen},
+    wide::{Eight, Sixteen, SixteenStates},
 };
 
 /// Vectors of messages while there are enough of them, then `narrow` for the rest.
@@ -21,45 +24,40 @@ pub struct Kernel {
 enum Wide {
     None,
     #[cfg(target_arch = "x86_64")]
-    Eight(Eight),
-    #[cfg(target_arch = "x86_64")]
     Sixteen(Sixteen),
 }
 
-/// The number is how many messages are interleaved.
 #[derive(Clone, Copy)]
 enum Narrow {
     Portable,
+    #[cfg(target_arch = "x86_64")]
+    Eight(Eight),
+    /// How many messages are interleaved. Four spill so many registers that two are faster.
     #[cfg(target_arch = "x86_64")]
     ShaNi(ShaNi, usize),
 }
 
 impl Kernel {
-    pub const PORTABLE: Self =
-        Self { name: "portable", wide: Wide::None, narrow: Narrow::Portable };
+    pub const PORTABLE: Self = Self { name: "portable", wide: Wide::None, narrow: Narrow::Portable };
 
     /// Every kernel this CPU can run, best first.
     #[cfg(target_arch = "x86_64")]
     pub fn here() -> Vec<Self> {
-        let mut here = Vec::new();
-        let ni = ShaNi::detect();
-        if let Some(sixteen) = Sixteen::detect() {
-            let narrow = ni.map_or(Narrow::Portable, |ni| Narrow::ShaNi(ni, 2));
-            here.push(Self { name: "avx512 x16", wide: Wide::Sixteen(sixteen), narrow });
+        let (ni, eight) = (ShaNi::detect(), Eight::detect());
+        let mut narrows = Vec::new();
+        for (name, width) in [("sha-ni x2", 2), ("sha-ni x3", 3), ("sha-ni x4", 4), ("sha-ni", 1)] {
+            narrows.extend(ni.map(|ni| (name, Narrow::ShaNi(ni, width))));
         }
-        if let Some(ni) = ni {
-            for (name, width) in
-                [("sha-ni x2", 2), ("sha-ni x3", 3), ("sha-ni x4", 4), ("sha-ni x1", 1)]
-            {
-                here.push(Self { name, wide: Wide::None, narrow: Narrow::ShaNi(ni, width) });
-            }
-        }
-        if let Some(eight) = Eight::detect() {
-            let narrow = Narrow::Portable;
-            here.push(Self { name: "avx2 x8", wide: Wide::Eight(eight), narrow });
-        }
-        here.push(Self::PORTABLE);
-        here
+        narrows.extend(eight.map(|eight| ("avx2 x8", Narrow::Eight(eight))));
+        narrows.push((Self::PORTABLE.name, Narrow::Portable));
+        let sixteen = Sixteen::detect().map(|sixteen| Self {
+            name: "avx512 x16",
+            wide: Wide::Sixteen(sixteen),
+            narrow: narrows[0].1,
+        });
+        let narrows = narrows.into_iter();
+        let narrows = narrows.map(|(name, narrow)| Self { name, wide: Wide::None, narrow });
+        sixteen.into_iter().chain(narrows).collect()
     }
 
     /// Every kernel this CPU can run, best first.
@@ -73,13 +71,8 @@ impl Kernel {
         let mut feeds = jobs.iter().enumerate().map(|(slot, job)| Feed::new(job, slot));
         match &self.wide {
             #[cfg(target_arch = "x86_64")]
-            Wide::Eight(lanes) if jobs.len() >= Eight::WORTH => {
-                let rest = run(&mut lanes.clone(), &mut feeds, out);
-                self.narrow.finish(rest, out);
-            }
-            #[cfg(target_arch = "x86_64")]
-            Wide::Sixteen(lanes) if jobs.len() >= Sixteen::WORTH => {
-                let rest = run(&mut lanes.clone(), &mut feeds, out);
+            Wide::Sixteen(sixteen) if jobs.len() >= SixteenStates::WORTH => {
+                let rest = run(&mut sixteen.lanes(), &mut feeds, out);
                 self.narrow.finish(rest, out);
             }
             _ => self.narrow.finish(feeds, out),
@@ -88,46 +81,42 @@ impl Kernel {
 
     pub fn leaves(&self, entries: &[[u8; 54]], out: &mut [[u8; 32]]) {
         assert_eq!(entries.len(), out.len(), "one hash an entry");
-        let done = self.wide(entries, out, leaf);
-        let (entries, out) = (&entries[done..], &mut out[done..]);
         match self.narrow {
-            Narrow::Portable => drop(fixed(&mut START.clone(), entries, out, leaf)),
             #[cfg(target_arch = "x86_64")]
-            Narrow::ShaNi(ni, width) => ni.leaves(width, entries, out),
+            Narrow::ShaNi(ni, width) => {
+                let done = self.wide.fixed(entries, out, leaf);
+                ni.leaves(width, &entries[done..], &mut out[done..]);
+            }
+            _ => self.fixed(entries, out, leaf),
         }
     }
 
     pub fn nodes(&self, hashes: &[[u8; 32]], out: &mut [[u8; 32]]) {
         assert_eq!(hashes.len(), out.len() * 2, "two hashes a node");
         let pairs = hashes.as_flattened().as_chunks::<64>().0;
-        let done = self.wide(pairs, out, node);
-        let (pairs, out) = (&pairs[done..], &mut out[done..]);
         match self.narrow {
-            Narrow::Portable => drop(fixed(&mut START.clone(), pairs, out, node)),
             #[cfg(target_arch = "x86_64")]
-            Narrow::ShaNi(ni, width) => ni.nodes(width, pairs, out),
+            Narrow::ShaNi(ni, width) => {
+                let done = self.wide.fixed(pairs, out, node);
+                ni.nodes(width, &pairs[done..], &mut out[done..]);
+            }
+            _ => self.fixed(pairs, out, node),
         }
     }
 
-    /// How many of `inputs` the vectors have hashed.
-    fn wide<T, const B: usize>(
-        &self,
-        inputs: &[T],
-        out: &mut [[u8; 32]],
-        blocks: fn(&T) -> [[u8; 64]; B],
-    ) -> usize {
-        match &self.wide {
-            Wide::None => 0,
-            #[cfg(target_arch = "x86_64")]
-            Wide::Eight(lanes) => fixed(&mut lanes.clone(), inputs, out, blocks),
-            #[cfg(target_arch = "x86_64")]
-            Wide::Sixteen(lanes) => fixed(&mut lanes.clone(), inputs, out, blocks),
+    /// Messages of one length, each made into `B` blocks, by ever narrower lanes.
+    fn fixed<T, const B: usize>(&self, inputs: &[T], out: &mut [[u8; 32]], blocks: fn(&T) -> [[u8; 64]; B]) {
+        let mut done = self.wide.fixed(inputs, out, blocks);
+        #[cfg(target_arch = "x86_64")]
+        if let Narrow::Eight(eight) = self.narrow {
+            done += fixed(&mut eight.lanes(), &inputs[done..], &mut out[done..], blocks);
         }
+        fixed(&mut START.clone(), &inputs[done..], &mut out[done..], blocks);
     }
 
     /// Whether both give the same hashes, whatever the length and however many.
     pub fn agrees(&self, other: &Self) -> bool {
-        let bytes: Vec<u8> = (0..4096u32).map(|i| (i * i >> 4) as u8 ^ i as u8).collect();
+        let bytes: Vec<u8> = (0..4096u32).map(|i| (i * i / 16) as u8 ^ i as u8).collect();
         let state = std::array::from_fn(|i| START[7 - i]);
         let jobs: Vec<_> = (0..150)
             .map(|i| Job {
@@ -152,11 +141,26 @@ impl Kernel {
     }
 }
 
+impl Wide {
+    /// How many of `inputs` have been hashed.
+    fn fixed<T, const B: usize>(&self, inputs: &[T], out: &mut [[u8; 32]], blocks: fn(&T) -> [[u8; 64]; B]) -> usize {
+        match self {
+            Self::None => 0,
+            #[cfg(target_arch = "x86_64")]
+            Self::Sixteen(sixteen) => fixed(&mut sixteen.lanes(), inputs, out, blocks),
+        }
+    }
+}
+
 impl Narrow {
     fn finish<'a>(self, mut feeds: impl Iterator<Item = Feed<'a>>, out: &mut [[u8; 32]]) {
         let feeds = &mut feeds;
         match self {
             Self::Portable => drop(run(&mut START.clone(), feeds, out)),
+            #[cfg(target_arch = "x86_64")]
+            Self::Eight(eight) => {
+                drop(run(&mut START.clone(), &mut run(&mut eight.lanes(), feeds, out), out));
+            }
             #[cfg(target_arch = "x86_64")]
             Self::ShaNi(ni, width) => {
                 let one = &mut ni.lanes::<1>();

@@ -5,21 +5,7 @@ use std::arch::x86_64::*;
 
 use super::State;
 use super::feed::Lanes;
-use super::portable::{IV, K, schedule};
-
-/// The last block of a node holds one byte of the message: 256 schedules are all there are.
-static NODE_TAILS: [[u32; 64]; 256] = {
-    let mut tails = [[0; 64]; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        let mut block = [0; 16];
-        block[0] = (byte as u32) << 24 | 0x80_0000;
-        block[15] = 65 * 8;
-        tails[byte] = schedule(&block);
-        byte += 1;
-    }
-    tails
-};
+use super::portable::{IV, K};
 
 /// ABEF and CDGH, the order the instructions want.
 type Halves = [__m128i; 2];
@@ -30,9 +16,8 @@ pub struct ShaNi(());
 
 impl ShaNi {
     pub fn detect() -> Option<Self> {
-        let here = is_x86_feature_detected!("sha")
-            && is_x86_feature_detected!("ssse3")
-            && is_x86_feature_detected!("sse4.1");
+        let here =
+            is_x86_feature_detected!("sha") && is_x86_feature_detected!("ssse3") && is_x86_feature_detected!("sse4.1");
         here.then_some(Self(()))
     }
 
@@ -150,9 +135,8 @@ fn constant(table: &[u32; 64], round: usize) -> __m128i {
 fn step<const N: usize>(states: &mut [Halves; N], blocks: [&[u8; 64]; N]) {
     let mut w = [[_mm_setzero_si128(); 4]; N];
     for lane in 0..N {
-        for quad in 0..4 {
-            w[lane][quad] = words(blocks[lane], quad * 16);
-        }
+        let block = blocks[lane];
+        w[lane] = [words(block, 0), words(block, 16), words(block, 32), words(block, 48)];
     }
     compress(states, w);
 }
@@ -168,21 +152,34 @@ fn four_rounds(state: &mut Halves, wk: __m128i) {
 #[target_feature(enable = "sha,ssse3,sse4.1")]
 fn compress<const N: usize>(states: &mut [Halves; N], mut w: [[__m128i; 4]; N]) {
     let before = *states;
-    for quad in 0..16 {
-        for lane in 0..N {
-            let words = &mut w[lane];
-            let now = quad % 4;
-            if quad >= 4 {
-                let [w1, w2, w3] = [(now + 1) % 4, (now + 2) % 4, (now + 3) % 4].map(|i| words[i]);
-                let partial = _mm_sha256msg1_epu32(words[now], w1);
-                let sum = _mm_add_epi32(partial, _mm_alignr_epi8::<4>(w3, w2));
-                words[now] = _mm_sha256msg2_epu32(sum, w3);
-            }
-            let wk = _mm_add_epi32(words[now], constant(&K, quad * 4));
-            four_rounds(&mut states[lane], wk);
+    for quad in 0..4 {
+        for (state, words) in states.iter_mut().zip(&w) {
+            four_rounds(state, _mm_add_epi32(words[quad], constant(&K, quad * 4)));
         }
     }
+    for quad in [4, 8, 12] {
+        scheduled::<N, 0>(states, &mut w, quad);
+        scheduled::<N, 1>(states, &mut w, quad + 1);
+        scheduled::<N, 2>(states, &mut w, quad + 2);
+        scheduled::<N, 3>(states, &mut w, quad + 3);
+    }
     add(states, &before);
+}
+
+/// Four rounds on words made from the sixteen before them. `NOW`, the quad they replace, is
+/// constant so that the words stay in registers.
+#[inline]
+#[target_feature(enable = "sha,ssse3,sse4.1")]
+fn scheduled<const N: usize, const NOW: usize>(states: &mut [Halves; N], w: &mut [[__m128i; 4]; N], quad: usize) {
+    for lane in 0..N {
+        let words = &mut w[lane];
+        let [w1, w2, w3] = [words[(NOW + 1) % 4], words[(NOW + 2) % 4], words[(NOW + 3) % 4]];
+        let partial = _mm_sha256msg1_epu32(words[NOW], w1);
+        let sum = _mm_add_epi32(partial, _mm_alignr_epi8::<4>(w3, w2));
+        words[NOW] = _mm_sha256msg2_epu32(sum, w3);
+        let wk = _mm_add_epi32(words[NOW], constant(&K, quad * 4));
+        four_rounds(&mut states[lane], wk);
+    }
 }
 
 #[inline]
@@ -228,7 +225,8 @@ fn raw(bytes: &[u8], at: usize) -> __m128i {
     unsafe { _mm_loadu_si128(chunk.as_ptr().cast()) }
 }
 
-/// 0x01 and two hashes: a full block, then a block of one byte whose schedule is looked up.
+/// 0x01 and two hashes: a full block, then a block of one byte and padding. (Looking up the 256
+/// schedules that block can have gained 5 % for 64 KiB of cache.)
 #[inline]
 #[target_feature(enable = "sha,ssse3,sse4.1")]
 fn nodes<const N: usize>(pairs: &[[u8; 64]; N], out: &mut [[u8; 32]; N]) {
@@ -237,18 +235,15 @@ fn nodes<const N: usize>(pairs: &[[u8; 64]; N], out: &mut [[u8; 32]; N]) {
     for lane in 0..N {
         let pair = &pairs[lane];
         let first = _mm_or_si128(_mm_slli_si128::<1>(raw(pair, 0)), _mm_cvtsi32_si128(1));
-        w[lane] =
-            [_mm_shuffle_epi8(first, swap()), words(pair, 15), words(pair, 31), words(pair, 47)];
+        w[lane] = [_mm_shuffle_epi8(first, swap()), words(pair, 15), words(pair, 31), words(pair, 47)];
     }
     compress(&mut states, w);
-    let before = states;
-    for quad in 0..16 {
-        for lane in 0..N {
-            let tail = &NODE_TAILS[usize::from(pairs[lane][63])];
-            four_rounds(&mut states[lane], constant(tail, quad * 4));
-        }
+    let zero = _mm_setzero_si128();
+    for lane in 0..N {
+        let last = i32::from(pairs[lane][63]) << 24 | 0x80_0000;
+        w[lane] = [_mm_cvtsi32_si128(last), zero, zero, _mm_set_epi32(65 * 8, 0, 0, 0)];
     }
-    add(&mut states, &before);
+    compress(&mut states, w);
     for lane in 0..N {
         digest(states[lane], &mut out[lane]);
     }

@@ -28,9 +28,8 @@ fn hex(text: &str) -> [u8; 32] {
 fn every_length_to_300_in_every_kernel() {
     let bytes = noise(300, 1);
     for kernel in Kernel::here() {
-        let jobs: Vec<_> = (0..=300)
-            .map(|len| Job { state: &START, absorbed: 0, head: &[], body: &bytes[..len] })
-            .collect();
+        let jobs: Vec<_> =
+            (0..=300).map(|len| Job { state: &START, absorbed: 0, head: &[], body: &bytes[..len] }).collect();
         let mut out = vec![[0; 32]; jobs.len()];
         kernel.many(&jobs, &mut out);
         for (len, hash) in out.iter().enumerate() {
@@ -66,7 +65,7 @@ fn batches_of_any_size_and_mixed_lengths() {
         for size in (0..40).chain([100, 257]) {
             let jobs: Vec<_> = (0..size)
                 .map(|_| {
-                    let (from, long) = (next(&mut seed) % 4000, next(&mut seed) % 8 == 0);
+                    let (from, long) = (next(&mut seed) % 4000, next(&mut seed).is_multiple_of(8));
                     let len = next(&mut seed) % if long { 5000 } else { 400 };
                     let body = &bytes[from as usize..][..len as usize];
                     Job { state: &state, absorbed: 64, head: &bytes[..32], body }

@@ -40,32 +40,47 @@ unsafe fn transpose<V: Vector>(blocks: &[&[u8; 64]], quad: usize) -> [V; 4] {
         let d = V::quads(blocks, 3, quad * 16);
         let (ab, cd) = (V::low32(a, b), V::low32(c, d));
         let (ab_high, cd_high) = (V::high32(a, b), V::high32(c, d));
-        [
-            V::low64(ab, cd),
-            V::high64(ab, cd),
-            V::low64(ab_high, cd_high),
-            V::high64(ab_high, cd_high),
-        ]
+        [V::low64(ab, cd), V::high64(ab, cd), V::low64(ab_high, cd_high), V::high64(ab_high, cd_high)]
     }
 }
 
 #[inline(always)]
-unsafe fn next_word<V: Vector>(w: &[V; 16], round: usize) -> V {
-    let at = |back: usize| w[(round + 16 - back) % 16];
+unsafe fn next_word<V: Vector, const I: usize>(w: &[V; 16]) -> V {
+    let (a, b) = (w[(I + 1) % 16], w[(I + 14) % 16]);
     // SAFETY: the caller has the instructions.
     unsafe {
-        let (a, b) = (at(15), at(2));
         let s0 = V::xor3(a.rotate::<7, 25>(), a.rotate::<18, 14>(), a.shift::<3>());
         let s1 = V::xor3(b.rotate::<17, 15>(), b.rotate::<19, 13>(), b.shift::<10>());
-        at(16).add(s0).add(at(7).add(s1))
+        w[I].add(s0).add(w[(I + 9) % 16].add(s1))
     }
 }
 
+/// One round of each of a block's four sixteens; `I` is constant so that words and state, whose
+/// names move on instead of their values, stay in registers.
 #[inline(always)]
-unsafe fn compress<V: Vector, const N: usize>(
-    state: &mut [[u32; N]; 8],
-    blocks: [&[u8; 64]; N],
-) {
+unsafe fn round<V: Vector, const I: usize>(s: &mut [V; 8], w: &mut [V; 16], sixteen: usize) {
+    let at = |name: usize| (name + 16 - I) % 8;
+    // SAFETY: the caller has the instructions.
+    unsafe {
+        if sixteen > 0 {
+            w[I] = next_word::<V, I>(w);
+        }
+        let wk = w[I].add(V::splat(K[sixteen * 16 + I]));
+        let (a, e) = (s[at(0)], s[at(4)]);
+        let s1 = V::xor3(e.rotate::<6, 26>(), e.rotate::<11, 21>(), e.rotate::<25, 7>());
+        let t1 = s[at(7)].add(wk).add(s1).add(V::choose(e, s[at(5)], s[at(6)]));
+        let s0 = V::xor3(a.rotate::<2, 30>(), a.rotate::<13, 19>(), a.rotate::<22, 10>());
+        s[at(3)] = s[at(3)].add(t1);
+        s[at(7)] = t1.add(s0.add(V::majority(a, s[at(1)], s[at(2)])));
+    }
+}
+
+macro_rules! rounds {
+    ($s:expr, $w:expr, $sixteen:expr, $($i:literal)+) => { $(round::<V, $i>($s, $w, $sixteen);)+ };
+}
+
+#[inline(always)]
+unsafe fn compress<V: Vector, const N: usize>(state: &mut [[u32; N]; 8], blocks: [&[u8; 64]; N]) {
     // SAFETY: the caller has the instructions; each row of `state` is `N` words.
     unsafe {
         let mut w = [V::splat(0); 16];
@@ -76,21 +91,11 @@ unsafe fn compress<V: Vector, const N: usize>(
         for (vector, row) in before.iter_mut().zip(&*state) {
             *vector = V::load(row.as_ptr());
         }
-        let [mut a, mut b, mut c, mut d, mut e, mut f, mut g, mut h] = before;
-        for sixteen in 0..4 {
-            for i in 0..16 {
-                if sixteen > 0 {
-                    w[i] = next_word(&w, i);
-                }
-                let wk = w[i].add(V::splat(K[sixteen * 16 + i]));
-                let s1 = V::xor3(e.rotate::<6, 26>(), e.rotate::<11, 21>(), e.rotate::<25, 7>());
-                let t1 = h.add(wk).add(s1).add(V::choose(e, f, g));
-                let s0 = V::xor3(a.rotate::<2, 30>(), a.rotate::<13, 19>(), a.rotate::<22, 10>());
-                let t2 = s0.add(V::majority(a, b, c));
-                (h, g, f, e, d, c, b, a) = (g, f, e, d.add(t1), c, b, a, t1.add(t2));
-            }
+        let mut after = before;
+        rounds!(&mut after, &mut w, 0, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+        for sixteen in 1..4 {
+            rounds!(&mut after, &mut w, sixteen, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
         }
-        let after = [a, b, c, d, e, f, g, h];
         for ((row, before), after) in state.iter_mut().zip(before).zip(after) {
             before.add(after).store(row.as_mut_ptr());
         }
@@ -98,44 +103,53 @@ unsafe fn compress<V: Vector, const N: usize>(
 }
 
 macro_rules! wide {
-    ($name:ident, $vector:ty, $lanes:literal, $worth:literal, $features:literal, $($has:tt),+) => {
-        /// Word by word, the states of all lanes. First made only where the CPU has the instructions.
+    ($name:ident, $states:ident, $vector:ty, $lanes:literal, $worth:literal, $features:literal, $($has:tt),+) => {
+        /// Held only by who has seen that the CPU has the instructions.
         #[derive(Clone, Copy)]
-        pub struct $name([[u32; $lanes]; 8]);
+        pub struct $name(());
 
         impl $name {
             pub fn detect() -> Option<Self> {
                 const { assert!(<$vector as Vector>::LANES == $lanes) };
-                ($(is_x86_feature_detected!($has))&&+).then_some(Self(IV.map(|word| [word; $lanes])))
+                ($(is_x86_feature_detected!($has))&&+).then_some(Self(()))
             }
 
-            #[target_feature(enable = $features)]
-            fn compress(&mut self, blocks: [&[u8; 64]; $lanes]) {
-                // SAFETY: this function has the features.
-                unsafe { compress::<$vector, $lanes>(&mut self.0, blocks) }
+            pub fn lanes(self) -> $states {
+                $states(self, IV.map(|word| [word; $lanes]))
             }
         }
 
-        impl Lanes<$lanes> for $name {
+        /// Word by word, the states of all lanes.
+        pub struct $states($name, [[u32; $lanes]; 8]);
+
+        impl $states {
+            #[target_feature(enable = $features)]
+            fn compress(&mut self, blocks: [&[u8; 64]; $lanes]) {
+                // SAFETY: this function has the features.
+                unsafe { compress::<$vector, $lanes>(&mut self.1, blocks) }
+            }
+        }
+
+        impl Lanes<$lanes> for $states {
             const WORTH: usize = $worth;
 
             fn set(&mut self, lane: usize, state: &State) {
-                for (row, word) in self.0.iter_mut().zip(state) {
+                for (row, word) in self.1.iter_mut().zip(state) {
                     row[lane] = *word;
                 }
             }
 
             fn get(&self, lane: usize) -> State {
-                std::array::from_fn(|word| self.0[word][lane])
+                std::array::from_fn(|word| self.1[word][lane])
             }
 
             fn step(&mut self, blocks: [&[u8; 64]; $lanes]) {
-                // SAFETY: `detect` saw the features.
+                // SAFETY: a `$name` exists only where the features do.
                 unsafe { self.compress(blocks) }
             }
         }
     };
 }
 
-wide!(Eight, super::avx2::V8, 8, 5, "avx2", "avx2");
-wide!(Sixteen, super::avx512::V16, 16, 12, "avx512f,avx512bw", "avx512f", "avx512bw");
+wide!(Eight, EightStates, super::avx2::V8, 8, 2, "avx2", "avx2");
+wide!(Sixteen, SixteenStates, super::avx512::V16, 16, 12, "avx512f,avx512bw", "avx512f", "avx512bw");
