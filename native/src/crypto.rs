@@ -1,12 +1,9 @@
 //! Hashes, key derivation and sealing of small things, for the vault and the small files.
 use kimberlite_core::keys::{self, NONCE, Xaes};
-use pyo3::exceptions::PyValueError;
+use crate::log::exactly;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-fn exactly<const N: usize>(bytes: &[u8], what: &str) -> PyResult<[u8; N]> {
-    bytes.try_into().map_err(|_| PyValueError::new_err(format!("{what} has {} bytes, not {N}", bytes.len())))
-}
 
 /// BLAKE3 of some bytes, keyed if there is a key.
 #[pyfunction]

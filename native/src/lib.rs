@@ -1,13 +1,24 @@
 //! The Python face of the core: convert, release the GIL, map errors.
 use pyo3::prelude::*;
 
+mod batch;
 mod buffer;
+mod crypto;
+mod errors;
+mod log;
+mod records;
 mod writer;
 
 #[pymodule]
 mod _native {
     #[pymodule_export]
+    use super::batch::{Batch, encode};
+    #[pymodule_export]
     use super::buffer::Buffer;
+    #[pymodule_export]
+    use super::crypto::{blake3, derive, key_id, xaes_open, xaes_seal};
+    #[pymodule_export]
+    use super::log::{Log, Resume, Sealed, Segment, closes, header_damage};
     #[pymodule_export]
     use super::writer::{Writer, file_system};
 }

@@ -10,6 +10,8 @@ pub const RECORD_HEADER: usize = 21;
 /// Plaintext that a run holds at most, unless one record is larger.
 pub const RUN_PLAINTEXT: usize = 64 << 10;
 pub const CLOSING: u32 = 1;
+/// Of the file of tree hashes.
+pub const HASHES_HEADER: usize = 4096;
 
 pub type Hash = [u8; 32];
 
@@ -154,7 +156,10 @@ impl GroupHeader {
     pub fn decode(bytes: &[u8], salt: &Hash, place: u64) -> Checked<Self> {
         ensure(bytes.len() >= GROUP_HEADER, "the group header is cut short")?;
         ensure(&bytes[..8] == Self::MAGIC, "no group starts here")?;
-        ensure(check(salt, &bytes[..HASHED], place) == bytes[HASHED..GROUP_HEADER], "the group header's check is wrong")?;
+        ensure(
+            check(salt, &bytes[..HASHED], place) == bytes[HASHED..GROUP_HEADER],
+            "the group header's check is wrong",
+        )?;
         let header = Self {
             length: u32_at(bytes, 8),
             flags: u32_at(bytes, 12),
@@ -171,7 +176,10 @@ impl GroupHeader {
         ensure(header.durable_upto < header.number, "the group claims to be durable itself")?;
         let least = GROUP_HEADER as u64 + header.runs as u64 * (RUN_HEADER as u64 + 8) + 32;
         ensure(header.length as u64 >= least, "the group's length is too small")?;
-        ensure((header.records == 0) == (header.runs == 0) && header.records >= header.runs, "runs and records disagree")?;
+        ensure(
+            (header.records == 0) == (header.runs == 0) && header.records >= header.runs,
+            "runs and records disagree",
+        )?;
         Ok(header)
     }
 

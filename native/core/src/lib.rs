@@ -1,8 +1,12 @@
 //! The pure core of Kimberlite: bytes in, bytes out. It has never heard of Python.
 pub mod format;
 pub mod group;
+pub mod index;
 pub mod keys;
+pub mod log;
+pub mod producers;
 pub mod record;
 pub mod salts;
 pub mod sha256;
 pub mod system;
+pub mod tree;

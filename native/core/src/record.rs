@@ -1,5 +1,7 @@
 //! The canonical record: what is stored, and what a commitment is over.
 
+use std::sync::OnceLock;
+
 use crate::format::{Checked, RECORD_HEADER, ensure, put, u16_at, u32_at};
 
 pub const HAS_KEY: u8 = 1;
@@ -22,7 +24,8 @@ impl<'a> Record<'a> {
     pub fn append_to(&self, out: &mut Vec<u8>) {
         let key = self.key.unwrap_or_default();
         let mut head = [0; RECORD_HEADER];
-        head[0] = if self.key.is_some() { HAS_KEY } else { 0 } | if self.event_time.is_some() { HAS_EVENT_TIME } else { 0 };
+        head[0] =
+            if self.key.is_some() { HAS_KEY } else { 0 } | if self.event_time.is_some() { HAS_EVENT_TIME } else { 0 };
         put(&mut head, 1, (key.len() as u32).to_le_bytes());
         put(&mut head, 5, (self.headers.len() as u32).to_le_bytes());
         put(&mut head, 9, (self.payload.len() as u32).to_le_bytes());
@@ -36,8 +39,7 @@ impl<'a> Record<'a> {
     /// The record that starts these bytes, and its length.
     pub fn decode(bytes: &'a [u8]) -> Checked<(Self, usize)> {
         ensure(bytes.len() >= RECORD_HEADER, "a record is cut short")?;
-        let (key, headers, payload) =
-            (u32_at(bytes, 1) as usize, u32_at(bytes, 5) as usize, u32_at(bytes, 9) as usize);
+        let (key, headers, payload) = (u32_at(bytes, 1) as usize, u32_at(bytes, 5) as usize, u32_at(bytes, 9) as usize);
         let length = RECORD_HEADER + key + headers + payload;
         ensure(length <= bytes.len(), "a record is cut short")?;
         let event_time = i64::from_le_bytes(bytes[13..21].try_into().unwrap());
@@ -73,7 +75,8 @@ fn split_header(bytes: &[u8]) -> Checked<(&str, &[u8], &[u8])> {
     ensure(bytes.len() >= 6, "a header is cut short")?;
     let (name, value) = (u16_at(bytes, 0) as usize, u32_at(bytes, 2) as usize);
     ensure(bytes.len() - 6 >= name + value, "a header is cut short")?;
-    let text = std::str::from_utf8(&bytes[6..6 + name]).map_err(|_| crate::format::Damage("a header's name is not UTF-8"))?;
+    let text =
+        std::str::from_utf8(&bytes[6..6 + name]).map_err(|_| crate::format::Damage("a header's name is not UTF-8"))?;
     Ok((text, &bytes[6 + name..6 + name + value], &bytes[6 + name + value..]))
 }
 
@@ -90,7 +93,8 @@ pub struct Batch {
     pub bytes: Vec<u8>,
     /// Where each record ends in `bytes`.
     pub ends: Vec<u32>,
-    pub producer: Option<Producer>,
+    /// Set once, when the stream, and with it the key of the digest, is known.
+    pub producer: OnceLock<Producer>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

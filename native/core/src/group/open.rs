@@ -141,6 +141,17 @@ impl Opened {
         commitments(stream, &salted, range.map(|i| self.record(i)))
     }
 
+    /// The same for one record.
+    pub fn leaf_of<'a>(&self, stream: &'a Stream, timestamp: u64, i: usize) -> RunLeaves<'a> {
+        RunLeaves {
+            stream,
+            timestamp,
+            first_offset: self.header.first_offset + i as u64,
+            ends: if self.ends.binary_search(&(i as u32)).is_ok() { vec![0] } else { vec![] },
+            commitments: self.commitments(stream, i..i + 1),
+        }
+    }
+
     /// What the tree must hold for this run, from its records alone.
     pub fn leaves<'a>(&self, stream: &'a Stream, timestamp: u64) -> RunLeaves<'a> {
         RunLeaves {
@@ -245,7 +256,6 @@ fn batch_entries(plain: &[u8]) -> Checked<(Vec<BatchEntry>, usize)> {
     }
     Ok((entries, at))
 }
-
 
 fn take_apart(header: RunHeader, plain: Vec<u8>, seed: Hash) -> Checked<Opened> {
     let (entries, mut at) = batch_entries(&plain)?;

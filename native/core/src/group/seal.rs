@@ -41,7 +41,7 @@ impl Piece<'_> {
     }
 
     fn entry_into(&self, out: &mut Vec<u8>) {
-        let producer = self.batch.producer.as_ref().filter(|_| self.from == 0);
+        let producer = self.batch.producer.get().filter(|_| self.from == 0);
         out.extend(((self.to - self.from) as u32).to_le_bytes());
         out.push(u8::from(self.ends()) | u8::from(producer.is_some()) << 1);
         if let Some(producer) = producer {
@@ -93,7 +93,7 @@ pub struct Sealed {
 pub fn bound<'a>(batches: impl Iterator<Item = &'a Batch>, quantum: usize) -> usize {
     let per_run = RUN_HEADER + 8 + 4 + TAG + 8 + quantum;
     let of_batch = |batch: &Batch| {
-        let producer = batch.producer.as_ref().map_or(0, |producer| producer.id.len() + 25);
+        let producer = batch.producer.get().map_or(0, |producer| producer.id.len() + 25);
         // A run is full when the next record no longer fits, so any two of them hold more than one limit.
         let runs = 2 + 2 * batch.bytes.len() / RUN_PLAINTEXT;
         batch.bytes.len() + 32 * batch.ends.len() + runs * (per_run + 5) + producer
@@ -113,10 +113,11 @@ fn plan<'a>(batches: &'a [(u32, Arc<Batch>)], streams: &mut [Stream], mut positi
         }
         let mut from = 0;
         while from < batch.ends.len() {
-            let entry = 5 + batch.producer.as_ref().map_or(0, |p| p.id.len() + 25);
+            let entry = 5 + batch.producer.get().map_or(0, |p| p.id.len() + 25);
             let used = if filled == usize::MAX { 4 } else { filled } + entry;
             let fits = |to: usize| used + batch.ends[to - 1] as usize - batch.start(from) <= RUN_PLAINTEXT;
-            let mut to = from + batch.ends[from..].partition_point(|&end| used + end as usize - batch.start(from) <= RUN_PLAINTEXT);
+            let mut to = from
+                + batch.ends[from..].partition_point(|&end| used + end as usize - batch.start(from) <= RUN_PLAINTEXT);
             if to == from {
                 if filled != usize::MAX {
                     filled = usize::MAX;
@@ -129,7 +130,13 @@ fn plan<'a>(batches: &'a [(u32, Arc<Batch>)], streams: &mut [Stream], mut positi
             let length = piece.bytes().len();
             let records = (to - from) as u32;
             if filled == usize::MAX {
-                plans.push(Plan { stream: *number, first_offset: stream.next, first_position: position, records, pieces: vec![piece] });
+                plans.push(Plan {
+                    stream: *number,
+                    first_offset: stream.next,
+                    first_position: position,
+                    records,
+                    pieces: vec![piece],
+                });
             } else {
                 let last = plans.last_mut().expect("a run is being filled");
                 last.records += records;
@@ -350,8 +357,10 @@ impl Sealed {
             .map(|run| {
                 let stream = &streams[run.stream as usize];
                 let owned = std::mem::take(&mut run.pieces);
-                let pieces: Vec<Piece> = owned.iter().map(|(batch, from, to)| Piece { batch, from: *from, to: *to }).collect();
-                let commitments = run.commitments.take().unwrap_or_else(|| commit(stream, &run.seed, run.records, &pieces));
+                let pieces: Vec<Piece> =
+                    owned.iter().map(|(batch, from, to)| Piece { batch, from: *from, to: *to }).collect();
+                let commitments =
+                    run.commitments.take().unwrap_or_else(|| commit(stream, &run.seed, run.records, &pieces));
                 let mut upto = 0;
                 let mut ends = Vec::with_capacity(pieces.len());
                 for piece in &pieces {

@@ -55,13 +55,19 @@ fn batch(random: &mut Random) -> Batch {
         batch.push(&Record { key, headers: &headers, event_time, payload: &payload });
     }
     if random.below(3) == 0 {
-        batch.producer = Some(Producer { id: random.bytes(200), sequence: random.below(1000), digest: [8; 16] });
+        let producer = Producer { id: random.bytes(200), sequence: random.below(1000), digest: [8; 16] };
+        batch.producer = producer.into();
     }
     batch
 }
 
 /// What a group holds, said without the code under test.
-fn check_group(group: &Group, batches: &[(u32, Arc<Batch>)], database: &Database, streams: &[Stream]) -> Vec<RunRecords> {
+fn check_group(
+    group: &Group,
+    batches: &[(u32, Arc<Batch>)],
+    database: &Database,
+    streams: &[Stream],
+) -> Vec<RunRecords> {
     let mut seen: Vec<RunRecords> = Vec::new();
     for run in &group.runs {
         let opened = open_run(database, &streams[run.header.stream as usize], run).unwrap().unwrap();
@@ -77,7 +83,7 @@ fn check_group(group: &Group, batches: &[(u32, Arc<Batch>)], database: &Database
     let ends: usize = seen.iter().map(|(_, _, ends, _)| ends.len()).sum();
     assert_eq!(ends, batches.len());
     let producers: Vec<_> = seen.iter().flat_map(|(.., starts)| starts.iter().map(|(_, p)| p.clone())).collect();
-    assert_eq!(producers, batches.iter().filter_map(|(_, b)| b.producer.clone()).collect::<Vec<_>>());
+    assert_eq!(producers, batches.iter().filter_map(|(_, b)| b.producer.get().cloned()).collect::<Vec<_>>());
     seen
 }
 

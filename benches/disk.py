@@ -1,0 +1,413 @@
+"""What can this disk do? Durable writes, by how the file was prepared and by how the write is asked for.
+
+The candidates take turns in short rounds, so that a drift of the disk meets all of them, and what is reported is the
+median over the rounds. The bytes written are random: a host may store zeros as nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import mmap
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from random import Random
+
+from benches.table import Table, byte_count, machine, microseconds, quantile, show, write_json
+
+BLOCK = 4096
+KIB = 1 << 10
+MIB = 1 << 20
+
+SIZES = (4 * KIB, 28 * KIB, 256 * KIB, MIB)
+FILES = ("growing", "fallocated", "zeroed")
+DEPTHS = tuple(range(1, 9))
+DEPTH_SIZES = (4 * KIB, 28 * KIB, MIB)
+SUSTAINED_SIZES = (28 * KIB, MIB)
+PREPARATIONS = ("zero, then write", "fallocate, then write", "overwrite old files")
+
+#: Bytes of one file in a round of the burst: a round ends with it, since a second pass would meet other blocks.
+REGION = 128 * MIB
+#: Bytes of one file of the sustained run, and how many of them each candidate keeps.
+SEGMENT = 256 * MIB
+SEGMENTS = 4
+#: A disk faster than this, in seconds a write, ends its round before the time is up.
+FASTEST = 20e-6
+#: Bytes after which `plain` begins a new file.
+TURN = 1 << 30
+#: What the liburing wheel's code uses without asking: it ends the process where one is missing.
+INSTRUCTIONS = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One way to ask for a durable write."""
+
+    name: str
+    flags: int = 0
+    each: int = 0
+    sync_after: bool = False
+
+    def write(self, fd: int, buffer: mmap.mmap, place: int) -> None:
+        if os.pwritev(fd, [buffer], place, self.each) != len(buffer):
+            raise OSError(errno.EIO, "short write")
+        if self.sync_after:
+            os.fdatasync(fd)
+
+
+PLAIN = Call("buffered, fdatasync", sync_after=True)
+BEST = Call("O_DIRECT | O_DSYNC", flags=os.O_DIRECT | os.O_DSYNC)
+CALLS = (
+    PLAIN,
+    Call("buffered, RWF_DSYNC", each=os.RWF_DSYNC),
+    Call("O_DIRECT, RWF_DSYNC", flags=os.O_DIRECT, each=os.RWF_DSYNC),
+    BEST,
+    Call("O_DIRECT, fdatasync", flags=os.O_DIRECT, sync_after=True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One durable write at a time; `writes` in all rounds together."""
+
+    size: int
+    file: str
+    call: str
+    writes: int
+    p50_ns: int
+    p99_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """`depth` writes with O_DIRECT and RWF_DSYNC in flight through io_uring, on zeroed blocks."""
+
+    size: int
+    depth: int
+    mib_per_second: float
+    p50_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sustained:
+    """Whole files one after another, their preparation included in the rate and not in the quantiles."""
+
+    size: int
+    preparation: str
+    files: int
+    mib_per_second: float
+    slowest_mib_per_second: float
+    p50_ns: int
+    p99_ns: int
+
+
+def payload(size: int) -> mmap.mmap:
+    """Random bytes at an aligned address, as O_DIRECT wants."""
+    buffer = mmap.mmap(-1, size)
+    buffer.write(os.urandom(size))
+    return buffer
+
+
+def prepare(path: Path, file: str, length: int) -> None:
+    """Make the file anew and have it, and what it is made of, on disk before anybody looks at a clock."""
+    path.unlink(missing_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | (os.O_DIRECT if file == "zeroed" else 0), 0o600)
+    try:
+        if file == "fallocated":
+            os.posix_fallocate(fd, 0, length)
+        elif file == "zeroed":
+            zeros = mmap.mmap(-1, MIB)
+            for place in range(0, length, MIB):
+                part = memoryview(zeros)[: min(MIB, length - place)]
+                if os.pwrite(fd, part, place) != len(part):
+                    raise OSError(errno.EIO, "short write")
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def timed_writes(path: Path, call: Call, size: int, length: int, seconds: float) -> list[int]:
+    """Nanoseconds of each write, from the start of the file until the time or the file is over."""
+    buffer = payload(size)
+    fd = os.open(path, os.O_RDWR | call.flags)
+    samples: list[int] = []
+    try:
+        end = time.perf_counter_ns() + int(seconds * 1e9)
+        for place in range(0, length - size + 1, size):
+            before = time.perf_counter_ns()
+            call.write(fd, buffer, place)
+            after = time.perf_counter_ns()
+            samples.append(after - before)
+            if after >= end:
+                break
+    finally:
+        os.close(fd)
+    return samples
+
+
+def burst(directory: Path, seconds: float, rounds: int = 5, region: int = REGION) -> list[Write]:
+    """Every file with every call and every size, for `seconds` each at most."""
+    found: dict[tuple[int, str, Call], list[list[int]]] = {key: [] for key in product(SIZES, FILES, CALLS)}
+    path = directory / "burst"
+    for number in range(rounds):
+        _progress(f"burst, round {number + 1} of {rounds}")
+        for key in Random(number).sample(list(found), len(found)):
+            size, file, call = key
+            length = max(size, min(region, int(seconds / rounds / FASTEST) * size))
+            prepare(path, file, length)
+            found[key].append(timed_writes(path, call, size, length, seconds / rounds))
+    path.unlink(missing_ok=True)
+    return [
+        Write(size, file, call.name, sum(map(len, samples)), _median(samples, 0.5), _median(samples, 0.99))
+        for (size, file, call), samples in found.items()
+    ]
+
+
+def without_uring() -> str | None:
+    """Why the depths cannot be measured here, if so."""
+    cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    if INSTRUCTIONS - set(cpu.split()):
+        return "the processor lacks what the liburing wheel was built for"
+    try:
+        import liburing
+    except ImportError:
+        return "the package liburing is not installed"
+    ring = liburing.Ring()
+    try:
+        liburing.io_uring_queue_init(1, ring)
+    except OSError as problem:
+        return f"the kernel gives no ring ({problem.strerror})"
+    liburing.io_uring_queue_exit(ring)
+    return None
+
+
+def keep_in_flight(path: Path, size: int, depth: int, length: int, seconds: float) -> tuple[float, list[int]]:
+    """Bytes a second and nanoseconds of each write. Goes round the file: its blocks stay what they were."""
+    import liburing
+
+    buffers = [payload(size) for _ in range(depth)]
+    vectors = [liburing.Iovec([memoryview(buffer)]) for buffer in buffers]
+    started = [0] * depth
+    samples: list[int] = []
+    ring, completion = liburing.Ring(), liburing.Cqe()
+    liburing.io_uring_queue_init(depth, ring)
+    fd = os.open(path, os.O_RDWR | os.O_DIRECT)
+    places = length // size
+    submitted = 0
+
+    def submit(slot: int) -> None:
+        nonlocal submitted
+        entry = liburing.io_uring_get_sqe(ring)
+        assert entry is not None
+        place = submitted % places * size
+        liburing.io_uring_prep_writev(entry, fd, vectors[slot], place, liburing.RWF_DSYNC)
+        entry.user_data = slot + 1
+        started[slot] = time.perf_counter_ns()
+        liburing.io_uring_submit(ring)
+        submitted += 1
+
+    try:
+        begin = time.perf_counter_ns()
+        end = begin + int(seconds * 1e9)
+        for slot in range(depth):
+            submit(slot)
+        while len(samples) < submitted:
+            liburing.io_uring_wait_cqe(ring, completion)
+            now = time.perf_counter_ns()
+            entry = completion[0]
+            slot, count = entry.user_data - 1, entry.res
+            liburing.io_uring_cqe_seen(ring, entry)
+            if count != size:
+                raise OSError(errno.EIO, "short write")
+            samples.append(now - started[slot])
+            if now < end:
+                submit(slot)
+        return len(samples) * size / (time.perf_counter_ns() - begin) * 1e9, samples
+    finally:
+        liburing.io_uring_queue_exit(ring)
+        os.close(fd)
+
+
+def depths(directory: Path, seconds: float, rounds: int = 5, region: int = REGION) -> list[Depth]:
+    """Only where `without_uring` is None: elsewhere the first call of the ring may end the process."""
+    if missing := without_uring():
+        raise RuntimeError(missing)
+    found: dict[tuple[int, int], list[tuple[float, list[int]]]] = {key: [] for key in product(DEPTH_SIZES, DEPTHS)}
+    path = directory / "depth"
+    prepare(path, "zeroed", region)
+    for number in range(rounds):
+        _progress(f"depth, round {number + 1} of {rounds}")
+        for key in Random(number).sample(list(found), len(found)):
+            found[key].append(keep_in_flight(path, *key, region, seconds / rounds))
+    path.unlink()
+    return [
+        Depth(
+            size,
+            depth,
+            statistics.median(rate for rate, _ in runs) / MIB,
+            _median([samples for _, samples in runs], 0.5),
+        )
+        for (size, depth), runs in found.items()
+    ]
+
+
+def sustained(directory: Path, seconds: float, segment: int = SEGMENT, segments: int = SEGMENTS) -> list[Sustained]:
+    """Every preparation and size in turn, a file each, until `seconds` for each size are over."""
+    found: dict[tuple[int, str], list[tuple[float, list[int]]]] = defaultdict(list)
+    keys = list(product(SUSTAINED_SIZES, PREPARATIONS))
+    for size, number in product(SUSTAINED_SIZES, range(segments)):
+        prepare(directory / f"{size}-overwrite old files-{number}", "zeroed", segment)
+    end = time.perf_counter() + seconds * len(SUSTAINED_SIZES)
+    turn = 0
+    while not turn or time.perf_counter() < end:
+        _progress(f"sustained, round {turn + 1}")
+        for size, preparation in keys:
+            path = directory / f"{size}-{preparation}-{turn % segments}"
+            begin = time.perf_counter()
+            if preparation != "overwrite old files":
+                prepare(path, "zeroed" if preparation == "zero, then write" else "fallocated", segment)
+            samples = timed_writes(path, BEST, size, segment, float("1e9"))
+            rate = len(samples) * size / (time.perf_counter() - begin) / MIB
+            found[size, preparation].append((rate, samples))
+        turn += 1
+    return [
+        Sustained(
+            size,
+            preparation,
+            len(runs),
+            statistics.median(rate for rate, _ in runs),
+            min(rate for rate, _ in runs),
+            _median([samples for _, samples in runs], 0.5),
+            _median([samples for _, samples in runs], 0.99),
+        )
+        for (size, preparation), runs in found.items()
+    ]
+
+
+def plain(directory: Path, batch_bytes: int, seconds: float) -> float:
+    """Batches a second: `pwrite` and `fdatasync` on a growing file, as anybody would do it."""
+    return _batches(directory / "plain", PLAIN, batch_bytes, seconds, TURN)
+
+
+def best(directory: Path, batch_bytes: int, seconds: float, region: int = REGION) -> float:
+    """Batches a second, padded to whole blocks: O_DIRECT | O_DSYNC on blocks zeroed before the clock ran."""
+    return _batches(directory / "best", BEST, -(-batch_bytes // BLOCK) * BLOCK, seconds, region)
+
+
+def _batches(path: Path, call: Call, size: int, seconds: float, length: int) -> float:
+    """Goes on from the start of the file, or of a new one if it should grow; preparation does not count."""
+    count = spent = 0
+    file = "zeroed" if call is BEST else "growing"
+    length = max(length, size)
+    while spent < seconds * 1e9:
+        if file == "growing" or not count:
+            prepare(path, file, length)
+        samples = timed_writes(path, call, size, length, seconds - spent / 1e9)
+        count += len(samples)
+        spent += sum(samples)
+    path.unlink()
+    return count / spent * 1e9
+
+
+def _median(rounds: Sequence[Sequence[int]], part: float) -> int:
+    return round(statistics.median(quantile(samples, part) for samples in rounds))
+
+
+def _progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def write_table(found: Sequence[Write]) -> Table:
+    cells = {(each.size, each.file, each.call): each for each in found}
+    rows = [
+        (
+            f"{file}: {call.name}",
+            *(
+                f"{microseconds(cell.p50_ns)} / {microseconds(cell.p99_ns)}"
+                for cell in (cells[size, file, call.name] for size in SIZES)
+            ),
+        )
+        for file, call in product(FILES, CALLS)
+    ]
+    return Table("One durable write, p50 / p99 in µs", ("file: call", *map(byte_count, SIZES)), tuple(rows))
+
+
+def depth_table(found: Sequence[Depth]) -> Table:
+    cells = {(each.size, each.depth): each for each in found}
+    rows = [
+        (
+            str(depth),
+            *(
+                f"{cells[size, depth].mib_per_second:,.0f} / {microseconds(cells[size, depth].p50_ns)}"
+                for size in DEPTH_SIZES
+            ),
+        )
+        for depth in DEPTHS
+    ]
+    title = "Durable writes in flight (io_uring, O_DIRECT, RWF_DSYNC, zeroed), MiB/s / p50 in µs"
+    return Table(title, ("in flight", *map(byte_count, DEPTH_SIZES)), tuple(rows))
+
+
+def sustained_table(found: Sequence[Sustained], seconds: float) -> Table:
+    rows = [
+        (
+            f"{byte_count(each.size)}: {each.preparation}",
+            f"{each.mib_per_second:,.0f}",
+            f"{each.slowest_mib_per_second:,.0f}",
+            microseconds(each.p50_ns),
+            microseconds(each.p99_ns),
+            str(each.files),
+        )
+        for each in found
+    ]
+    headings = ("writes: preparation", "MiB/s", "slowest file", "p50 µs", "p99 µs", "files")
+    return Table(f"Sustained for {seconds:,.0f} s a size, preparation included", headings, tuple(rows))
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benches.disk", description="What this disk can do.")
+    parser.add_argument("--directory", type=Path, default=Path(), help="where to write; nothing is left there")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--seconds", type=float, default=2.0, help="of the burst, for each cell of its tables")
+    mode.add_argument("--sustained", type=float, metavar="SECONDS", help="instead of the burst, for each size")
+    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    return parser
+
+
+def main() -> None:
+    options = arguments().parse_args()
+    where = machine(options.directory)
+    needed = len(SUSTAINED_SIZES) * len(PREPARATIONS) * SEGMENTS * SEGMENT if options.sustained else 2 * REGION
+    if shutil.disk_usage(options.directory).free < 2 * needed:
+        sys.exit(f"{options.directory} wants {2 * needed // MIB} MiB free")
+    tables: list[Table] = []
+    rows: dict[str, Sequence[Write | Depth | Sustained]] = {}
+    with tempfile.TemporaryDirectory(dir=options.directory, prefix="bench-disk-") as name:
+        if options.sustained:
+            rows["sustained"] = run = sustained(Path(name), options.sustained)
+            tables.append(sustained_table(run, options.sustained))
+        else:
+            rows["burst"] = writes = burst(Path(name), options.seconds)
+            tables.append(write_table(writes))
+            if missing := without_uring():
+                _progress(f"no depths: {missing}")
+            else:
+                rows["depth"] = deep = depths(Path(name), options.seconds)
+                tables.append(depth_table(deep))
+    show(where, tables, markdown=options.markdown)
+    if options.json:
+        write_json(options.json, where, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""`kimberlite.open`."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+from kimberlite.log.opening import Opening, open_log
+from kimberlite.log.options import MIB, Options, Sync
+from kimberlite.records import Receipt
+from kimberlite.storage import Backend
+
+
+def open(
+    path: str | os.PathLike[str],
+    *,
+    create: bool = True,
+    read_only: bool = False,
+    key_file: str | os.PathLike[str] | None = None,
+    sync: Sync = "group",
+    backend: Literal["auto", "threads", "uring"] | Backend = "auto",
+    segment_bytes: int = 256 * MIB,
+    compression: int | None = None,
+    depth: int = 4,
+    max_delay: float = 0.0,
+    origin: str | None = None,
+    anchor: Receipt | None = None,
+) -> Opening:
+    """Opens a database directory: `async with open(path) as db`, or `db = await open(path)`.
+
+    One writer at a time; `read_only` opens beside it, without a lock and without writing anything.
+    `compression` is a zstd level. `anchor` is a receipt kept elsewhere: a log that does not reach it is
+    ROLLED_BACK. With a master key new streams are encrypted.
+    """
+    options = Options(
+        sync=sync,
+        segment_bytes=segment_bytes,
+        compression=compression,
+        depth=depth,
+        max_delay=max_delay,
+    )
+    return open_log(
+        path,
+        create=create,
+        read_only=read_only,
+        key_file=key_file,
+        backend=backend,
+        origin=origin,
+        anchor=anchor,
+        options=options,
+    )

@@ -1,0 +1,84 @@
+"""The master key: where it is looked for, and how it is made."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import stat
+from pathlib import Path
+from typing import Final
+
+from kimberlite.errors import Invalid, KeyUnavailable, Misconfigured
+
+PREFIX: Final = "kimberlite-master-1 "
+CREDENTIAL: Final = "kimberlite.key"
+
+
+def load_master(key_file: str | os.PathLike[str] | None) -> bytes | None:
+    """The key from an explicit file, KIMBERLITE_KEY_FILE, KIMBERLITE_KEY or a systemd credential, in this order.
+
+    An explicit file is alone what counts. Of the others, two that differ are refused.
+    """
+    if key_file is not None:
+        return read_key_file(Path(key_file))
+    found: dict[str, bytes] = {}
+    if path := os.environ.get("KIMBERLITE_KEY_FILE"):
+        found["KIMBERLITE_KEY_FILE"] = read_key_file(Path(path))
+    if text := os.environ.get("KIMBERLITE_KEY"):
+        found["KIMBERLITE_KEY"] = parse_key(text, "KIMBERLITE_KEY")
+    if directory := os.environ.get("CREDENTIALS_DIRECTORY"):
+        credential = Path(directory) / CREDENTIAL
+        if credential.exists():
+            found["the systemd credential"] = parse_key(credential.read_text(), str(credential))
+    if len(set(found.values())) > 1:
+        raise Misconfigured(f"different master keys in {' and '.join(found)}")
+    return next(iter(found.values()), None)
+
+
+def read_key_file(path: Path) -> bytes:
+    """A key that only its owner can read. A symlink is followed: secrets are often mounted as one."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise KeyUnavailable(f"key file {path}: {error.strerror}") from None
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise Misconfigured(f"key file {path} is not a regular file")
+        if status.st_mode & 0o077:
+            raise Misconfigured(f"key file {path} can be read by others: chmod 0400 {path}")
+        if status.st_uid not in (0, os.geteuid()):
+            raise Misconfigured(f"key file {path} belongs to somebody else")
+        return parse_key(file.read(4096).decode("ascii", "replace"), str(path))
+
+
+def parse_key(text: str, where: str) -> bytes:
+    try:
+        key = base64.b64decode(text.strip().removeprefix(PREFIX), validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if len(key) != 32:
+        raise KeyUnavailable(f"{where} does not hold a master key")
+    return key
+
+
+def create_master(path: str | os.PathLike[str]) -> None:
+    """A new key in a new file, 0400, synced; what is there is never overwritten."""
+    path = Path(path)
+    text = f"{PREFIX}{base64.b64encode(os.urandom(32)).decode()}\n"
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+    except FileExistsError:
+        raise Invalid(f"{path} exists already; a key is never overwritten") from None
+    except OSError as error:
+        raise Misconfigured(f"{path}: {error.strerror}") from None
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(descriptor)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,188 @@
+"""The vault: data keys wrapped by the master key. `docs/format.md`, "Keys and the vault"."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Final
+
+from kimberlite import _native
+from kimberlite.errors import KeyUnavailable
+
+BLOCK: Final = 4096
+SLOT: Final = 256
+PER_BLOCK: Final = BLOCK // SLOT
+CHECK: Final = 8
+MAGIC: Final = b"KIMBVLT1"
+HEADER: Final = struct.Struct("<8s16sQ16s")
+SLOT_HEAD: Final = struct.Struct("<IIQ16s32s24s48s")
+WRAP: Final = b"kimberlite/wrap/1".ljust(32, b"\0")
+GROUP, RECEIPT, STREAM = 1, 2, 3
+
+
+class Vault:
+    """Two copies of the same slots, which this holds as one image.
+
+    * Keys are in memory only when asked for; the image holds them wrapped.
+    * A slot is written once. Slots 0 and 1 are the group and the receipt key.
+    * `dirty` are the blocks that neither copy has yet: the caller writes and syncs copy 0, then copy 1.
+    """
+
+    def __init__(
+        self,
+        image: bytearray,
+        database_id: bytes,
+        identity_hash: bytes,
+        master: bytes,
+        random: Callable[[int], bytes],
+    ) -> None:
+        self._image = image
+        self._database_id, self._identity_hash, self._random = database_id, identity_hash, random
+        self._wrapping = _native.derive(master, WRAP + database_id)
+        self._dirty: set[int] = set()
+        #: Copies that must be written anew.
+        self.stale: set[int] = set()
+        self.generation = 0
+        self._places: dict[tuple[int, bytes], int] = {}
+
+    @classmethod
+    def create(
+        cls, database_id: bytes, identity_hash: bytes, master: bytes, random: Callable[[int], bytes]
+    ) -> Vault:
+        head = HEADER.pack(MAGIC, database_id, 1, _native.key_id(master)).ljust(BLOCK - CHECK, b"\0")
+        image = bytearray(head + _native.blake3(head, identity_hash)[:CHECK])
+        vault = cls(image, database_id, identity_hash, master, random)
+        vault.generation = 1
+        for kind in (GROUP, RECEIPT):
+            vault._append(kind, 0, identity_hash)
+        vault._dirty.clear()
+        return vault
+
+    @classmethod
+    def load(
+        cls,
+        copy0: bytes | None,
+        copy1: bytes | None,
+        database_id: bytes,
+        identity_hash: bytes,
+        master: bytes,
+        random: Callable[[int], bytes],
+    ) -> Vault:
+        copies = [copy0 or b"", copy1 or b""]
+        headers = [read_header(copy, database_id, identity_hash) for copy in copies]
+        sound = [header for header in headers if header is not None]
+        if not sound:
+            raise KeyUnavailable("no copy of the vault is this database's")
+        generation, master_id = max(sound)
+        if master_id != _native.key_id(master):
+            raise KeyUnavailable("this is not the master key that the vault was wrapped with")
+        best = next(i for i in (0, 1) if headers[i] == (generation, master_id))
+        image = bytearray(copies[best])
+        del image[len(image) // SLOT * SLOT :]
+        vault = cls(image, database_id, identity_hash, master, random)
+        vault.generation = generation
+        if copies[0] != copies[1]:
+            vault._merge(copies[1 - best])
+            image_now = bytes(vault._image)
+            vault.stale = {i for i in (0, 1) if copies[i] != image_now}
+        vault._index()
+        return vault
+
+    def _merge(self, other: bytes) -> None:
+        """Takes from the other copy each slot that is not sound here."""
+        size = max(len(self._image), len(other) // SLOT * SLOT)
+        self._image.extend(bytes(size - len(self._image)))
+        for place in range(BLOCK, size, SLOT):
+            if not self._sound(place, self._image[place : place + SLOT]):
+                theirs = other[place : place + SLOT]
+                self._image[place : place + SLOT] = (
+                    theirs if len(theirs) == SLOT and self._sound(place, theirs) else bytes(SLOT)
+                )
+        while len(self._image) > BLOCK and not any(self._image[-SLOT:]):
+            del self._image[-SLOT:]
+        self._image.extend(bytes(-len(self._image) % BLOCK))
+
+    def _sound(self, place: int, slot: bytes | bytearray) -> bool:
+        check = _native.blake3(bytes(slot[:-CHECK]) + place.to_bytes(8, "little"), self._identity_hash)
+        return check[:CHECK] == slot[-CHECK:]
+
+    def _index(self) -> None:
+        """Where each stream's slot is, by what it is bound to; nothing is checked or unwrapped yet."""
+        for place in range(BLOCK, len(self._image), SLOT):
+            kind, stream = struct.unpack_from("<II", self._image, place)
+            if kind == STREAM:
+                self._places[stream, bytes(self._image[place + 32 : place + 64])] = place
+
+    @property
+    def group_key(self) -> bytes:
+        return self._unwrap(BLOCK, GROUP)
+
+    @property
+    def receipt_key(self) -> bytes:
+        return self._unwrap(BLOCK + SLOT, RECEIPT)
+
+    def data_key(self, stream: int, declaration_hash: bytes) -> bytes | None:
+        """The key bound to this declaration; None if there is none. Orphans are never found here."""
+        place = self._places.get((stream, declaration_hash))
+        return None if place is None else self._unwrap(place, STREAM)
+
+    def add(self, stream: int, declaration_hash: bytes) -> bytes:
+        """A new data key for a stream, which is dirty until it is written."""
+        place = self._append(STREAM, stream, declaration_hash)
+        self._places[stream, declaration_hash] = place
+        return self._unwrap(place, STREAM)
+
+    def dirty(self) -> list[tuple[int, bytes]]:
+        """Takes the blocks to be written to each copy, with their places."""
+        places, self._dirty = sorted(self._dirty), set()
+        return [(place, bytes(self._image[place : place + BLOCK])) for place in places]
+
+    def image(self) -> bytes:
+        return bytes(self._image)
+
+    def _append(self, kind: int, stream: int, bound: bytes) -> int:
+        place = self._free()
+        key, nonce = self._random(32), self._random(24)
+        head = struct.pack("<II", kind, stream)
+        identified = _native.key_id(key) + bound
+        wrapped = _native.xaes_seal(self._wrapping, nonce, self._aad(head, identified), key)
+        slot = SLOT_HEAD.pack(
+            kind, stream, self.generation, identified[:16], bound, nonce, wrapped
+        ).ljust(SLOT - CHECK, b"\0")
+        check = _native.blake3(slot + place.to_bytes(8, "little"), self._identity_hash)[:CHECK]
+        self._image[place : place + SLOT] = slot + check
+        self._dirty.add(place // BLOCK * BLOCK)
+        return place
+
+    def _free(self) -> int:
+        """The first slot behind all that are used; blocks are added whole."""
+        place = len(self._image)
+        while place % BLOCK == 0 and place > BLOCK and not any(self._image[place - SLOT : place]):
+            place -= SLOT
+        while place % BLOCK and not any(self._image[place - SLOT : place]):
+            place -= SLOT
+        if place == len(self._image):
+            self._image.extend(bytes(BLOCK))
+        return place
+
+    def _aad(self, head: bytes, identified: bytes) -> bytes:
+        return WRAP + self._database_id + head + identified
+
+    def _unwrap(self, place: int, kind: int) -> bytes:
+        slot = bytes(self._image[place : place + SLOT])
+        if len(slot) != SLOT or not self._sound(place, slot) or slot[:4] != kind.to_bytes(4, "little"):
+            raise KeyUnavailable(f"the vault's slot at byte {place} is damaged in both copies")
+        _, _, _, identity, bound, nonce, wrapped = SLOT_HEAD.unpack_from(slot)
+        key = _native.xaes_open(self._wrapping, nonce, self._aad(slot[:8], identity + bound), wrapped)
+        if key is None or _native.key_id(key) != identity:
+            raise KeyUnavailable(f"the vault's slot at byte {place} does not open with the master key")
+        return key
+
+
+def read_header(copy: bytes, database_id: bytes, identity_hash: bytes) -> tuple[int, bytes] | None:
+    """Generation and master key id of a copy whose header is sound and this database's."""
+    block = copy[:BLOCK]
+    if len(block) != BLOCK or _native.blake3(block[:-CHECK], identity_hash)[:CHECK] != block[-CHECK:]:
+        return None
+    magic, database, generation, master_id = HEADER.unpack_from(block)
+    return (generation, master_id) if magic == MAGIC and database == database_id else None

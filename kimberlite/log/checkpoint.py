@@ -1,0 +1,210 @@
+"""Files that are derived from the segments: hashes, producers, indexes, and the checkpoint that names them.
+
+The order of a checkpoint: what it covers is durable → hashes written and synced → producers written and
+synced → checkpoint replaced. So what a checkpoint names is there, and what is behind it is cut off by
+the next start. Any error of these files only discards them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from kimberlite import _native
+from kimberlite.errors import RolledBack
+from kimberlite.log.committer import Committer
+from kimberlite.log.creation import read_small, write_small
+from kimberlite.log.names import CHECKPOINT, HASHES, PRODUCERS, index_name
+from kimberlite.log.options import Options
+from kimberlite.log.recovery import Ended, Loader, segment_numbers
+from kimberlite.log.tail import Tail
+from kimberlite.storage.backend import Backend, File
+
+#: Before the first hash.
+HASHES_HEADER: Final = 4096
+#: Seconds between two checkpoints at least: a busy log would otherwise do nothing else.
+LEAST_INTERVAL: Final = 0.5
+#: The file of producers is made anew when it is this much longer than it must be.
+SLACK: Final = 4
+
+
+class Derived:
+    """Owns the derived files of a writer. `size` is how much of `producers` the last checkpoint names."""
+
+    def __init__(self, backend: Backend, log: _native.Log, database_id: bytes) -> None:
+        self.backend, self.log, self.database_id = backend, log, database_id
+        self.hashes: File | None = None
+        self.producers: File | None = None
+        self.producers_size = 0
+        self.group = 0
+
+    def load(self, loader: Loader, fresh: Callable[[], _native.Log]) -> tuple[_native.Log, Ended]:
+        """The log as of its last sound group, from the checkpoint if there is one that matches."""
+        data = read_small(self.backend, CHECKPOINT)
+        resume = None if data is None else self.log.resume(data)
+        if data is not None and resume is not None and self._usable(resume, data, loader):
+            end = loader.run(resume.segment, resume.place, entered=True)
+        else:
+            self.log = loader.log = fresh()
+            loader.segments = []
+            self._start_hashes()
+            end = loader.run()
+            if resume is not None and self.log.sealed()[0] <= resume.group:
+                raise RolledBack(
+                    f"the log ends at group {self.log.sealed()[0] - 1}, "
+                    f"and there was a checkpoint of group {resume.group}"
+                )
+        return self.log, end
+
+    def _usable(self, resume: _native.Resume, data: bytes, loader: Loader) -> bool:
+        """Whether the log has what the checkpoint was taken of; then the log is what it was."""
+        numbers = segment_numbers(self.backend)
+        if resume.segment >= len(numbers):
+            return False
+        hashes = self._open_hashes(resume.hashes)
+        producers = self._read_producers(resume.producers)
+        if hashes is None or producers is None:
+            return False
+        self.log.set_hashes(hashes)
+        try:
+            loader.attach_closed(numbers[: resume.segment])
+            self.log.restore(data, loader.keys.data_key)
+        except ValueError:
+            return False
+        if not loader.matches(resume):
+            return False
+        self.log.load_producers(producers)
+        self.hashes, self.producers_size, self.group = hashes, resume.producers, resume.group
+        return True
+
+    def _open_hashes(self, count: int) -> File | None:
+        if not self.backend.exists(HASHES):
+            return None
+        file = self.backend.open(HASHES, "w")
+        if file.size() < HASHES_HEADER + 32 * count:
+            file.close()
+            return None
+        file.truncate(HASHES_HEADER + 32 * count)
+        return file
+
+    def _start_hashes(self) -> None:
+        for name in (HASHES, PRODUCERS, CHECKPOINT):
+            if self.backend.exists(name):
+                self.backend.unlink(name)
+        self.hashes = self.backend.open(HASHES, "x")
+        header = b"KIMBTRE1" + self.database_id
+        self.hashes.write(0, header.ljust(HASHES_HEADER, b"\0"))
+        self.log.set_hashes(self.hashes)
+        self.producers_size = 0
+
+    def _read_producers(self, size: int) -> bytes | None:
+        """The entries the checkpoint names, each piece checked by its MAC."""
+        if size == 0:
+            return b""
+        data = read_small(self.backend, PRODUCERS)
+        return None if data is None or len(data) < size else self.log.unwrap(data[:size])
+
+    # ---- writing
+
+    def capture(self, segment: _native.Segment, tail: Tail) -> Callable[[], None]:
+        """What to write once everything sealed so far is durable: the returned call does it, off the loop."""
+        group = self.log.sealed()[0] - 1
+        first, hashes = self.log.take_hashes()
+        entries = self.log.take_producers(group)
+        place, size = self.producers_size, self.producers_size + len(entries)
+        snapshot = self.log.snapshot(segment, tail.place, size)
+        self.producers_size = size
+
+        def write() -> None:
+            if self.hashes is not None and hashes:
+                self.hashes.write(HASHES_HEADER + 32 * first, hashes)
+                self.hashes.sync()
+                self.log.flushed_hashes(first + len(hashes) // 32)
+            if entries:
+                self._append_producers(place, entries)
+            write_small(self.backend, CHECKPOINT, snapshot)
+            self.group = group
+
+        return write
+
+    def _append_producers(self, place: int, entries: bytes) -> None:
+        if self.producers is None:
+            mode = self.backend.exists(PRODUCERS)
+            self.producers = self.backend.open(PRODUCERS, "w" if mode else "x")
+            self.producers.truncate(place)
+        self.producers.write(place, entries)
+        self.producers.sync()
+
+    def write_index(self, segment: _native.Segment) -> None:
+        """The index file of a segment that was closed."""
+        write_small(self.backend, index_name(segment.number), self.log.index_file(segment))
+
+
+class Checkpointer:
+    """Takes a checkpoint when enough has been appended, one at a time, and at a clean close."""
+
+    def __init__(self, derived: Derived, committer: Committer, options: Options) -> None:
+        self._derived, self._committer, self._options = derived, committer, options
+        self._loop = asyncio.get_running_loop()
+        self._position = derived.log.durable
+        self._place = 0
+        self._task: asyncio.Task[None] | None = None
+        self._last = self._loop.time() - LEAST_INTERVAL
+        self._closed: list[_native.Segment] = []
+        self._stopped = False
+        #: Why there are no more checkpoints, if there are none.
+        self.failed: OSError | None = None
+        committer.on_rotate = self._rotated
+
+    def published(self) -> None:
+        """Called after groups became durable."""
+        if self._task is not None or self._stopped or self._committer.poisoned is not None:
+            return
+        records = self._derived.log.durable - self._position
+        written = self._committer.written - self._place
+        due = records >= self._options.checkpoint_records or written >= self._options.checkpoint_bytes
+        if (due or self._closed) and self._loop.time() - self._last >= LEAST_INTERVAL:
+            self._task = self._loop.create_task(self._take(), name="kimberlite-checkpoint")
+
+    def _rotated(self, segment: _native.Segment) -> None:
+        self._closed.append(segment)
+
+    async def _take(self) -> None:
+        self._last = self._loop.time()
+        self._position, self._place = self._derived.log.durable, self._committer.written
+        committer, closed = self._committer, self._closed
+        self._closed = []
+        group = self._derived.log.sealed()[0] - 1
+        write = self._derived.capture(committer.segment, committer.tail)
+        try:
+            if await committer.until_durable(group):
+                await committer.backend.run(lambda: self._write(write, closed))
+        except OSError as error:
+            self.failed = error
+            self._stopped = True
+        finally:
+            self._task = None
+
+    def _write(self, write: Callable[[], None], closed: list[_native.Segment]) -> None:
+        for segment in closed:
+            self._derived.write_index(segment)
+            self._derived.log.close_segment(
+                segment, self._derived.backend.open(index_name(segment.number), "r")
+            )
+        write()
+
+    async def stop(self) -> None:
+        self._stopped = True
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def write_last(self) -> None:
+        """At a clean close, when everything is durable."""
+        if self.failed is None:
+            try:
+                write = self._derived.capture(self._committer.segment, self._committer.tail)
+                self._write(write, self._closed)
+            except OSError as error:
+                self.failed = error
+

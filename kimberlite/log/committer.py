@@ -1,0 +1,497 @@
+"""From the pool to the disk to the receipts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from kimberlite import _native
+from kimberlite.errors import KimberliteError, NoSpace, UnknownOutcome
+from kimberlite.log.marks import Mark, encode_mark
+from kimberlite.log.options import Options, Sync
+from kimberlite.log.tail import Tail, install
+from kimberlite.records import Receipt
+from kimberlite.storage.backend import BLOCK, Backend, File
+
+#: Seconds after which what the kernel only holds is synced.
+OS_DELAY: Final = 1.0
+#: Buffers kept for the next groups.
+SPARE_BUFFERS: Final = 16
+
+Part = tuple[str, int, _native.Batch, int | None]
+
+
+class Request:
+    """One append: its parts, what it waits for, and the future that answers it."""
+
+    __slots__ = ("bound", "future", "parts", "policy", "producer", "several", "size")
+
+    def __init__(
+        self,
+        parts: list[Part],
+        policy: Sync,
+        producer: tuple[bytes, int] | None,
+        several: bool,
+        future: asyncio.Future[list[Receipt]],
+        quantum: int,
+    ) -> None:
+        self.parts = parts
+        self.policy = policy
+        self.producer = producer
+        #: Whether its producer counts in stream 0, as that of an append to several streams.
+        self.several = several
+        self.future = future
+        self.size = sum(batch.size for _, _, batch, _ in parts)
+        self.bound = sum(batch.bound(quantum) for _, _, batch, _ in parts) + BLOCK
+
+
+class Flight:
+    """A sealed group on its way to the disk."""
+
+    __slots__ = ("acks", "alone", "buffer", "durable", "refused", "sealed", "synced", "written")
+
+    def __init__(self, sealed: _native.Sealed, buffer: _native.Buffer, durable: bool) -> None:
+        self.sealed = sealed
+        self.buffer: _native.Buffer | None = buffer
+        #: Whether somebody waits for it to be on the disk.
+        self.durable = durable
+        #: Whether its own write makes it durable, with no sync behind it.
+        self.alone = False
+        self.written = False
+        self.synced = False
+        self.acks: list[tuple[Request, list[tuple[int, int]]]] = []
+        #: Refusals that cite what is durable once this group is.
+        self.refused: list[tuple[asyncio.Future[list[Receipt]], KimberliteError]] = []
+
+
+class Committer:
+    """One queue, one owner of the tail.
+
+    * Requests are sealed in the order in which they came; numbers are given when they are sealed.
+    * `flights` are the groups that are sealed and not durable, in order. Durable is a prefix: a group leaves
+      only from the left, when it and all before it are synced; then it is published, then acknowledged.
+    * A sync covers only groups whose write had completed before it was submitted.
+    * Poisoned is for ever: after a failed write or sync nothing is sealed, synced or acknowledged again.
+    """
+
+    def __init__(
+        self,
+        log: _native.Log,
+        backend: Backend,
+        tail: Tail,
+        segment: _native.Segment,
+        marks: File,
+        mark: Mark,
+        options: Options,
+        clock: Callable[[], int],
+        *,
+        quantum: int,
+        database_id: bytes,
+        identity_hash: bytes,
+    ) -> None:
+        self.log, self.backend, self.tail, self.segment = log, backend, tail, segment
+        self.options, self.clock, self.quantum = options, clock, quantum
+        self.database_id, self.identity_hash = database_id, identity_hash
+        self.poisoned: BaseException | None = None
+        self.durable = mark.group
+        #: Called after groups became durable, and after a segment was closed.
+        self.on_publish: Callable[[], None] = lambda: None
+        self.on_rotate: Callable[[_native.Segment], None] = lambda _segment: None
+        #: Bytes sealed since the start.
+        self.written = 0
+        self._loop = asyncio.get_running_loop()
+        self._marks, self._mark, self._marking = marks, mark, False
+        self._marked_at = mark.group
+        self._pool: deque[Request] = deque()
+        self._pool_bytes = 0
+        self._room = asyncio.Event()
+        self._room.set()
+        self._flights: deque[Flight] = deque()
+        self._syncing = False
+        self._busy: asyncio.Task[None] | None = None
+        self._pump_due = False
+        self._idle: asyncio.TimerHandle | None = None
+        self._os_timer: asyncio.TimerHandle | None = None
+        self._waiting: list[asyncio.Future[None]] = []
+        self._buffers: list[_native.Buffer] = []
+        #: The next group's number when the idle timer was set.
+        self._sealed_then = 0
+
+    # ---- in
+
+    async def append(
+        self,
+        parts: list[Part],
+        policy: Sync,
+        producer: tuple[bytes, int] | None = None,
+        several: bool = False,
+    ) -> list[Receipt]:
+        """The receipts, one a part, when they are as durable as the policy says."""
+        while self._pool_bytes >= self.options.pool_bytes and self.poisoned is None:
+            self._room.clear()
+            await self._room.wait()
+        self.check()
+        request = Request(
+            parts, policy, producer, several, self._loop.create_future(), self.quantum
+        )
+        self._pool.append(request)
+        self._pool_bytes += request.size
+        if not self._pump_due:
+            self._pump_due = True
+            if self.options.max_delay and not self._flights:
+                self._loop.call_later(self.options.max_delay, self._pump)
+            else:
+                self._loop.call_soon(self._pump)
+        return await request.future
+
+    def check(self) -> None:
+        if self.poisoned is not None:
+            raise UnknownOutcome(f"this handle is dead: {self.poisoned}") from self.poisoned
+
+    # ---- pool to disk
+
+    def _pump(self) -> None:
+        self._pump_due = False
+        while self._pool and self.poisoned is None and self._busy is None and self._may_seal():
+            request = self._pool[0]
+            if self.tail.full(request.bound):
+                self._start(self._rotate())
+            elif not self.tail.has_room(request.bound):
+                self._start(self.tail.make_room(request.bound))
+            else:
+                self._commit(*self._take())
+
+    def _may_seal(self) -> bool:
+        in_flight = sum(not flight.written for flight in self._flights)
+        if in_flight == 0:
+            return True
+        return in_flight < self.options.depth and self._pool_bytes >= self.options.group_bytes
+
+    def _take(self) -> tuple[list[Request], int]:
+        """The requests of the next group, and its bound: what fits, of one policy."""
+        first = self._pool[0]
+        bound, taken = 0, []
+        while self._pool:
+            request = self._pool[0]
+            more = bound + request.bound
+            if taken and (
+                first.policy in ("record", "batch")
+                or request.policy != first.policy
+                or more > self.options.largest_group
+                or self.tail.full(more)
+                or not self.tail.has_room(more)
+            ):
+                break
+            bound = more
+            taken.append(self._pool.popleft())
+            self._pool_bytes -= request.size
+        if not self._room.is_set() and self._pool_bytes < self.options.pool_bytes:
+            self._room.set()
+        return taken, bound
+
+    def _commit(self, requests: list[Request], bound: int) -> None:
+        accepted: list[tuple[Request, list[tuple[int, int]]]] = []
+        refused: list[tuple[asyncio.Future[list[Receipt]], KimberliteError]] = []
+        for request in requests:
+            try:
+                accepted.append((request, self._admit(request)))
+            except KimberliteError as error:
+                refused.append((request.future, error))
+        if not accepted:
+            self._refuse(refused)
+            return
+        durable = requests[0].policy != "os"
+        flight = self._seal(bound, durable=durable, closing=False)
+        flight.acks, flight.refused = accepted, refused
+        self._write(flight)
+        self.log.finish(flight.sealed)
+
+    def _admit(self, request: Request) -> list[tuple[int, int]]:
+        """Offset and position of each part's first record; or why not, and then nothing was consumed."""
+        return self.log.admit(request.parts, request.producer, request.several)
+
+    def _refuse(self, refused: list[tuple[asyncio.Future[list[Receipt]], KimberliteError]]) -> None:
+        """What they cite is sealed: they are told when it is durable."""
+        if self._flights:
+            self._flights[-1].refused += refused
+            if not self._flights[-1].durable:
+                self._sync()
+        else:
+            settle(refused)
+
+    def _seal(self, bound: int, *, durable: bool, closing: bool) -> Flight:
+        buffer = self._buffer(bound)
+        sealed = self.log.seal(
+            self.segment, self.tail.place, self.durable, self.clock(), closing, buffer
+        )
+        self.tail.advance(sealed.padded)
+        self.written += sealed.padded
+        flight = Flight(sealed, buffer, durable)
+        # A write that is durable by itself says nothing of those before it that are not.
+        flight.alone = durable and all(other.alone for other in self._flights)
+        self._flights.append(flight)
+        return flight
+
+    def _write(self, flight: Flight) -> None:
+        buffer = flight.buffer
+        assert buffer is not None
+        view = memoryview(buffer)[: flight.sealed.padded]
+
+        def done(error: OSError | None) -> None:
+            if error is not None:
+                self.poison(error)
+                return
+            flight.written = True
+            flight.synced = flight.synced or flight.alone
+            flight.buffer = None
+            view.release()
+            if len(self._buffers) < SPARE_BUFFERS:
+                self._buffers.append(buffer)
+            self._written(flight)
+
+        self.backend.submit(self.tail.file, flight.sealed.place, view, flight.alone, done)
+
+    def _buffer(self, bound: int) -> _native.Buffer:
+        for i, spare in enumerate(self._buffers):
+            if spare.capacity >= bound:
+                return self._buffers.pop(i)
+        if self._buffers and len(self._buffers) >= SPARE_BUFFERS // 2:
+            self._buffers.pop(0)
+        return _native.Buffer(max(bound, 64 * 1024))
+
+    # ---- disk to receipts
+
+    def _written(self, flight: Flight) -> None:
+        if self.poisoned is not None:
+            return
+        if not flight.durable:
+            self._answer_os(flight)
+        if not flight.synced and (flight.durable or flight.refused):
+            self._sync()
+        self._advance()
+
+    def _answer_os(self, flight: Flight) -> None:
+        """What the kernel has taken is said to be so, in order, and to be nothing more."""
+        for other in self._flights:
+            if not other.written:
+                break
+            if not other.durable:
+                self._acknowledge(other, durable=False)
+        self._rest()
+        if self._os_timer is None:
+            self._os_timer = self._loop.call_later(OS_DELAY, self._os_due)
+
+    def _os_due(self) -> None:
+        self._os_timer = None
+        if self.poisoned is None:
+            self._sync()
+
+    def _sync(self) -> None:
+        """Syncs every group whose write has completed; those that are needed and have not come back for it."""
+        covered = [flight for flight in self._flights if flight.written and not flight.synced]
+        if self._syncing or not covered or self.poisoned is not None:
+            return
+        self._syncing = True
+
+        def done(error: OSError | None) -> None:
+            self._syncing = False
+            if error is not None:
+                self.poison(error)
+                return
+            for flight in covered:
+                flight.synced = True
+            self._advance()
+            if any(f.written and not f.synced and (f.durable or f.refused) for f in self._flights):
+                self._sync()
+
+        self.backend.submit_sync(self.tail.file, done)
+
+    def _advance(self) -> None:
+        """Durable, publish, ack: in this order, for the prefix that is synced."""
+        if self.poisoned is not None:
+            return
+        published = []
+        while self._flights and self._flights[0].synced:
+            flight = self._flights.popleft()
+            self.durable = flight.sealed.number
+            self.log.publish(flight.sealed)
+            published.append(flight)
+        for flight in published:
+            self._acknowledge(flight, durable=True)
+            settle(flight.refused)
+        if published:
+            self._wake()
+            self.on_publish()
+        self._pump()
+        if not self._flights:
+            self._rest()
+
+    def _acknowledge(self, flight: Flight, *, durable: bool) -> None:
+        acks, flight.acks = flight.acks, []
+        for request, places in acks:
+            if request.future.done():
+                continue
+            request.future.set_result(
+                [
+                    self.log.receipt(flight.sealed, name, number, len(batch), offset, position, durable)
+                    for (name, number, batch, _), (offset, position) in zip(
+                        request.parts, places, strict=True
+                    )
+                ]
+            )
+
+    # ---- quiet, mark, rotation
+
+    def _wake(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _rest(self) -> None:
+        """Idle as far as can be seen: after a while without a new group, what is not synced is, and then a mark."""
+        if self._idle is None:
+            self._sealed_then = self.log.sealed()[0]
+            self._idle = self._loop.call_later(self.options.idle, self._idle_due)
+
+    def _idle_due(self) -> None:
+        self._idle = None
+        if self.poisoned is not None or self._marking:
+            return
+        if self.log.sealed()[0] != self._sealed_then:
+            self._rest()
+        elif self._flights:
+            self._sync()
+        elif not self._pool and self._busy is None and self._marked_at != self.durable:
+            self._write_mark(clean=False)
+
+    def _write_mark(self, *, clean: bool, done: Callable[[], None] = lambda: None) -> None:
+        group, chain = self.log.durable_group()
+        self._mark = Mark(self._mark.counter + 1, self._mark.incarnation, clean, group, chain)
+        buffer = self._buffer(BLOCK)
+        view = memoryview(buffer)[:BLOCK]
+        view[:] = encode_mark(self._mark, self.database_id, self.identity_hash)
+        self._marking = True
+
+        def finished(error: OSError | None) -> None:
+            self._marking = False
+            view.release()
+            self._buffers.append(buffer)
+            if error is not None:
+                self.poison(error)
+            else:
+                self._marked_at = group
+                done()
+
+        self.backend.submit(self._marks, self._mark.counter % 2 * BLOCK, view, True, finished)
+
+    def _start(self, work: asyncio.Coroutine[object, object, None]) -> None:  # type: ignore[name-defined]
+        """Runs what the next group must wait for; appends go on gathering in the pool meanwhile."""
+
+        async def run() -> None:
+            try:
+                await work
+            except NoSpace as error:
+                self._out_of_space(error)
+            except OSError as error:
+                self.poison(error)
+            finally:
+                self._busy = None
+            self._pump()
+
+        self._busy = self._loop.create_task(run(), name="kimberlite-committer")
+
+    def _out_of_space(self, error: NoSpace) -> None:
+        """Everything in the pool is refused: nothing of it was numbered or sealed."""
+        refused = [(request.future, NoSpace(str(error))) for request in self._pool]
+        self._pool.clear()
+        self._pool_bytes = 0
+        self._room.set()
+        settle(list(refused))
+
+    async def quiet(self) -> None:
+        """Returns when everything sealed is durable."""
+        while self._flights:
+            self.check()
+            self._sync()
+            waiter = self._loop.create_future()
+            self._waiting.append(waiter)
+            await waiter
+        self.check()
+
+    async def until_durable(self, group: int) -> bool:
+        """Returns when this group is durable; False if it never will be."""
+        while self.durable < group and self.poisoned is None:
+            self._sync()
+            waiter = self._loop.create_future()
+            self._waiting.append(waiter)
+            await waiter
+        return self.poisoned is None
+
+    async def _rotate(self) -> None:
+        """Old segment's closing group durable, then rename, directory, header, sync; only then append."""
+        prepared = await self.tail.make_next()
+        await self.quiet()
+        flight = self._seal(2 * BLOCK, durable=True, closing=True)
+        self._write(flight)
+        self.log.finish(flight.sealed)
+        await self.quiet()
+        number = self.tail.number + 1
+        header = self.log.next_segment_header(number)
+        await self.backend.run(lambda: install(self.backend, prepared, number, header))
+        old, old_file, old_end = self.segment, self.tail.file, self.tail.place
+        self.segment = self.log.attach(header, prepared.file)
+        self.tail.rotated(prepared)
+        await self.backend.run(lambda: old_file.truncate(old_end))
+        self.on_rotate(old)
+
+    # ---- out
+
+    async def drain(self) -> None:
+        """Everything accepted is durable and answered."""
+        while self._pool or self._busy is not None or self._flights or self._marking:
+            self.check()
+            if self._busy is not None:
+                await asyncio.wait([self._busy])
+            elif self._flights:
+                await self.quiet()
+            else:
+                self._pump()
+                await asyncio.sleep(0)
+
+    async def close(self) -> None:
+        """Drains, then writes both marks clean."""
+        await self.drain()
+        for timer in (self._idle, self._os_timer):
+            if timer is not None:
+                timer.cancel()
+        for _ in range(2):
+            finished = self._loop.create_future()
+            self._write_mark(clean=True, done=lambda f=finished: f.set_result(None))  # type: ignore[misc]
+            self._waiting.append(finished)
+            await finished
+            self.check()
+
+    def poison(self, error: BaseException) -> None:
+        """Nothing is acknowledged from here on, and the descriptor is never synced again."""
+        if self.poisoned is not None:
+            return
+        self.poisoned = error
+        message = f"a write or a sync failed ({error}); whether this was appended is unknown"
+        waiting = [request.future for request in self._pool]
+        for flight in self._flights:
+            waiting += [request.future for request, _ in flight.acks]
+            waiting += [future for future, _ in flight.refused]
+        settle([(future, UnknownOutcome(message)) for future in waiting])
+        self._wake()
+        self._pool.clear()
+        self._room.set()
+        self.on_publish()
+
+
+def settle(refused: list[tuple[asyncio.Future[list[Receipt]], KimberliteError]]) -> None:
+    for future, error in refused:
+        if not future.done():
+            future.set_exception(error)

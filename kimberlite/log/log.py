@@ -1,0 +1,335 @@
+"""The handle that `kimberlite.open` gives."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from kimberlite import _native
+from kimberlite.errors import Closed, Conflict, Invalid, LimitExceeded
+from kimberlite.log.committer import Committer, Part
+from kimberlite.log.options import (
+    LARGEST_BATCH,
+    LARGEST_BATCH_BYTES,
+    LONGEST_NAME,
+    LONGEST_PRODUCER,
+    POLICIES,
+    Options,
+    Sync,
+)
+from kimberlite.log.reading import Reader, Tail
+from kimberlite.log.streams import StreamInfo, Streams
+from kimberlite.records import Receipt, Record, nanoseconds
+from kimberlite.storage.backend import BLOCK, Backend
+
+#: `expect` for a stream that must not exist yet: the offset its first record gets.
+NEW: Final = 0
+
+Records = bytes | Record | Iterable[bytes | Record]
+Producer = tuple[str | bytes, int]
+
+
+class Log:
+    """A database: one ordered log of records in named streams.
+
+    * What a reader sees is durable, and was acknowledged or could have been.
+    * Appends from any number of tasks share groups; their order is the order in which they were called.
+    * It belongs to one event loop and one process. `kimberlite.sync` is for threads.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        native: _native.Log,
+        committer: Committer | None,
+        streams: Streams | None,
+        options: Options,
+        info: Callable[[], dict[str, Any]],
+        close: Callable[[], Any],
+        refresh: Callable[[], Any] | None,
+        quantum: int,
+    ) -> None:
+        self._backend = backend
+        self._native = native
+        self._committer = committer
+        self._streams = streams
+        self._options = options
+        self._info = info
+        self._close = close
+        self._refresh = refresh
+        self._quantum = quantum
+        self._pid = os.getpid()
+        self._closed: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+
+    # ---- appending
+
+    async def append(
+        self,
+        stream: str,
+        records: Records,
+        *,
+        expect: int | None = None,
+        producer: Producer | None = None,
+        sync: Sync | None = None,
+    ) -> Receipt:
+        """Appends one batch to one stream, all of it or nothing.
+
+        `expect` is the offset the first record must get, or CONFLICT. With `producer` (an id and a
+        sequence that counts from 0 in this stream) a repeated call returns the first one's receipt.
+        Cancelling abandons only the wait.
+        """
+        policy = self._policy(sync)
+        batch = self._encode(records)
+        if policy == "record" and len(batch) > 1:
+            return await self._append_each(stream, records, expect, producer)
+        return (await self._append({stream: batch}, {stream: expect}, producer, policy))[0]
+
+    async def append_many(
+        self,
+        batches: Mapping[str, Records],
+        *,
+        expect: Mapping[str, int] | None = None,
+        producer: Producer | None = None,
+        sync: Sync | None = None,
+    ) -> dict[str, Receipt]:
+        """Appends a batch to each of several streams: all of them or none, in one group."""
+        policy = self._policy(sync)
+        if policy == "record":
+            raise Invalid("append_many is one group; it cannot have a sync for every record")
+        if not batches:
+            raise Invalid("there are no records to append")
+        expected = dict(expect or {})
+        if not expected.keys() <= batches.keys():
+            raise Invalid("expect names a stream that gets no records")
+        encoded = {stream: self._encode(records) for stream, records in batches.items()}
+        receipts = await self._append(
+            encoded, {stream: expected.get(stream) for stream in encoded}, producer, policy, several=True
+        )
+        return dict(zip(encoded, receipts, strict=True))
+
+    async def _append(
+        self,
+        batches: Mapping[str, _native.Batch],
+        expect: Mapping[str, int | None],
+        producer: Producer | None,
+        policy: Sync,
+        *,
+        several: bool = False,
+    ) -> list[Receipt]:
+        committer, streams = self._writer()
+        named = None if producer is None else checked_producer(producer)
+        numbers = []
+        missing = []
+        for stream, offset in expect.items():
+            checked_name(stream)
+            if offset is not None and (not isinstance(offset, int) or isinstance(offset, bool) or offset < 0):
+                raise Invalid("expect is an offset, kimberlite.NEW or None")
+            number = self._native.stream(stream)
+            if number is None:
+                if offset:
+                    raise Conflict(f"stream {stream!r} has 0 records", 0)
+                missing.append(stream)
+        if missing:
+            await streams.create(missing)
+        for stream in batches:
+            number = self._native.stream(stream)
+            assert number is not None
+            numbers.append(number)
+        parts: list[Part] = [
+            (stream, number, batch, expect[stream])
+            for (stream, batch), number in zip(batches.items(), numbers, strict=True)
+        ]
+        bound = sum(batch.bound(self._quantum) for batch in batches.values()) + 4 * BLOCK
+        if bound > self._options.segment_bytes - BLOCK:
+            raise LimitExceeded("the append does not fit in a segment")
+        return await committer.append(parts, policy, named, several)
+
+    async def _append_each(
+        self, stream: str, records: Records, expect: int | None, producer: Producer | None
+    ) -> Receipt:
+        """A batch and a sync for every record; the receipt is that of the last, for all of them."""
+        if expect is not None or producer is not None:
+            raise Invalid("sync='record' makes a batch of every record: expect and producer need one batch")
+        assert not isinstance(records, (bytes, Record))
+        singles = [self._encode(record) for record in records]
+        receipts = await asyncio.gather(
+            *(self._append({stream: single}, {stream: None}, None, "record") for single in singles)
+        )
+        first, last = receipts[0][0], receipts[-1][0]
+        return last._replace(first_offset=first.first_offset, first_position=first.first_position)
+
+    def _encode(self, records: Records) -> _native.Batch:
+        try:
+            batch = _native.encode(records)
+        except (TypeError, ValueError) as error:
+            raise Invalid(str(error)) from None
+        if len(batch) > LARGEST_BATCH:
+            raise LimitExceeded(f"a batch has at most {LARGEST_BATCH} records, not {len(batch)}")
+        if batch.size > LARGEST_BATCH_BYTES:
+            raise LimitExceeded(f"a batch has at most {LARGEST_BATCH_BYTES} bytes, not {batch.size}")
+        return batch
+
+    def _policy(self, sync: Sync | None) -> Sync:
+        policy = sync if sync is not None else self._options.sync
+        if policy not in POLICIES:
+            raise Invalid(f"sync is one of {', '.join(POLICIES)}, not {policy!r}")
+        return policy
+
+    # ---- reading
+
+    def read(
+        self,
+        stream: str | None = None,
+        *,
+        start: int | datetime | None = None,
+        until: int | datetime | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        system: bool = False,
+    ) -> Reader:
+        """An async iterator of records, as they are when it starts.
+
+        Integers are offsets with a stream and positions without, aware datetimes are times; `until` is
+        exclusive; `reverse` starts at the end. An unknown stream reads as empty.
+        """
+        self._check()
+        if stream is not None:
+            checked_name(stream)
+        if limit is not None and (not isinstance(limit, int) or limit < 0):
+            raise Invalid("limit is a number of records")
+        return Reader(
+            self, stream, checked_bound(start), checked_bound(until), limit, reverse=reverse, system=system
+        )
+
+    async def get(self, position: int) -> Record:
+        """The record at a position of the log."""
+        self._check()
+        if self._refresh is not None:
+            await self._refresh()
+        if not isinstance(position, int) or not 0 <= position < self._native.durable:
+            raise Invalid(f"there is no record at position {position}: the log has {self._native.durable}")
+        return self._native.get(position)
+
+    async def get_many(self, positions: Iterable[int]) -> list[Record]:
+        """The records at these positions, in the order asked for."""
+        return [await self.get(position) for position in positions]
+
+    def tail(
+        self, stream: str | None = None, *, start: int | datetime | None = None, system: bool = False
+    ) -> Tail:
+        """A live iterator: what is durable, from the end as of this call unless `start` says otherwise."""
+        self._check()
+        if stream is not None:
+            checked_name(stream)
+        return Tail(self, stream, checked_bound(start), system=system)
+
+    def streams(self) -> Iterator[StreamInfo]:
+        """The streams that have records, in the order of their first."""
+        self._check()
+        for name, encrypted, length, _ in self._native.streams():
+            yield StreamInfo(name, length, encrypted)
+
+    async def info(self) -> dict[str, Any]:
+        """What this database is and where it stands."""
+        self._check()
+        if self._refresh is not None:
+            await self._refresh()
+        return self._info()
+
+    # ---- lifetime
+
+    async def close(self) -> None:
+        """Finishes what was accepted, marks the log as clean, and lets the directory go. Twice is fine."""
+        if self._closed is None:
+            self._closed = asyncio.ensure_future(self._close())
+            self._changed.set()
+        await asyncio.shield(self._closed)
+
+    async def __aenter__(self) -> Log:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def durable_position(self) -> int:
+        """Positions below this are durable and visible."""
+        return self._native.durable
+
+    def _check(self) -> None:
+        if self._closed is not None:
+            raise Closed("the database is closed")
+        if os.getpid() != self._pid:
+            raise Closed("the database belongs to the process that this one was forked from")
+        if self._committer is not None:
+            self._committer.check()
+
+    def _writer(self) -> tuple[Committer, Streams]:
+        self._check()
+        if self._committer is None or self._streams is None:
+            raise Invalid("the database is open for reading only")
+        return self._committer, self._streams
+
+    def _published(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def _resolve(self, bound: int | datetime, stream: int | None) -> int:
+        """A bound as an offset of a stream, or as a position."""
+        if isinstance(bound, int):
+            return bound
+        position = self._native.position_at(max(0, nanoseconds(bound)))
+        return position if stream is None else self._native.offset_at(stream, position)
+
+    async def _wait_for_change(self) -> None:
+        """Returns when more may be durable, or the handle is closed."""
+        self._check()
+        if self._refresh is not None:
+            await asyncio.sleep(0.05)
+            await self._refresh()
+        else:
+            await self._changed.wait()
+        self._check()
+
+
+def checked_name(name: object) -> str:
+    if not isinstance(name, str):
+        raise Invalid(f"a stream's name is a str, not {type(name).__name__}")
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:
+        raise Invalid("a stream's name has no lone surrogates") from None
+    if not 1 <= length <= LONGEST_NAME:
+        raise Invalid(f"a stream's name has 1 to {LONGEST_NAME} bytes of UTF-8")
+    if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in name):
+        raise Invalid("a stream's name has no control characters")
+    return name
+
+
+def checked_producer(producer: object) -> tuple[bytes, int]:
+    if not isinstance(producer, tuple) or len(producer) != 2:
+        raise Invalid("producer is a pair of an id and a sequence")
+    name, sequence = producer
+    if isinstance(name, str):
+        name = name.encode()
+    if not isinstance(name, bytes) or not 1 <= len(name) <= LONGEST_PRODUCER:
+        raise Invalid(f"a producer's id is 1 to {LONGEST_PRODUCER} bytes, or a str of as many")
+    if not isinstance(sequence, int) or isinstance(sequence, bool) or not 0 <= sequence < 1 << 63:
+        raise Invalid("a producer's sequence counts from 0")
+    return name, sequence
+
+
+def checked_bound(bound: object) -> int | datetime | None:
+    if bound is None or (isinstance(bound, int) and not isinstance(bound, bool)):
+        if isinstance(bound, int) and bound < 0:
+            raise Invalid("offsets and positions count from 0")
+        return bound
+    if isinstance(bound, datetime):
+        if bound.tzinfo is None:
+            raise Invalid("a time must be aware: it has no time zone")
+        return bound
+    raise Invalid("a bound is an int or an aware datetime")

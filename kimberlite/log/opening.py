@@ -1,0 +1,358 @@
+"""`kimberlite.open`: from a path to a handle."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from kimberlite import _native
+from kimberlite.crypto.master import load_master
+from kimberlite.crypto.vault import Vault
+from kimberlite.errors import (
+    Busy,
+    Corrupt,
+    Invalid,
+    KeyUnavailable,
+    KimberliteError,
+    Misconfigured,
+    NoSpace,
+    RolledBack,
+    Unavailable,
+)
+from kimberlite.log import creation
+from kimberlite.log.checkpoint import Checkpointer, Derived
+from kimberlite.log.committer import Committer
+from kimberlite.log.identity import Identity
+from kimberlite.log.log import Log
+from kimberlite.log.marks import Mark, encode_mark
+from kimberlite.log.names import MARKS, PREPARE, QUARANTINE, VAULTS, prepared_name, segment_name
+from kimberlite.log.options import Options
+from kimberlite.log.recovery import Ended, Keys, Loader, load_identity, load_keys, load_marks, new_log
+from kimberlite.log.streams import Streams
+from kimberlite.log.tail import FULL, LEAST_AHEAD, Prepared, Tail, install
+from kimberlite.records import Receipt
+from kimberlite.storage import Backend, open_backend
+from kimberlite.storage.backend import BLOCK, File
+
+#: What the operating system says of a directory that cannot be used as it is.
+UNFIT = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EREMOTE, errno.ENOSYS, errno.EPERM, errno.EACCES)
+
+
+@dataclass(frozen=True)
+class Injected:
+    """Randomness and clock, replaced only by tests that compare bytes."""
+
+    random: Callable[[int], bytes] = os.urandom
+    clock: Callable[[], int] = time.time_ns
+    seed: bytes | None = None
+
+
+class Opening:
+    """What `open` returns: await it, or use it with `async with`."""
+
+    def __init__(self, start: Callable[[], Any]) -> None:
+        self._start = start
+        self._log: Log | None = None
+
+    def __await__(self) -> Generator[Any, None, Log]:
+        log: Log = yield from self._start().__await__()
+        return log
+
+    async def __aenter__(self) -> Log:
+        self._log = await self
+        return self._log
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._log is not None
+        await self._log.close()
+
+
+def translate(error: OSError, where: str) -> KimberliteError:
+    """An error of the operating system as one of ours."""
+    if error.errno in FULL:
+        return NoSpace(f"{where}: {error.strerror}")
+    if error.errno in UNFIT:
+        return Misconfigured(f"{where}: {error}")
+    return Unavailable(f"{where}: {error}")
+
+
+def open_log(
+    path: str | os.PathLike[str],
+    *,
+    create: bool,
+    read_only: bool,
+    key_file: str | os.PathLike[str] | None,
+    backend: Literal["auto", "threads", "uring"] | Backend,
+    origin: str | None,
+    anchor: Receipt | None,
+    options: Options,
+    injected: Injected = Injected(),
+) -> Opening:
+    async def start() -> Log:
+        try:
+            if isinstance(backend, str):
+                if not create and not Path(path).is_dir():
+                    raise Invalid(f"there is no database at {os.fspath(path)}")
+                storage: Backend = open_backend(path, backend, read_only=read_only, create=create)
+            else:
+                storage = backend
+        except OSError as error:
+            raise translate(error, os.fspath(path)) from error
+        try:
+            master = load_master(key_file)
+            opened = Opener(storage, master, options, injected, read_only=read_only, anchor=anchor)
+            return await opened.open(create=create, origin=origin)
+        except OSError as error:
+            storage.close()
+            raise translate(error, os.fspath(path)) from error
+        except BaseException:
+            storage.close()
+            raise
+
+    return Opening(start)
+
+
+class Opener:
+    """The steps from a locked directory to a log that serves: load, judge, mark, publish."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        master: bytes | None,
+        options: Options,
+        injected: Injected,
+        *,
+        read_only: bool,
+        anchor: Receipt | None,
+    ) -> None:
+        self.backend, self.master, self.options, self.injected = backend, master, options, injected
+        self.read_only, self.anchor = read_only, anchor
+        self.notes: list[str] = []
+
+    async def open(self, *, create: bool, origin: str | None) -> Log:
+        if self.read_only:
+            return await self._open_reader()
+        try:
+            self.backend.lock_directory()
+        except BlockingIOError:
+            raise Busy("another writer has the database open") from None
+        prepared = await self.backend.run(lambda: self._prepare(create, origin))
+        return self._serve(*prepared)
+
+    def _identify(self, create: bool, origin: str | None) -> tuple[Identity, Keys]:
+        identity = load_identity(self.backend)
+        if identity is None:
+            if not create:
+                raise Invalid("there is no database here")
+            identity = creation.create_identity(
+                self.backend,
+                origin,
+                tagged=self.master is not None,
+                clock=self.injected.clock,
+                random=self.injected.random,
+            )
+        elif origin is not None and origin != identity.origin:
+            raise Misconfigured(f"this database is {identity.origin!r}, not {origin!r}")
+        fresh = not self.backend.list("segments")
+        if fresh and identity.tagged == (self.master is not None):
+            creation.complete(self.backend, identity, self.master, self.injected.random)
+        return identity, load_keys(
+            self.backend, identity, self.master, self.injected.random, read_only=self.read_only
+        )
+
+    def _prepare(
+        self, create: bool, origin: str | None
+    ) -> tuple[Identity, Keys, _native.Log, Tail, _native.Segment, File, Mark, Derived]:
+        identity, keys = self._identify(create, origin)
+        self._heal(identity, keys)
+        marks = load_marks(self.backend, identity)
+        self.notes += [f"marks: block {block} is damaged; the other one is sound" for block in marks.damaged]
+        log = new_log(identity, keys, self.options, self.injected.seed)
+        derived = Derived(self.backend, log, identity.database_id)
+        loader = Loader(self.backend, identity, keys, marks, log, write=True)
+        log, end = derived.load(loader, lambda: new_log(identity, keys, self.options, self.injected.seed))
+        check_anchor(log, self.anchor)
+        mark = self._settle(log, marks.newest, end, identity)
+        clean = marks.newest.clean and marks.newest.group == log.sealed()[0] - 1 and end.torn_upto is None
+        self._discard_prepared()
+        segment, tail = self._go_on(log, end, clean=clean)
+        marks_file = self.backend.open(MARKS, "w")
+        return identity, keys, log, tail, segment, marks_file, mark, derived
+
+    def _heal(self, identity: Identity, keys: Keys) -> None:
+        """Copies of the vault that are not sound are written anew from the one that is."""
+        if keys.vault is not None:
+            for copy in sorted(keys.vault.stale):
+                creation.write_small(self.backend, VAULTS[copy], keys.vault.image())
+        if not identity.tagged and keys.receipt == bytes(32):
+            keys.receipt = self.injected.random(32)
+            creation.write_small(self.backend, "receipt.key", keys.receipt)
+
+    def _settle(self, log: _native.Log, newest: Mark, end: Ended, identity: Identity) -> Mark:
+        """What was found is what is durable from now on: a mark says so before anybody reads it."""
+        group, chain = log.durable_group()
+        mark = Mark(newest.counter + 1, newest.incarnation, False, group, chain)
+        file = self.backend.open(MARKS, "w")
+        try:
+            block = encode_mark(mark, identity.database_id, identity.hash)
+            file.write(mark.counter % 2 * BLOCK, block)
+            file.sync()
+        finally:
+            file.close()
+        if end.torn_upto is not None and end.file is not None and end.segment is not None:
+            self._quarantine(end, end.torn_upto + 1, end.segment.number)
+        return mark
+
+    def _quarantine(self, end: Ended, upto: int, number: int) -> None:
+        """A torn tail nobody was promised is kept elsewhere, synced, before it is cut off."""
+        assert end.file is not None
+        name = f"{QUARANTINE}/{number:020}-{end.place}-{self.injected.clock()}.tail"
+        copy = self.backend.open(name, "x")
+        try:
+            for place in range(end.place, upto, 1 << 20):
+                copy.write(place - end.place, end.file.read(place, min(1 << 20, upto - place)))
+            copy.sync()
+        finally:
+            copy.close()
+        self.backend.sync_directory(QUARANTINE)
+        self.notes.append(f"{segment_name(number)}: a torn tail at byte {end.place} is in {name}")
+
+    def _discard_prepared(self) -> None:
+        for name in self.backend.list(PREPARE):
+            self.backend.unlink(f"{PREPARE}/{name}")
+
+    def _go_on(self, log: _native.Log, end: Ended, *, clean: bool) -> tuple[_native.Segment, Tail]:
+        """In the same segment after a clean close; in a new one otherwise."""
+        options = self.options
+        if end.segment is not None and end.file is not None:
+            if clean and not end.closed:
+                tail = Tail(self.backend, end.segment.number, end.file, end.place, options.segment_bytes)
+                if not tail.full(BLOCK):
+                    return end.segment, tail
+            end.file.truncate(end.place)
+            end.file.sync()
+        number = 0 if end.segment is None else end.segment.number + 1
+        if self.backend.exists(segment_name(number)):
+            self.backend.unlink(segment_name(number))
+            self.backend.sync_directory("segments")
+        file = self.backend.open(prepared_name(number), "x")
+        file.lock()
+        file.allocate(0, min(LEAST_AHEAD, options.segment_bytes))
+        prepared = Prepared(file, min(LEAST_AHEAD, options.segment_bytes))
+        header = log.next_segment_header(number)
+        install(self.backend, prepared, number, header)
+        return log.attach(header, file), Tail(self.backend, number, file, BLOCK, options.segment_bytes)
+
+    def _serve(
+        self,
+        identity: Identity,
+        keys: Keys,
+        native: _native.Log,
+        tail: Tail,
+        segment: _native.Segment,
+        marks_file: File,
+        mark: Mark,
+        derived: Derived,
+    ) -> Log:
+        options = self.options
+        committer = Committer(
+            native,
+            self.backend,
+            tail,
+            segment,
+            marks_file,
+            mark,
+            options,
+            self.injected.clock,
+            quantum=identity.quantum,
+            database_id=identity.database_id,
+            identity_hash=identity.hash,
+        )
+        checkpointer = Checkpointer(derived, committer, options)
+        copies = [self.backend.open(name, "w") for name in VAULTS] if keys.vault is not None else []
+        streams = Streams(native, self.backend, keys.vault, copies)
+        tail.start()
+
+        async def close() -> None:
+            try:
+                await checkpointer.stop()
+                await committer.close()
+                await tail.stop()
+                await self.backend.run(lambda: self._close_files(committer, checkpointer))
+            finally:
+                await tail.stop()
+                self.backend.close()
+
+        def info() -> dict[str, Any]:
+            return describe(identity, native, self.backend, committer, self.notes)
+
+        log = Log(
+            self.backend, native, committer, streams, options, info, close, None, identity.quantum
+        )
+        
+        def published() -> None:
+            log._published()
+            checkpointer.published()
+
+        committer.on_publish = published
+        return log
+
+    def _close_files(self, committer: Committer, checkpointer: Checkpointer) -> None:
+        tail = committer.tail
+        tail.file.truncate(tail.place)
+        tail.file.sync()
+        checkpointer.write_last()
+
+    async def _open_reader(self) -> Log:
+        raise NotImplementedError
+
+
+def check_anchor(log: _native.Log, anchor: Receipt | None) -> None:
+    """The log must reach what a receipt kept outside the directory says, and agree with it."""
+    if anchor is None:
+        return
+    size, _ = log.root()
+    if size < anchor.tree_size:
+        raise RolledBack(f"the log has {size} records; the anchor was given at {anchor.tree_size}")
+    if log.root_at(anchor.tree_size) != anchor.root:
+        raise RolledBack(f"the log's root at {anchor.tree_size} records is not the anchor's")
+
+
+def describe(
+    identity: Identity, native: _native.Log, backend: Backend, committer: Committer | None, notes: list[str]
+) -> dict[str, Any]:
+    size, root = native.root()
+    group, chain = native.durable_group()
+    names = backend.list("segments")
+    return {
+        "origin": identity.origin,
+        "database_id": identity.database_id.hex(),
+        "records": native.durable,
+        "streams": len(native.streams()),
+        "tree_size": size,
+        "root": root.hex(),
+        "chain": chain.hex(),
+        "group": group,
+        "segments": len(names),
+        "bytes": sum(size_of(backend, f"segments/{name}") for name in names),
+        "encrypted": identity.tagged,
+        "backend": backend.name,
+        "backend_reason": backend.reason,
+        "durable_position": native.durable,
+        "notes": list(notes),
+    }
+
+
+def size_of(backend: Backend, name: str) -> int:
+    file = backend.open(name, "r")
+    try:
+        return file.size()
+    finally:
+        file.close()
+

@@ -1,0 +1,64 @@
+"""What can be set about a log, with unit, default and consequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+from kimberlite.errors import Invalid
+
+Sync = Literal["record", "batch", "group", "os"]
+POLICIES: Final[tuple[str, ...]] = get_args(Sync)
+
+MIB: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a writer runs. None of it changes what is already on disk."""
+
+    #: Who waits for which sync: every record, every batch, all that is waiting, or nobody.
+    sync: Sync = "group"
+    #: Bytes of a segment file. Larger files mean fewer rotations; a batch must fit in one.
+    segment_bytes: int = 256 * MIB
+    #: Groups being written at a time, 1 to 8. More of them help when the disk takes longer than sealing.
+    depth: int = 4
+    #: While a group is being written, the next one waits until this much is in the pool.
+    group_bytes: int = 256 * 1024
+    #: A group takes no further batch beyond this.
+    largest_group: int = 4 * MIB
+    #: Bytes waiting to be sealed before `append` itself waits.
+    pool_bytes: int = 64 * MIB
+    #: Seconds to gather more before a lone group is sealed. 0 never waits.
+    max_delay: float = 0.0
+    #: Seconds without work before a mark is written.
+    idle: float = 0.005
+    #: zstd level of runs, None for none. Runs that do not shrink are stored as they are.
+    compression: int | None = None
+    #: Bytes of opened runs kept for point reads.
+    cache_bytes: int = 64 * MIB
+    #: An index checkpoint is written after this many records or bytes, at most two a second.
+    checkpoint_records: int = 100_000
+    checkpoint_bytes: int = 64 * MIB
+
+    def __post_init__(self) -> None:
+        if self.sync not in POLICIES:
+            raise Invalid(f"sync is one of {', '.join(POLICIES)}, not {self.sync!r}")
+        if not 64 * 1024 <= self.segment_bytes <= 2048 * MIB or self.segment_bytes % 4096:
+            raise Invalid("segment_bytes is from 64 KiB to 2 GiB, a multiple of 4,096")
+        if not 1 <= self.depth <= 8:
+            raise Invalid("depth is from 1 to 8")
+        if self.compression is not None and not -7 <= self.compression <= 19:
+            raise Invalid("compression is a zstd level from -7 to 19, or None")
+        if not 0 <= self.max_delay <= 1:
+            raise Invalid("max_delay is from 0 to 1 second")
+
+
+#: Records in a batch.
+LARGEST_BATCH: Final = 65_536
+#: Bytes of a batch as it is stored.
+LARGEST_BATCH_BYTES: Final = 16 * MIB
+#: Bytes of a stream's name.
+LONGEST_NAME: Final = 255
+#: Bytes of a producer's id.
+LONGEST_PRODUCER: Final = 128

@@ -1,0 +1,328 @@
+"""From a directory to a log: load, replay, judge.
+
+A writer does all of this with the directory and the last segment locked. A reader does the same with
+nothing locked and nothing written, and judges only up to the watermark it took first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from kimberlite import _native
+from kimberlite.crypto.vault import Vault
+from kimberlite.errors import Busy, Corrupt, KeyUnavailable, Misconfigured
+from kimberlite.log.creation import read_small
+from kimberlite.log.identity import Identity
+from kimberlite.log.marks import Marks, decode_marks
+from kimberlite.log.names import (
+    IDENTITY,
+    MARKS,
+    RECEIPT_KEY,
+    SEGMENTS,
+    VAULTS,
+    index_name,
+    segment_name,
+    segment_number,
+)
+from kimberlite.log.options import Options
+from kimberlite.storage.backend import BLOCK, Backend, File
+
+#: Read at a time by a replay: enough that the disk streams, little enough to hold.
+CHUNK: Final = 4 << 20
+NO_LIMIT: Final = (1 << 64) - 1
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Keys:
+    """What the master key gives, or its absence."""
+
+    identity: Identity
+    vault: Vault | None
+    receipt: bytes
+    #: None without a master key; then a tagged database is only read.
+    group: bytes | None
+
+    def data_key(self, stream: int, declaration_hash: bytes) -> bytes | None:
+        """The key of a stream; None if this handle has no master key."""
+        if self.vault is None:
+            return None
+        key = self.vault.data_key(stream, declaration_hash)
+        if key is None:
+            raise KeyUnavailable(f"the vault has no key for stream {stream}")
+        return key
+
+    @property
+    def writable(self) -> bool:
+        return not self.identity.tagged or self.group is not None
+
+
+@dataclass
+class Ended:
+    """Where the log ends, and in what state."""
+
+    segment: _native.Segment | None
+    file: File | None
+    place: int
+    closed: bool
+    #: Where the last byte is that is not zero, if there is any after the end.
+    torn_upto: int | None
+    watermark: int = 0
+
+
+def load_identity(backend: Backend) -> Identity | None:
+    data = read_small(backend, IDENTITY, 4096)
+    if data is not None:
+        return Identity.decode(data)
+    if backend.list(SEGMENTS):
+        raise Corrupt("it is missing and there are segments", file=IDENTITY)
+    return None
+
+
+def load_keys(
+    backend: Backend,
+    identity: Identity,
+    master: bytes | None,
+    random: Callable[[int], bytes],
+    *,
+    read_only: bool,
+) -> Keys:
+    copies = [read_small(backend, name) for name in VAULTS]
+    if not identity.tagged:
+        if master is not None or any(copy is not None for copy in copies):
+            raise KeyUnavailable(
+                "the identity says that groups carry no tag, yet there is a master key or a vault"
+            )
+        receipt = read_small(backend, RECEIPT_KEY, 64)
+        if receipt is None or len(receipt) != 32:
+            receipt = bytes(32)
+        return Keys(identity, None, receipt, None)
+    if master is None:
+        if not read_only:
+            raise KeyUnavailable("this database has a master key: without it, it opens read-only")
+        return Keys(identity, None, bytes(32), None)
+    vault = Vault.load(
+        copies[0], copies[1], identity.database_id, identity.hash, master, random
+    )
+    return Keys(identity, vault, vault.receipt_key, vault.group_key)
+
+
+def load_marks(backend: Backend, identity: Identity) -> Marks:
+    data = read_small(backend, MARKS, 2 * BLOCK)
+    if data is None:
+        raise Corrupt("it is missing", file=MARKS)
+    return decode_marks(data, identity.database_id, identity.hash)
+
+
+def segment_numbers(backend: Backend) -> list[int]:
+    """The numbers of the segments, without a gap."""
+    numbers = []
+    for name in backend.list(SEGMENTS):
+        number = segment_number(name)
+        if number is None:
+            raise Misconfigured(f"{SEGMENTS}/{name} does not belong here")
+        numbers.append(number)
+    numbers.sort()
+    for i, number in enumerate(numbers):
+        if number != i:
+            raise Corrupt(f"segment {i} is missing", file=segment_name(i))
+    return numbers
+
+
+def new_log(identity: Identity, keys: Keys, options: Options, seed: bytes | None) -> _native.Log:
+    return _native.Log(
+        identity.database_id,
+        identity.hash,
+        quantum=identity.quantum,
+        tagged=identity.tagged,
+        group_key=keys.group,
+        receipt_key=keys.receipt,
+        level=options.compression,
+        cache_bytes=options.cache_bytes,
+        seed=seed,
+    )
+
+
+class Loader:
+    """Follows the segments of a directory and judges where the log ends."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        identity: Identity,
+        keys: Keys,
+        marks: Marks,
+        log: _native.Log,
+        *,
+        write: bool,
+        progress: Progress | None = None,
+    ) -> None:
+        self.backend, self.identity, self.keys, self.marks, self.log = backend, identity, keys, marks, log
+        self.write = write
+        self.progress = progress
+        #: The highest group known to have been durable.
+        self.watermark = marks.newest.group
+        self.segments: list[_native.Segment] = []
+
+    def run(self, start: int = 0, place: int = BLOCK, *, entered: bool = False) -> Ended:
+        """Replays from a segment on; `entered` if the log already follows that segment."""
+        numbers = segment_numbers(self.backend)
+        end = Ended(None, None, BLOCK, True, None)
+        for number in numbers[start:]:
+            last = number == numbers[-1]
+            opened = self._open(number, last=last)
+            if opened is None:
+                return end
+            segment, file, scan = opened
+            if number != start or not entered:
+                self._enter(segment, number)
+                place = BLOCK
+            end = self._follow(segment, file, scan, place, last=last)
+            self.segments.append(segment)
+            if self.progress is not None:
+                self.progress(number + 1, len(numbers))
+        return end
+
+    def _open(self, number: int, *, last: bool) -> tuple[_native.Segment, File, File] | None:
+        """The segment and its file, locked and synced if it may be written; None if it is a torn beginning."""
+        name = segment_name(number)
+        file = self.backend.open(name, "w" if self.write and last else "r")
+        if self.write and last:
+            try:
+                file.lock()
+            except BlockingIOError:
+                raise Busy(f"{name} is still being written") from None
+            file.sync()
+        scan = self.backend.open(name, "s")
+        header = scan.read(0, BLOCK)
+        try:
+            return self.log.attach(header, file), file, scan
+        except ValueError as error:
+            if not last:
+                raise Corrupt(str(error), file=name, place=0) from None
+            self._judge_broken_header(name, scan, str(error))
+            file.close()
+            scan.close()
+            return None
+
+    def _judge_broken_header(self, name: str, scan: File, what: str) -> None:
+        """A header cut off by a crash is nobody's loss, if nothing follows it and nothing in it was promised."""
+        place, size = BLOCK, scan.size()
+        while place < size:
+            data = scan.read(place, CHUNK)
+            if data.strip(b"\0"):
+                raise Corrupt(what, file=name, place=0)
+            place += len(data) or CHUNK
+        group = self.log.sealed()[0]
+        if self.watermark >= group:
+            raise Corrupt(f"{what}, and group {group} was durable", file=name, place=0, group=group)
+
+    def _enter(self, segment: _native.Segment, number: int) -> None:
+        what = self.log.enter(segment)
+        if what is not None:
+            group, position, _ = self.log.sealed()
+            raise Corrupt(what, file=segment_name(number), place=0, group=group, position=position)
+
+    def _follow(self, segment: _native.Segment, file: File, scan: File, place: int, *, last: bool) -> Ended:
+        want = 0
+        limit = self.watermark_of(segment, scan, place) if last and not self.write else NO_LIMIT
+        size = scan.size()
+        while True:
+            data = scan.read(place, max(CHUNK, want))
+            place, stop, want, what = self.log.replay(segment, place, data, limit, self.keys.data_key)
+            if stop == "more" and place + want > size:
+                stop, what = "bad", "the group is cut short"
+            if stop != "more":
+                break
+        if stop == "closed" or stop == "done":
+            torn = self._rest(segment, scan, place)[1] if last and stop == "closed" else None
+            scan.close()
+            return Ended(segment, file, place, stop == "closed", torn)
+        return self._judge(segment, file, scan, place, what, last=last)
+
+    def _judge(
+        self, segment: _native.Segment, file: File, scan: File, place: int, what: str, *, last: bool
+    ) -> Ended:
+        """No sound group is at `place`: the end of the log, a torn tail, or damage to what was acknowledged."""
+        group, position, _ = self.log.sealed()
+        name = segment_name(segment.number)
+        watermark, torn = self._rest(segment, scan, place)
+        scan.close()
+        if not last:
+            raise Corrupt(what, file=name, place=place, group=group, position=position)
+        watermark = max(watermark, self.watermark)
+        if watermark >= group:
+            raise Corrupt(
+                f"{what}, and groups up to {watermark} were durable",
+                file=name,
+                place=place,
+                group=group,
+                position=position,
+            )
+        return Ended(segment, file, place, False, torn, watermark)
+
+    def attach_closed(self, numbers: list[int]) -> None:
+        """Looks at every segment before the checkpoint: presence, size, header and closing group."""
+        headers = [self._header(number) for number in [*numbers, len(numbers)]]
+        for number, (header, after) in enumerate(zip(headers, headers[1:], strict=False)):
+            name = segment_name(number)
+            file = self.backend.open(name, "r")
+            what = _native.closes(header, after, *self._last_block(file))
+            if what is not None:
+                raise Corrupt(f"segment {number} is missing or short: {what}", file=name)
+            index = index_name(number)
+            index_file = self.backend.open(index, "r") if self.backend.exists(index) else None
+            self.segments.append(self.log.attach_closed(header, file, index_file))
+
+    def _header(self, number: int) -> bytes:
+        name = segment_name(number)
+        file = self.backend.open(name, "r")
+        try:
+            header = file.read(0, BLOCK)
+        finally:
+            file.close()
+        what = _native.header_damage(header, self.identity.database_id, number)
+        if what is not None:
+            raise Corrupt(what, file=name, place=0)
+        return header
+
+    def _last_block(self, file: File) -> tuple[int, bytes]:
+        """Place and bytes of the last block that is not all zeros: a crash can leave room behind the end."""
+        place = (file.size() - 1) // BLOCK * BLOCK
+        while place > BLOCK:
+            block = file.read(place, BLOCK)
+            if block.strip(b"\0"):
+                return place, block
+            place -= BLOCK
+        return place, b""
+
+    def matches(self, resume: _native.Resume) -> bool:
+        """Whether the group the checkpoint ends with is in its place, chain hash and all."""
+        scan = self.backend.open(segment_name(resume.segment), "s")
+        try:
+            header = scan.read(0, BLOCK)
+            group = scan.read(resume.last_place, resume.place - resume.last_place) if resume.last_place else b""
+        finally:
+            scan.close()
+        return self.log.ends_with(resume, header, group)
+
+    def _rest(self, segment: _native.Segment, scan: File, place: int) -> tuple[int, int | None]:
+        """The watermark in what follows `place`, and where its last byte is that is not zero."""
+        highest, torn, size = 0, None, scan.size()
+        while place < size:
+            data = scan.read(place, CHUNK)
+            if not data:
+                break
+            found, last = _native.Log.watermark(segment, place, data)
+            highest = max(highest, found)
+            torn = last if last is not None else torn
+            place += len(data)
+        return highest, torn
+
+    def watermark_of(self, segment: _native.Segment, scan: File, place: int) -> int:
+        """What a reader beside a writer may judge and show: no group after this."""
+        return max(self.watermark, self._rest(segment, scan, place)[0])
+

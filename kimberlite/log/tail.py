@@ -1,0 +1,208 @@
+"""The segment that is being written, and the room ahead of it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable
+from typing import Final
+
+from kimberlite.errors import NoSpace
+from kimberlite.log.names import PREPARE, SEGMENTS, prepared_name, segment_name
+from kimberlite.storage.backend import BLOCK, Backend, File
+
+#: Zeroed at a time: 13 ms of a slow disk.
+STEP: Final = 4 << 20
+#: Allocated at a time when appends are waiting for it.
+HURRY: Final = 16 << 20
+#: Zeros kept ahead of a log that is hardly written; a busy one gets what it wrote in the last second, up to the most.
+LEAST_AHEAD: Final = 1 << 20
+MOST_AHEAD: Final = 128 << 20
+#: Kept of what is allocated for the closing group and for records that free space.
+RESERVE: Final = 64 * 1024
+ZEROS: Final = bytes(1 << 20)
+
+FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Prepared:
+    """A file and how much of it, from its start, is allocated. Only the preparer writes beyond `ready`."""
+
+    def __init__(self, file: File, ready: int) -> None:
+        self.file = file
+        self.ready = ready
+
+
+class Tail:
+    """Owns the active segment file: where the next group goes, and the room ahead of it.
+
+    * `place` only grows, in steps of BLOCK; bytes before it are never written again.
+    * Everything from `place` to `current.ready` is allocated and reads as zeros: a group that lies in
+      it cannot fail for want of space.
+    * One task prepares: it writes only beyond `ready`, then moves it. So it never meets a group.
+    * A next segment's file is called `prepare/N.seg` until rotation renames it.
+    """
+
+    def __init__(self, backend: Backend, number: int, file: File, place: int, segment_bytes: int) -> None:
+        self.backend = backend
+        self.number = number
+        self.place = place
+        self.segment_bytes = segment_bytes
+        self.current = Prepared(file, min(max(place, file.size() // BLOCK * BLOCK), segment_bytes))
+        self.next: Prepared | None = None
+        self.refused: OSError | None = None
+        self._written = 0
+        self._rate = 0.0
+        self._hurry = False
+        self._stopping = False
+        self._work = asyncio.Event()
+        self._progress: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._since = 0.0
+
+    @property
+    def file(self) -> File:
+        return self.current.file
+
+    def full(self, bound: int) -> bool:
+        """Whether a group of this size needs the next segment."""
+        return self.place + bound + BLOCK > self.segment_bytes
+
+    def has_room(self, bound: int, reserve: int = RESERVE) -> bool:
+        ready = self.current.ready
+        spare = 0 if ready >= self.segment_bytes else reserve
+        return self.place + bound + max(spare, BLOCK) <= ready
+
+    def advance(self, length: int) -> None:
+        self.place += length
+        self._written += length
+        if self._ahead() < self._wanted():
+            self._work.set()
+
+    async def make_room(self, bound: int) -> None:
+        """Returns when a group of this size has room in this segment; NoSpace if the disk has none."""
+        while not self.has_room(bound):
+            self.refused = None
+            await self._next_progress(hurry=True)
+            if self.refused is not None and not self.has_room(bound):
+                raise NoSpace(f"no room for {bound} bytes: {self.refused.strerror}")
+
+    async def make_next(self) -> Prepared:
+        """The next segment's file, with room for a header; NoSpace if the disk has none."""
+        while self.next is None or self.next.ready < 2 * BLOCK:
+            self.refused = None
+            await self._next_progress(hurry=True)
+            if self.refused is not None and self.next is None:
+                raise NoSpace(f"no room for another segment: {self.refused.strerror}")
+        return self.next
+
+    def rotated(self, prepared: Prepared) -> None:
+        """The prepared file is now the active segment, and its header is on disk."""
+        assert prepared is self.next
+        self.number += 1
+        self.current, self.next = prepared, None
+        self.place = BLOCK
+        self._work.set()
+
+    def start(self) -> None:
+        self._since = asyncio.get_running_loop().time()
+        self._work.set()
+        self._task = asyncio.create_task(self._prepare(), name="kimberlite-prepare")
+
+    async def stop(self) -> None:
+        # A step that has begun is finished: its thread writes to the file whatever we do here.
+        if self._task is not None:
+            self._stopping = True
+            self._work.set()
+            await self._task
+            self._task = None
+        if self.next is not None:
+            self.next.file.close()
+            self.next = None
+
+    def _ahead(self) -> int:
+        return self.current.ready - self.place + (self.next.ready if self.next else 0)
+
+    def _wanted(self) -> int:
+        return int(min(max(self._rate, LEAST_AHEAD), MOST_AHEAD)) + RESERVE
+
+    async def _next_progress(self, *, hurry: bool) -> None:
+        self._hurry = self._hurry or hurry
+        self._work.set()
+        if self._progress is None:
+            self._progress = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._progress)
+
+    def _made_progress(self) -> None:
+        if self._progress is not None:
+            self._progress.set_result(None)
+            self._progress = None
+
+    async def _prepare(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._work.wait()
+            if self._stopping:
+                return
+            now = loop.time()
+            if now - self._since >= 0.25:
+                self._rate = max(self._written / (now - self._since), self._rate / 2)
+                self._written, self._since = 0, now
+            hurry, self._hurry = self._hurry, False
+            if not hurry and self._ahead() >= self._wanted():
+                self._work.clear()
+                continue
+            try:
+                await self._step(hurry)
+            except OSError as error:
+                # Nothing of the log is in what was being prepared.
+                self.refused = error
+                self._work.clear()
+            self._made_progress()
+
+    async def _step(self, hurry: bool) -> None:
+        target = self.current
+        if target.ready >= self.segment_bytes:
+            if self.next is None:
+                self.next = await self.backend.run(self._create_next)
+            target = self.next
+            if target.ready >= self.segment_bytes:
+                self._work.clear()
+                return
+        start = target.ready
+        wanted = HURRY if hurry else max(BLOCK, min(STEP, self._wanted() - self._ahead()))
+        end = min(start + -(-wanted // BLOCK) * BLOCK, self.segment_bytes)
+        await self.backend.run(self._filler(target.file, start, end, zero=not hurry))
+        target.ready = end
+
+    def _create_next(self) -> Prepared:
+        self.backend.mkdir(PREPARE)
+        name = prepared_name(self.number + 1)
+        if self.backend.exists(name):
+            self.backend.unlink(name)
+        file = self.backend.open(name, "x")
+        file.lock()
+        return Prepared(file, 0)
+
+    def _filler(self, file: File, start: int, end: int, *, zero: bool) -> Callable[[], None]:
+        def fill() -> None:
+            file.allocate(start, end - start)
+            if zero:
+                for place in range(start, end, len(ZEROS)):
+                    file.write(place, memoryview(ZEROS)[: end - place])
+                file.sync()
+
+        return fill
+
+
+def install(backend: Backend, prepared: Prepared, number: int, header: bytes) -> None:
+    """Makes a prepared file segment `number`: rename, fsync both directories, header, fdatasync.
+
+    Called only when everything before it is durable, and nothing is appended until it returns.
+    """
+    backend.rename(prepared_name(number), segment_name(number))
+    backend.sync_directory(SEGMENTS)
+    backend.sync_directory(PREPARE)
+    prepared.file.name = segment_name(number)
+    prepared.file.write(0, header)
+    prepared.file.sync()

@@ -1,0 +1,198 @@
+//! Where the runs of a segment are: by position, by stream and offset, by group, by time.
+
+mod active;
+mod closed;
+mod column;
+#[cfg(test)]
+mod tests;
+
+pub use active::SegmentIndex;
+pub use closed::ClosedIndex;
+pub use column::{Column, Entry};
+
+/// A run; its positions and its offsets are contiguous.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunEntry {
+    pub position: u64,
+    pub offset: u64,
+    pub stream: u32,
+    pub records: u32,
+    /// In the segment's file, and its length there.
+    pub place: u32,
+    pub length: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GroupEntry {
+    pub number: u64,
+    pub position: u64,
+    pub timestamp: u64,
+    pub place: u32,
+}
+
+/// What a segment has of a stream: the offsets from `first` up to `next`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamEntry {
+    pub stream: u32,
+    pub first: u64,
+    pub next: u64,
+}
+
+/// The look-ups that every form of a segment's index answers. The offsets of a stream have no gap,
+/// so its runs are numbered from 0 in each segment: that number is a run's *ordinal*.
+pub trait Lookup: Send + Sync {
+    fn first_position(&self) -> u64;
+
+    /// The position after the segment's last.
+    fn next_position(&self) -> u64;
+
+    fn run_of_position(&self, position: u64) -> Option<RunEntry>;
+
+    /// Which of the stream's runs has this offset.
+    fn ordinal(&self, stream: u32, offset: u64) -> Option<usize>;
+
+    fn run_of_stream(&self, stream: u32, ordinal: usize) -> Option<RunEntry>;
+
+    fn group_of_number(&self, number: u64) -> Option<GroupEntry>;
+
+    fn group_of_position(&self, position: u64) -> Option<GroupEntry>;
+
+    /// The first group that is not older than this.
+    fn group_at_or_after(&self, timestamp: u64) -> Option<GroupEntry>;
+
+    fn stream(&self, stream: u32) -> Option<StreamEntry>;
+
+    /// By number.
+    fn streams(&self) -> Vec<StreamEntry>;
+
+    fn run_of_offset(&self, stream: u32, offset: u64) -> Option<RunEntry> {
+        self.run_of_stream(stream, self.ordinal(stream, offset)?)
+    }
+
+    /// The stream's next run in this segment.
+    fn run_after(&self, run: &RunEntry) -> Option<RunEntry> {
+        self.run_of_offset(run.stream, run.offset + run.records as u64)
+    }
+
+    fn run_before(&self, run: &RunEntry) -> Option<RunEntry> {
+        self.run_of_offset(run.stream, run.offset.checked_sub(1)?)
+    }
+
+    /// The position of the first record that is not older than this.
+    fn first_position_at_or_after(&self, timestamp: u64) -> Option<u64> {
+        let position = self.group_at_or_after(timestamp)?.position;
+        (position < self.next_position()).then_some(position)
+    }
+}
+
+/// A stream's runs in their order. Runs that are appended meanwhile are seen.
+pub struct Runs<'a, L: ?Sized> {
+    index: &'a L,
+    stream: u32,
+    ordinal: usize,
+}
+
+/// The stream's runs from the one that has this offset, or from its first in the segment if that is
+/// later.
+pub fn runs_of_stream<L: Lookup + ?Sized>(index: &L, stream: u32, from: u64) -> Runs<'_, L> {
+    let first = index.stream(stream).map_or(from, |entry| entry.first.max(from));
+    Runs { index, stream, ordinal: index.ordinal(stream, first).unwrap_or(usize::MAX) }
+}
+
+impl<L: Lookup + ?Sized> Iterator for Runs<'_, L> {
+    type Item = RunEntry;
+
+    fn next(&mut self) -> Option<RunEntry> {
+        let run = self.index.run_of_stream(self.stream, self.ordinal)?;
+        self.ordinal += 1;
+        Some(run)
+    }
+}
+
+/// A run's row, as in the file: u32 position ‖ u32 place ‖ u32 length ‖ u32 stream ‖ u64 offset.
+/// Positions in rows are relative to the segment's first.
+type RunRow = [u64; 3];
+
+/// A group's row: u32 position ‖ u32 place ‖ u64 timestamp.
+type GroupRow = [u64; 2];
+
+fn pack(low: u32, high: u32) -> u64 {
+    low as u64 | (high as u64) << 32
+}
+
+fn unpack(word: u64) -> (u32, u32) {
+    (word as u32, (word >> 32) as u32)
+}
+
+impl RunEntry {
+    /// `end` is the relative position after its last.
+    fn from_row(first_position: u64, row: RunRow, end: u32) -> Self {
+        let ((position, place), (length, stream)) = (unpack(row[0]), unpack(row[1]));
+        Self {
+            position: first_position + position as u64,
+            offset: row[2],
+            stream,
+            records: end.saturating_sub(position),
+            place,
+            length,
+        }
+    }
+
+    fn row(&self, first_position: u64) -> RunRow {
+        let position = (self.position - first_position) as u32;
+        [pack(position, self.place), pack(self.length, self.stream), self.offset]
+    }
+}
+
+impl GroupEntry {
+    fn from_row(number: u64, first_position: u64, row: GroupRow) -> Self {
+        let (position, place) = unpack(row[0]);
+        Self { number, position: first_position + position as u64, timestamp: row[1], place }
+    }
+
+    fn row(&self, first_position: u64) -> GroupRow {
+        [pack((self.position - first_position) as u32, self.place), self.timestamp]
+    }
+}
+
+/// The last of `length` sorted entries that still is `before`. It is looked for around where it
+/// would be if entries were as far from each other as `part` of `whole` suggests, at ever greater
+/// distance: the fewer memory lines are touched, the faster.
+fn last_before(
+    length: usize,
+    part: u64,
+    whole: u64,
+    before: impl Fn(usize) -> bool,
+) -> Option<usize> {
+    let guess = (part as u128 * length as u128 / (whole as u128).max(1)) as usize;
+    let guess = guess.min(length.checked_sub(1)?);
+    let (mut low, mut high, mut step) = (0, length, 1);
+    if before(guess) {
+        low = guess + 1;
+        while low + step <= length {
+            if !before(low + step - 1) {
+                high = low + step - 1;
+                break;
+            }
+            (low, step) = (low + step, 2 * step);
+        }
+    } else {
+        high = guess;
+        while step <= high {
+            if before(high - step) {
+                low = high - step + 1;
+                break;
+            }
+            (high, step) = (high - step, 2 * step);
+        }
+    }
+    while low < high {
+        let middle = low.midpoint(high);
+        if before(middle) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    low.checked_sub(1)
+}

@@ -1,0 +1,252 @@
+//! The way in: admitted, sealed, finished, published.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::segment::Index;
+use super::{End, Log, Segment};
+use crate::format::{CLOSING, Checked, Damage, Hash, SegmentHeader};
+use crate::group::{self, Sealed};
+use crate::index::{GroupEntry, RunEntry};
+use crate::producers::Verdict;
+use crate::record::{Batch, Producer, Record};
+use crate::keys::{Key, domain};
+use crate::system::{Several, System};
+
+/// One stream's share of an append.
+pub struct Part {
+    pub stream: u32,
+    pub batch: Arc<Batch>,
+    /// The offset its first record must get.
+    pub expect: Option<u64>,
+}
+
+/// Why nothing was admitted, and nothing consumed.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Refused {
+    Expected { stream: u32, length: u64 },
+    Sequence { expected: u64 },
+    DigestDiffers,
+    Forgotten,
+    NoKey { stream: u32 },
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Offset and position of each part's first record.
+    New(Vec<(u64, u64)>),
+    /// This very append is in a group already.
+    Remembered { group: u64 },
+}
+
+/// A producer and what it sends, as tables know it.
+struct Named {
+    stream: u32,
+    id: [u8; 16],
+    digest: [u8; 16],
+}
+
+impl Log {
+    /// Gives the parts their numbers in the group that is forming.
+    pub fn admit(&self, parts: &[Part], producer: Option<(&[u8], u64)>, several: bool) -> Result<Admission, Refused> {
+        let mut tail = self.tail.lock().unwrap();
+        let mut producers = self.producers.lock().unwrap();
+        let mut streams = self.streams.write().unwrap();
+        for part in parts {
+            let stream = &streams.list[part.stream as usize];
+            if stream.encrypted && stream.keys.is_none() {
+                return Err(Refused::NoKey { stream: part.stream });
+            }
+        }
+        let named = producer.map(|(id, _)| self.name(&streams, parts, id, several));
+        if let (Some(named), Some((_, sequence))) = (&named, producer) {
+            match producers.check(named.stream, &named.id, sequence, &named.digest) {
+                Verdict::New => {}
+                Verdict::Duplicate { group } => return Ok(Admission::Remembered { group }),
+                Verdict::Conflict { expected } if expected > sequence => return Err(Refused::DigestDiffers),
+                Verdict::Conflict { expected } => return Err(Refused::Sequence { expected }),
+                Verdict::Forgotten => return Err(Refused::Forgotten),
+            }
+        }
+        for part in parts {
+            let length = streams.info[part.stream as usize].forming;
+            if part.expect.is_some_and(|expect| expect != length) {
+                return Err(Refused::Expected { stream: part.stream, length });
+            }
+        }
+        if let (Some(named), Some((id, sequence))) = (named, producer) {
+            let (group, time) = (tail.sealer.group, tail.sealer.timestamp);
+            producers.apply(named.stream, &named.id, sequence, &named.digest, group, time);
+            if named.stream == 0 {
+                let declarations: Vec<_> = parts.iter().flat_map(|part| streams.undeclared(part.stream)).collect();
+                declarations.iter().for_each(|payload| tail.system(&mut streams, payload));
+                let parts = parts
+                    .iter()
+                    .map(|part| (part.stream, streams.info[part.stream as usize].forming, part.batch.ends.len() as u32))
+                    .collect();
+                let several = Several { producer: named.id, sequence, digest: named.digest, parts };
+                tail.system(&mut streams, &several.encode());
+            } else {
+                let producer = Producer { id: id.to_vec(), sequence, digest: named.digest };
+                parts[0].batch.producer.set(producer).expect("a batch is admitted once");
+            }
+        }
+        let declarations: Vec<_> = parts.iter().flat_map(|part| streams.undeclared(part.stream)).collect();
+        declarations.iter().for_each(|payload| tail.system(&mut streams, payload));
+        Ok(Admission::New(parts.iter().map(|part| tail.add(&mut streams, part.stream, part.batch.clone())).collect()))
+    }
+
+    fn name(&self, streams: &super::Streams, parts: &[Part], id: &[u8], several: bool) -> Named {
+        if let (false, [part]) = (several, parts) {
+            let stream = &streams.list[part.stream as usize];
+            let key = stream.index_key(&self.database.identity).expect("streams without a key were refused");
+            let digest = group::digest(key, std::iter::once(&part.batch.bytes[..]));
+            return Named { stream: part.stream, id: group::producer(key, id), digest };
+        }
+        let key = &self.keys.several;
+        let heads: Vec<[u8; 8]> = parts
+            .iter()
+            .map(|part| (part.stream as u64 | (part.batch.ends.len() as u64) << 32).to_le_bytes())
+            .collect();
+        let pieces = heads.iter().zip(parts).flat_map(|(head, part)| [&head[..], &part.batch.bytes[..]]);
+        Named { stream: 0, id: group::producer(key, id), digest: group::digest(key, pieces) }
+    }
+
+    /// The bytes of the group that is forming, into `out`.
+    pub fn seal(&self, segment: &Segment, place: u64, durable_upto: u64, now: u64, closing: bool, out: &mut [u8]) -> Sealed {
+        let mut tail = self.tail.lock().unwrap();
+        let mut streams = self.streams.write().unwrap();
+        let forming = std::mem::take(&mut tail.forming);
+        let flags = if closing { CLOSING } else { 0 };
+        let salt = &segment.header.salt;
+        let sealed =
+            tail.sealer.seal(&self.database, &mut streams.list, &forming, salt, place, durable_upto, now, flags, out);
+        (tail.last_place, tail.last_chain) = (place, sealed.chain);
+        sealed
+    }
+
+    /// Leaves, tree and index of a sealed group: what its bytes did not have to wait for. Returns size and root.
+    pub fn finish(&self, segment: &Segment, sealed: &mut Sealed) -> (u64, Hash) {
+        let leaves = sealed.leaves(&self.streams.read().unwrap().list);
+        let runs: Vec<RunEntry> = sealed
+            .runs
+            .iter()
+            .map(|run| RunEntry {
+                position: run.first_position,
+                offset: run.first_offset,
+                stream: run.stream,
+                records: run.records,
+                place: run.place as u32,
+                length: run.length,
+            })
+            .collect();
+        let (number, position, timestamp) = (sealed.number, sealed.first_position, sealed.timestamp);
+        let group = GroupEntry { number, position, timestamp, place: sealed.place as u32 };
+        let index = segment.index();
+        let Index::Active(index) = &*index else { panic!("groups are sealed into the active segment") };
+        index.append_group(&group, &runs).expect("what is sealed follows what was sealed before");
+        let mut tree = self.tree.write().unwrap();
+        tree.push(&leaves);
+        (tree.size(), tree.root())
+    }
+
+    /// The group, and with it every one before it, is on the disk.
+    pub fn publish(&self, sealed: &Sealed) {
+        let end = End {
+            group: sealed.number,
+            chain: sealed.chain,
+            timestamp: sealed.timestamp,
+            incarnation: sealed.incarnation,
+        };
+        let mut streams = self.streams.write().unwrap();
+        for run in &sealed.runs {
+            streams.info[run.stream as usize].durable = run.first_offset + run.records as u64;
+        }
+        self.durable.store(sealed.first_position + sealed.records as u64, Ordering::Release);
+        *self.end.lock().unwrap() = end;
+    }
+
+    /// The header of the next segment; from here on groups are chained to it.
+    pub fn next_segment(&self, number: u64) -> SegmentHeader {
+        let mut tail = self.tail.lock().unwrap();
+        let mut salt = [0; 32];
+        tail.sealer.entropy.fill(&mut salt);
+        let header = SegmentHeader {
+            database: self.database.id,
+            number,
+            first_group: tail.sealer.group,
+            first_position: tail.sealer.position,
+            before: tail.sealer.chain,
+            salt,
+        };
+        tail.sealer.chain = header.chain();
+        tail.last_place = 0;
+        header
+    }
+}
+
+impl Log {
+    /// Adds a stream whose declaration is in no group yet.
+    pub fn add_stream(&self, encoded: &[u8], key: Option<&Key>) -> Checked<u32> {
+        let System::Declaration(declaration) = System::decode(encoded)? else {
+            return Err(Damage("this is not a declaration"));
+        };
+        self.streams.write().unwrap().add(&declaration, encoded, key, false)?;
+        Ok(declaration.stream)
+    }
+
+    pub fn random(&self) -> [u8; 16] {
+        let mut out = [0; 16];
+        self.tail.lock().unwrap().sealer.entropy.fill(&mut out);
+        out
+    }
+}
+
+/// What an acknowledged append is told. `docs/format.md`, "Receipts".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipt {
+    pub group: u64,
+    pub tree_size: u64,
+    pub root: Hash,
+    pub chain: Hash,
+    pub incarnation: u32,
+    pub durable: bool,
+    pub stream: u32,
+    pub first_offset: u64,
+    pub last_offset: u64,
+    pub first_position: u64,
+    pub last_position: u64,
+    pub timestamp: u64,
+}
+
+impl Receipt {
+    pub fn mac(&self, log: &Log) -> [u8; 16] {
+        let mut hasher = blake3::Hasher::new_keyed(&log.keys.receipt);
+        hasher.update(&domain("kimberlite/receipt/1")).update(&log.database.id);
+        hasher.update(&self.group.to_le_bytes()).update(&self.tree_size.to_le_bytes());
+        hasher.update(&self.root).update(&self.chain).update(&self.incarnation.to_le_bytes());
+        hasher.update(&[u8::from(self.durable)]).update(&self.stream.to_le_bytes());
+        let places = [self.first_offset, self.last_offset, self.first_position, self.last_position, self.timestamp];
+        for place in places {
+            hasher.update(&place.to_le_bytes());
+        }
+        hasher.finalize().as_bytes()[..16].try_into().unwrap()
+    }
+}
+
+impl super::Tail {
+    fn add(&mut self, streams: &mut super::Streams, stream: u32, batch: Arc<Batch>) -> (u64, u64) {
+        let forming = &mut streams.info[stream as usize].forming;
+        let places = (*forming, self.position);
+        *forming += batch.ends.len() as u64;
+        self.position += batch.ends.len() as u64;
+        self.forming.push((stream, batch));
+        places
+    }
+
+    fn system(&mut self, streams: &mut super::Streams, payload: &[u8]) {
+        let mut batch = Batch::default();
+        batch.push(&Record { key: None, headers: &[], event_time: None, payload });
+        self.add(streams, 0, Arc::new(batch));
+    }
+}

@@ -1,0 +1,81 @@
+//! Opened runs that were asked for lately: a bounded SIEVE.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::group::Opened;
+
+/// Segment number and place.
+pub type At = (u64, u64);
+
+struct Slot {
+    at: At,
+    run: Arc<CachedRun>,
+    asked: bool,
+}
+
+pub struct CachedRun {
+    pub opened: Opened,
+    pub timestamp: u64,
+    pub group: u64,
+}
+
+/// The hand walks from the oldest; a run that was asked for since the hand last passed stays.
+pub struct Cache {
+    slots: Vec<Option<Slot>>,
+    free: Vec<usize>,
+    places: HashMap<At, usize>,
+    hand: usize,
+    bytes: usize,
+    limit: usize,
+}
+
+impl Cache {
+    pub fn new(limit: usize) -> Self {
+        Self { slots: Vec::new(), free: Vec::new(), places: HashMap::new(), hand: 0, bytes: 0, limit }
+    }
+
+    pub fn get(&mut self, at: At) -> Option<Arc<CachedRun>> {
+        let slot = self.slots[*self.places.get(&at)?].as_mut()?;
+        slot.asked = true;
+        Some(slot.run.clone())
+    }
+
+    pub fn put(&mut self, at: At, run: Arc<CachedRun>) {
+        let size = run.opened.size();
+        if size > self.limit / 4 || self.places.contains_key(&at) {
+            return;
+        }
+        while self.bytes + size > self.limit {
+            self.evict();
+        }
+        let slot = Some(Slot { at, run, asked: false });
+        let index = match self.free.pop() {
+            Some(index) => {
+                self.slots[index] = slot;
+                index
+            }
+            None => {
+                self.slots.push(slot);
+                self.slots.len() - 1
+            }
+        };
+        self.places.insert(at, index);
+        self.bytes += size;
+    }
+
+    fn evict(&mut self) {
+        loop {
+            self.hand = if self.hand + 1 < self.slots.len() { self.hand + 1 } else { 0 };
+            match &mut self.slots[self.hand] {
+                None => {}
+                Some(slot) if slot.asked => slot.asked = false,
+                Some(_) => break,
+            }
+        }
+        let slot = self.slots[self.hand].take().expect("the hand stopped at a run");
+        self.bytes -= slot.run.opened.size();
+        self.places.remove(&slot.at);
+        self.free.push(self.hand);
+    }
+}

@@ -1,0 +1,140 @@
+//! Everything that follows from the log so far: who its streams are, where its runs are, its tree, and its end.
+
+mod append;
+mod cache;
+mod read;
+mod replay;
+mod segment;
+mod snapshot;
+mod streams;
+#[cfg(test)]
+mod tests;
+
+pub use append::{Admission, Part, Receipt, Refused};
+pub use read::{Failure, Found, Span, Window};
+pub use replay::{Replayed, Stop};
+pub use segment::{Descriptor, Index, Segment, Source, checked, closes, derived_mac};
+pub use snapshot::Resume;
+pub use streams::{Info, Streams};
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+
+use crate::format::{Checked, Hash};
+use crate::group::{Database, Sealer};
+use crate::keys::{Entropy, Key};
+use crate::producers::{Limits, Producers};
+use crate::record::Batch;
+use crate::tree::Tree;
+
+/// Locks are taken in the order of the fields, and never held while a file is read.
+pub struct Log {
+    pub database: Database,
+    pub keys: Secrets,
+    tail: Mutex<Tail>,
+    producers: Mutex<Producers>,
+    pub streams: RwLock<Streams>,
+    tree: RwLock<Tree>,
+    segments: RwLock<BTreeMap<u64, Arc<Segment>>>,
+    hashes: RwLock<Option<Arc<dyn Source>>>,
+    cache: Mutex<cache::Cache>,
+    /// Positions below this are durable, and nothing else is visible.
+    durable: AtomicU64,
+    /// The durable group, its chain and its time.
+    end: Mutex<End>,
+}
+
+/// Keys of the database that are not a stream's.
+pub struct Secrets {
+    /// MACs receipts and derived files.
+    pub receipt: Key,
+    /// Producers of appends to several streams.
+    pub several: Key,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct End {
+    pub group: u64,
+    pub chain: Hash,
+    pub timestamp: u64,
+    pub incarnation: u32,
+}
+
+struct Tail {
+    sealer: Sealer,
+    forming: Vec<(u32, Arc<Batch>)>,
+    /// Position after what is forming.
+    position: u64,
+    /// Place of the last group in the active segment, 0 while it has none; and the last group's chain.
+    last_place: u64,
+    last_chain: Hash,
+}
+
+impl Log {
+    pub fn new(database: Database, secrets: Secrets, level: Option<i32>, cache: usize, entropy: Entropy) -> Self {
+        let chain = database.identity;
+        let sealer = Sealer { group: 1, position: 0, chain, timestamp: 0, incarnation: 0, level, entropy };
+        Self {
+            tail: Mutex::new(Tail { sealer, forming: vec![], position: 0, last_place: 0, last_chain: chain }),
+            producers: Mutex::new(Producers::new()),
+            streams: RwLock::new(Streams::new(database.identity)),
+            tree: RwLock::new(Tree::empty()),
+            segments: RwLock::default(),
+            hashes: RwLock::default(),
+            cache: Mutex::new(cache::Cache::new(cache)),
+            durable: AtomicU64::new(0),
+            end: Mutex::new(End { group: 0, chain, timestamp: 0, incarnation: 0 }),
+            keys: secrets,
+            database,
+        }
+    }
+
+    pub fn durable(&self) -> u64 {
+        self.durable.load(Ordering::Acquire)
+    }
+
+    pub fn end(&self) -> End {
+        *self.end.lock().unwrap()
+    }
+
+    /// What is sealed: the next group, the next position and the chain.
+    pub fn sealed(&self) -> (u64, u64, Hash) {
+        let tail = self.tail.lock().unwrap();
+        (tail.sealer.group, tail.sealer.position, tail.sealer.chain)
+    }
+
+    pub fn attach(&self, segment: Arc<Segment>) {
+        self.segments.write().unwrap().insert(segment.header.number, segment);
+    }
+
+    pub fn set_hashes(&self, source: Option<Arc<dyn Source>>) {
+        *self.hashes.write().unwrap() = source;
+    }
+
+    /// Size and root of the tree over everything whose leaves are made.
+    pub fn root(&self) -> (u64, Hash) {
+        let tree = self.tree.read().unwrap();
+        (tree.size(), tree.root())
+    }
+
+    /// Hashes that nobody has taken for the file yet: the index of the first, and they.
+    pub fn take_hashes(&self) -> (u64, Vec<Hash>) {
+        self.tree.write().unwrap().take_pending()
+    }
+
+    /// Entries of producers for their file, of groups up to this one.
+    pub fn take_producers(&self, upto_group: u64) -> Vec<u8> {
+        self.producers.lock().unwrap().drain_new(upto_group)
+    }
+
+    pub fn load_producers(&self, entries: &[u8]) -> Checked<()> {
+        *self.producers.lock().unwrap() = Producers::load(entries, Limits::default())?;
+        Ok(())
+    }
+
+    /// Hashes below this index are in the file.
+    pub fn flushed_hashes(&self, upto: u64) {
+        self.tree.write().unwrap().flushed(upto);
+    }
+}

@@ -1,0 +1,230 @@
+//! The way out: runs found by the index, checked, opened, and handed over whole.
+
+use std::io;
+use std::sync::Arc;
+
+use super::cache::CachedRun;
+use super::{Log, Segment};
+use crate::format::{Damage, GROUP_HEADER, GroupHeader, HASHES_HEADER, Hash, RunHeader};
+use crate::group::{self, Run, hash_leaves};
+use crate::index::{GroupEntry, RunEntry};
+use crate::keys::TAG;
+use crate::tree;
+
+/// Read at a time when runs follow each other.
+const WINDOW: usize = 256 << 10;
+
+/// Why a record could not be read.
+#[derive(Debug)]
+pub enum Failure {
+    Io(io::Error),
+    Damaged { segment: u64, place: u64, group: u64, position: u64, what: &'static str },
+    /// The leaf hash on file is not that of a record whose group is sound.
+    HashesDamaged { position: u64 },
+    NoKey { stream: u32 },
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// Records `from..to` of an opened run.
+pub struct Found {
+    pub run: Arc<CachedRun>,
+    pub from: usize,
+    pub to: usize,
+}
+
+/// What to read: a range of positions, or of offsets of a stream, half open.
+#[derive(Debug, Clone, Copy)]
+pub struct Span {
+    pub stream: Option<u32>,
+    pub start: u64,
+    pub end: u64,
+    pub reverse: bool,
+}
+
+/// The last bytes read of one segment: neighbours are often wanted next.
+#[derive(Default)]
+pub struct Window {
+    segment: u64,
+    place: u64,
+    bytes: Vec<u8>,
+}
+
+impl Window {
+    fn get(&mut self, segment: &Segment, place: u64, length: usize, ahead: usize) -> io::Result<&[u8]> {
+        let end = place + length as u64;
+        let number = segment.header.number;
+        let inside = self.segment == number && place >= self.place && end <= self.place + self.bytes.len() as u64;
+        if !inside {
+            self.bytes = segment.source.read(place, length.max(ahead))?;
+            (self.segment, self.place) = (number, place);
+        }
+        let from = (place - self.place) as usize;
+        self.bytes.get(from..from + length).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+}
+
+impl Log {
+    pub(super) fn segment_of(&self, position: u64) -> Option<Arc<Segment>> {
+        let segments = self.segments.read().unwrap();
+        // Few enough that a walk from the end is as fast as anything; most reads want the newest.
+        segments.values().rev().find(|segment| segment.header.first_position <= position).cloned()
+    }
+
+    /// The run that holds a position, which must be durable.
+    pub fn run_at(&self, position: u64, window: &mut Window, ahead: usize) -> Result<(Arc<CachedRun>, usize), Failure> {
+        let lost = |segment: &Segment| Failure::Damaged {
+            segment: segment.header.number,
+            place: 0,
+            group: 0,
+            position,
+            what: "the index has no such record",
+        };
+        let segment = self.segment_of(position).ok_or(Failure::Io(io::ErrorKind::NotFound.into()))?;
+        let index = segment.index();
+        let index = index.lookup(&segment)?;
+        let entry = index.run_of_position(position).ok_or_else(|| lost(&segment))?;
+        let at = (segment.header.number, entry.place as u64);
+        let within = (position - entry.position) as usize;
+        if let Some(run) = self.cache.lock().unwrap().get(at) {
+            return Ok((run, within));
+        }
+        let place = index.group_of_position(position).ok_or_else(|| lost(&segment))?;
+        let run = Arc::new(self.load(&segment, &entry, &place, window, ahead)?);
+        self.cache.lock().unwrap().put(at, run.clone());
+        Ok((run, within))
+    }
+
+    /// Reads a run by itself: its group's header, its own check, and then its text.
+    fn load(
+        &self,
+        segment: &Segment,
+        entry: &RunEntry,
+        at: &GroupEntry,
+        window: &mut Window,
+        ahead: usize,
+    ) -> Result<CachedRun, Failure> {
+        let damaged = |Damage(what)| Failure::Damaged {
+            segment: segment.header.number,
+            place: entry.place as u64,
+            group: at.number,
+            position: entry.position,
+            what,
+        };
+        let salt = &segment.header.salt;
+        let head = window.get(segment, at.place as u64, GROUP_HEADER, ahead)?;
+        let header = GroupHeader::decode(head, salt, at.place as u64).map_err(damaged)?;
+        let checks_length = 8 * header.runs as usize;
+        let tag = if self.database.tagged { TAG } else { 0 };
+        let checks_place = at.place as u64 + header.length as u64 - (checks_length + 32 + tag) as u64;
+        let checks = window.get(segment, checks_place, checks_length, 0)?.to_vec();
+        let bytes = window.get(segment, entry.place as u64, entry.length as usize, ahead)?;
+        let run = RunHeader::decode(bytes).map_err(damaged)?;
+        let same = run.stream == entry.stream
+            && run.first_offset == entry.offset
+            && run.first_position == entry.position
+            && run.records == entry.records
+            && run.length == entry.length;
+        let sound = checks.chunks_exact(8).any(|check| group::run_is_sound(salt, entry.place as u64, bytes, check));
+        if !same || !sound {
+            return Err(damaged(Damage("the run's check is wrong")));
+        }
+        let stream = self.streams.read().unwrap().list[run.stream as usize].clone();
+        let run = Run { header: run, place: entry.place as u64, bytes };
+        let opened = group::open_run(&self.database, &stream, &run).map_err(damaged)?;
+        let opened = opened.ok_or(Failure::NoKey { stream: entry.stream })?;
+        Ok(CachedRun { opened, timestamp: header.timestamp, group: header.number })
+    }
+
+    /// One record, checked against its leaf.
+    pub fn get(&self, position: u64, window: &mut Window) -> Result<Found, Failure> {
+        let (run, within) = self.run_at(position, window, 0)?;
+        let stream = self.streams.read().unwrap().list[run.opened.header.stream as usize].clone();
+        let mut leaves = run.opened.leaf_of(&stream, run.timestamp, within);
+        let leaf = hash_leaves(std::slice::from_mut(&mut leaves))[0];
+        if self.hash(tree::stored(position))? != Some(leaf) {
+            return Err(Failure::HashesDamaged { position });
+        }
+        Ok(Found { run, from: within, to: within + 1 })
+    }
+
+    /// A hash of the tree by its index in the file.
+    pub fn hash(&self, index: u64) -> io::Result<Option<Hash>> {
+        if let Some(hash) = self.tree.read().unwrap().pending_get(index) {
+            return Ok(Some(*hash));
+        }
+        let source = self.hashes.read().unwrap().clone();
+        let Some(source) = source else { return Ok(None) };
+        let bytes = source.read(HASHES_HEADER as u64 + 32 * index, 32)?;
+        Ok(bytes.try_into().ok())
+    }
+
+    /// The root of the tree when it had so many leaves.
+    pub fn root_at(&self, size: u64) -> io::Result<Option<Hash>> {
+        let mut peaks = Vec::new();
+        for index in tree::peak_places(size) {
+            let Some(hash) = self.hash(index)? else { return Ok(None) };
+            peaks.push(hash);
+        }
+        Ok(Some(tree::root_from_peaks(&peaks)))
+    }
+
+    /// The next run of a span, from its start or, reversed, from its end; and the span that is left.
+    pub fn next(&self, span: Span, window: &mut Window) -> Result<Option<(Found, Span)>, Failure> {
+        if span.start >= span.end {
+            return Ok(None);
+        }
+        let wanted = if span.reverse { span.end - 1 } else { span.start };
+        let position = match span.stream {
+            None => Some(wanted),
+            Some(stream) => self.position_of(stream, wanted),
+        };
+        let Some(position) = position.filter(|&position| position < self.durable()) else { return Ok(None) };
+        let (run, within) = self.run_at(position, window, WINDOW)?;
+        let header = &run.opened.header;
+        let base = if span.stream.is_some() { header.first_offset } else { header.first_position };
+        let (from, to, left) = if span.reverse {
+            let from = span.start.saturating_sub(base) as usize;
+            (from, within + 1, Span { end: base + from as u64, ..span })
+        } else {
+            let to = (span.end - base).min(run.opened.count() as u64) as usize;
+            (within, to, Span { start: base + to as u64, ..span })
+        };
+        Ok(Some((Found { run, from, to }, left)))
+    }
+
+    /// Where a stream's offset is in the log.
+    pub fn position_of(&self, stream: u32, offset: u64) -> Option<u64> {
+        let segments = self.segments.read().unwrap();
+        segments.values().rev().find_map(|segment| {
+            let index = segment.index();
+            let entry = index.lookup(segment).ok()?.run_of_offset(stream, offset)?;
+            Some(entry.position + (offset - entry.offset))
+        })
+    }
+
+    /// The first offset of a stream that is not before a position.
+    pub fn offset_at(&self, stream: u32, position: u64) -> u64 {
+        let (mut low, mut high) = (0, self.streams.read().unwrap().info[stream as usize].durable);
+        while low < high {
+            let middle = low.midpoint(high);
+            if self.position_of(stream, middle).is_some_and(|at| at < position) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
+    }
+
+    /// The first durable position whose timestamp is not before this.
+    pub fn position_at(&self, timestamp: u64) -> u64 {
+        let segments = self.segments.read().unwrap();
+        let found = segments.values().find_map(|segment| segment.index().lookup(segment).ok()?.first_position_at_or_after(timestamp));
+        found.unwrap_or(u64::MAX).min(self.durable())
+    }
+}

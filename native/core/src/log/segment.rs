@@ -1,0 +1,161 @@
+//! A segment as readers know it: its header, its bytes and where its runs are.
+
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::{Arc, OnceLock, RwLock};
+
+use crate::format::{CLOSING, GROUP_HEADER, GroupHeader, RUN_HEADER, RunHeader, SEGMENT_HEADER, SegmentHeader, padded};
+use crate::index::{ClosedIndex, GroupEntry, Lookup, RunEntry, SegmentIndex};
+use crate::keys::{Key, domain};
+
+/// Bytes of a file that somebody else keeps open.
+pub trait Source: Send + Sync {
+    /// Fewer only at the end of the file.
+    fn read(&self, place: u64, length: usize) -> io::Result<Vec<u8>>;
+}
+
+/// A descriptor that its owner closes after the last reader is gone.
+pub struct Descriptor(pub RawFd);
+
+impl Source for Descriptor {
+    fn read(&self, place: u64, length: usize) -> io::Result<Vec<u8>> {
+        let mut out: Vec<u8> = Vec::with_capacity(length);
+        while out.len() < length {
+            let (at, room) = (place + out.len() as u64, length - out.len());
+            // SAFETY: the spare capacity is ours and at least `room` long; the kernel says how much it filled.
+            let got = unsafe { libc::pread(self.0, out.as_mut_ptr().add(out.len()).cast(), room, at as libc::off_t) };
+            match got {
+                0 => break,
+                -1 => {
+                    let error = io::Error::last_os_error();
+                    if error.kind() != io::ErrorKind::Interrupted {
+                        return Err(error);
+                    }
+                }
+                // SAFETY: these bytes were just filled.
+                got => unsafe { out.set_len(out.len() + got as usize) },
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// Where the runs of a segment are. The compressed form of a closed segment joins here.
+pub enum Index {
+    Active(SegmentIndex),
+    /// Of a closed segment: read from its file, which is not believed without its MAC, when it is first needed.
+    Closed { file: Option<Arc<dyn Source>>, key: Key, loaded: OnceLock<Box<dyn Lookup>> },
+}
+
+pub struct Segment {
+    pub header: SegmentHeader,
+    pub source: Arc<dyn Source>,
+    pub index: RwLock<Arc<Index>>,
+}
+
+impl Segment {
+    pub fn active(header: SegmentHeader, source: Arc<dyn Source>) -> Self {
+        let index = Index::Active(SegmentIndex::new(&header));
+        Self { header, source, index: RwLock::new(Arc::new(index)) }
+    }
+
+    pub fn closed(header: SegmentHeader, source: Arc<dyn Source>, file: Option<Arc<dyn Source>>, key: Key) -> Self {
+        Self { header, source, index: RwLock::new(Arc::new(Index::closed(file, key))) }
+    }
+
+    pub fn index(&self) -> Arc<Index> {
+        self.index.read().unwrap().clone()
+    }
+}
+
+/// The MAC at the end of every derived file that has one.
+pub fn derived_mac(key: &Key, bytes: &[u8]) -> [u8; 32] {
+    *blake3::Hasher::new_keyed(key).update(&domain("kimberlite/derived/1")).update(bytes).finalize().as_bytes()
+}
+
+/// The bytes in front of a MAC that is right.
+pub fn checked<'a>(key: &Key, bytes: &'a [u8]) -> Option<&'a [u8]> {
+    let (bytes, mac) = bytes.split_last_chunk::<32>()?;
+    (derived_mac(key, bytes) == *mac).then_some(bytes)
+}
+
+impl Index {
+    pub fn closed(file: Option<Arc<dyn Source>>, key: Key) -> Self {
+        Self::Closed { file, key, loaded: OnceLock::new() }
+    }
+
+    pub fn lookup(&self, segment: &Segment) -> io::Result<&dyn Lookup> {
+        match self {
+            Self::Active(index) => Ok(index),
+            Self::Closed { file, key, loaded } => {
+                if let Some(index) = loaded.get() {
+                    return Ok(&**index);
+                }
+                let index = match file.as_ref().map(|file| from_file(&**file, key, &segment.header)) {
+                    Some(Ok(Some(index))) => Box::new(index) as Box<dyn Lookup>,
+                    _ => Box::new(scan(segment)?),
+                };
+                Ok(&**loaded.get_or_init(|| index))
+            }
+        }
+    }
+}
+
+fn from_file(file: &dyn Source, key: &Key, header: &SegmentHeader) -> io::Result<Option<ClosedIndex>> {
+    let bytes = file.read(0, LARGEST_INDEX)?;
+    Ok(checked(key, &bytes).and_then(|bytes| ClosedIndex::decode(bytes, header).ok()))
+}
+
+/// A segment is at most 2 GiB and a run at least 89 bytes, so that no index is larger.
+const LARGEST_INDEX: usize = 2 << 30;
+
+/// The index made again from the segment's own headers.
+fn scan(segment: &Segment) -> io::Result<SegmentIndex> {
+    let index = SegmentIndex::new(&segment.header);
+    let damaged = |what| io::Error::new(io::ErrorKind::InvalidData, what);
+    let mut place = SEGMENT_HEADER as u64;
+    loop {
+        let head = segment.source.read(place, GROUP_HEADER)?;
+        let Ok(group) = GroupHeader::decode(&head, &segment.header.salt, place) else { return Ok(index) };
+        let bytes = segment.source.read(place, group.length as usize)?;
+        let mut at = GROUP_HEADER;
+        let mut runs = Vec::with_capacity(group.runs as usize);
+        for _ in 0..group.runs {
+            let run = bytes.get(at..).filter(|rest| rest.len() >= RUN_HEADER).map(RunHeader::decode);
+            let Some(Ok(run)) = run else { return Err(damaged("a run is damaged")) };
+            runs.push(entry(&run, place + at as u64));
+            at += run.length as usize;
+        }
+        append(&index, &group, place, &runs).map_err(|_| damaged("a group does not follow the one before it"))?;
+        if group.flags & CLOSING != 0 {
+            return Ok(index);
+        }
+        place += padded(group.length as usize) as u64;
+    }
+}
+
+pub fn entry(run: &RunHeader, place: u64) -> RunEntry {
+    RunEntry {
+        position: run.first_position,
+        offset: run.first_offset,
+        stream: run.stream,
+        records: run.records,
+        place: place as u32,
+        length: run.length,
+    }
+}
+
+pub fn append(index: &SegmentIndex, group: &GroupHeader, place: u64, runs: &[RunEntry]) -> crate::format::Checked<()> {
+    let (position, timestamp) = (group.first_position, group.timestamp);
+    index.append_group(&GroupEntry { number: group.number, position, timestamp, place: place as u32 }, runs)
+}
+
+/// Why a segment does not end where the next one begins; `last` is its last block and that block's place.
+pub fn closes(header: &SegmentHeader, after: &SegmentHeader, place: u64, last: &[u8]) -> Option<&'static str> {
+    let Ok(group) = GroupHeader::decode(last, &header.salt, place) else { return Some("its closing group is not there") };
+    if group.flags & CLOSING == 0 || group.number + 1 != after.first_group || group.first_position != after.first_position {
+        return Some("it does not end where the next one begins");
+    }
+    let chain = last.get(GROUP_HEADER..GROUP_HEADER + 32);
+    (chain != Some(&after.before)).then_some("its last chain is not the one the next one follows")
+}

@@ -1,0 +1,143 @@
+//! The index checkpoint: what a start needs so that it replays only what came after.
+
+use std::sync::atomic::Ordering;
+
+use super::segment::{checked, derived_mac};
+use super::{End, Log};
+use crate::format::{Checked, Damage, GroupHeader, Hash, SegmentHeader, ensure, u16_at, u32_at, u64_at};
+use crate::keys::{Key, TAG};
+use crate::system::{Declaration, System};
+use crate::tree::Tree;
+
+const MAGIC: &[u8; 8] = b"KIMBCKP1";
+const FIXED: usize = 200;
+
+/// Where a replay goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resume {
+    pub segment: u64,
+    pub place: u64,
+    /// Of the last group before, 0 if the segment has none.
+    pub last_place: u64,
+    /// Of the segment: another one means that places have changed.
+    pub salt: Hash,
+    pub group: u64,
+    /// Length of the file of producer entries.
+    pub producers: u64,
+    /// Hashes in the file of tree hashes.
+    pub hashes: u64,
+}
+
+impl Log {
+    /// Everything up to the last sealed group, whose end is at `place` of this segment.
+    pub fn snapshot(&self, segment: u64, place: u64, salt: &Hash, producers: u64) -> Vec<u8> {
+        let tail = self.tail.lock().unwrap();
+        let streams = self.streams.read().unwrap();
+        let tree = self.tree.read().unwrap();
+        let mut out = Vec::with_capacity(FIXED + 64 * streams.list.len() + 32 * tree.peaks().len());
+        out.extend(MAGIC);
+        out.extend(self.database.id);
+        out.extend((tail.sealer.group - 1).to_le_bytes());
+        out.extend(tail.sealer.position.to_le_bytes());
+        out.extend(tail.sealer.chain);
+        out.extend(tail.sealer.timestamp.to_le_bytes());
+        out.extend(tail.sealer.incarnation.to_le_bytes());
+        let declared = streams.info.iter().skip(1).take_while(|info| info.declared).count();
+        out.extend((declared as u32).to_le_bytes());
+        out.extend(segment.to_le_bytes());
+        out.extend(place.to_le_bytes());
+        out.extend(salt);
+        out.extend(producers.to_le_bytes());
+        out.extend(streams.list[0].next.to_le_bytes());
+        out.extend((tree.peaks().len() as u64).to_le_bytes());
+        out.extend(tail.last_place.to_le_bytes());
+        out.extend(tail.last_chain);
+        debug_assert_eq!(out.len(), FIXED);
+        tree.peaks().iter().for_each(|peak| out.extend(peak));
+        for (stream, info) in streams.list.iter().zip(&streams.info).skip(1).take(declared) {
+            out.extend(stream.next.to_le_bytes());
+            out.extend((info.declaration.len() as u16).to_le_bytes());
+            out.extend(&info.declaration);
+        }
+        let mac = derived_mac(&self.keys.receipt, &out);
+        out.extend(mac);
+        out
+    }
+
+    /// Where a checkpoint leaves off, if its MAC is right and it is this database's.
+    pub fn resume(&self, bytes: &[u8]) -> Option<Resume> {
+        let bytes = checked(&self.keys.receipt, bytes)?;
+        if bytes.len() < FIXED || bytes[..8] != *MAGIC || bytes[8..24] != self.database.id {
+            return None;
+        }
+        Some(Resume {
+            segment: u64_at(bytes, 88),
+            place: u64_at(bytes, 96),
+            last_place: u64_at(bytes, 160),
+            salt: bytes[104..136].try_into().unwrap(),
+            group: u64_at(bytes, 24),
+            producers: u64_at(bytes, 136),
+            hashes: crate::tree::stored(u64_at(bytes, 32)),
+        })
+    }
+
+    /// Makes an empty log what it was when the checkpoint was taken.
+    pub fn restore(&self, bytes: &[u8], keys: &mut dyn FnMut(&Declaration, &Hash) -> Checked<Option<Key>>) -> Checked<()> {
+        let bytes = checked(&self.keys.receipt, bytes).ok_or(Damage("the checkpoint's MAC is wrong"))?;
+        let mut tail = self.tail.lock().unwrap();
+        let mut streams = self.streams.write().unwrap();
+        let (group, position, timestamp) = (u64_at(bytes, 24), u64_at(bytes, 32), u64_at(bytes, 72));
+        let (chain, incarnation): (Hash, u32) = (bytes[40..72].try_into().unwrap(), u32_at(bytes, 80));
+        let mut at = FIXED;
+        let mut take = |length: usize| {
+            let taken = bytes.get(at..at + length).ok_or(Damage("the checkpoint is cut short"));
+            at += length;
+            taken
+        };
+        let mut peaks = Vec::new();
+        for _ in 0..u64_at(bytes, 152).min(64) {
+            peaks.push(take(32)?.try_into().unwrap());
+        }
+        let system = u64_at(bytes, 144);
+        for _ in 0..u32_at(bytes, 84) {
+            let head = take(10)?;
+            let payload = take(u16_at(head, 8) as usize)?;
+            let System::Declaration(declaration) = System::decode(payload)? else {
+                return Err(Damage("the checkpoint names a stream without a declaration"));
+            };
+            let key = keys(&declaration, &Declaration::hash(payload))?;
+            streams.add(&declaration, payload, key.as_ref(), true)?;
+            let number = declaration.stream as usize;
+            streams.set_next(number, u64_at(head, 0));
+        }
+        ensure(at == bytes.len(), "the checkpoint has bytes behind its end")?;
+        streams.set_next(0, system);
+        *self.tree.write().unwrap() = Tree::from_peaks(position, peaks)?;
+        let sealer = &mut tail.sealer;
+        (sealer.group, sealer.position, sealer.chain) = (group + 1, position, chain);
+        (sealer.timestamp, sealer.incarnation) = (timestamp, incarnation);
+        tail.position = position;
+        (tail.last_place, tail.last_chain) = (u64_at(bytes, 160), bytes[168..200].try_into().unwrap());
+        let chain = tail.last_chain;
+        self.durable.store(position, Ordering::Release);
+        *self.end.lock().unwrap() = End { group, chain, timestamp, incarnation };
+        Ok(())
+    }
+
+    /// Whether the segment of the checkpoint that was restored has, in the right place, the group it ends with.
+    /// `group` is what is between the last group's place and the next one's.
+    pub fn ends_with(&self, resume: &Resume, header: &[u8], group: &[u8]) -> bool {
+        let tail = self.tail.lock().unwrap();
+        let Ok(header) = SegmentHeader::decode(header) else { return false };
+        if header.salt != resume.salt {
+            return false;
+        }
+        if resume.last_place == 0 {
+            return header.chain() == tail.sealer.chain;
+        }
+        let Ok(found) = GroupHeader::decode(group, &resume.salt, resume.last_place) else { return false };
+        let tag = if self.database.tagged { TAG } else { 0 };
+        let chain = (found.length as usize).checked_sub(32 + tag).and_then(|at| group.get(at..at + 32));
+        found.number == resume.group && chain == Some(&tail.last_chain)
+    }
+}

@@ -1,0 +1,80 @@
+//! The streams of a database by name and by number.
+
+use std::collections::HashMap;
+
+use crate::format::{Checked, Hash, ensure};
+use crate::group::Stream;
+use crate::keys::Key;
+use crate::system::Declaration;
+
+/// What is known of a stream beside what sealing needs.
+pub struct Info {
+    pub name: String,
+    pub declaration: Vec<u8>,
+    /// The offset after what is forming, and after what is durable.
+    pub forming: u64,
+    pub durable: u64,
+    /// Whether its declaration is in the log, or in the group that is forming.
+    pub declared: bool,
+}
+
+/// Numbers count from 0, the system's, without a gap; a name has one number for ever.
+pub struct Streams {
+    pub list: Vec<Stream>,
+    pub info: Vec<Info>,
+    names: HashMap<String, u32>,
+}
+
+impl Streams {
+    pub fn new(identity: Hash) -> Self {
+        let info = Info { name: String::new(), declaration: vec![], forming: 0, durable: 0, declared: true };
+        Self { list: vec![Stream::new(0, identity, false, None)], info: vec![info], names: HashMap::new() }
+    }
+
+    pub fn number(&self, name: &str) -> Option<u32> {
+        self.names.get(name).copied()
+    }
+
+    /// Adds the stream that a declaration names, which must have the next number and a new name.
+    pub fn add(&mut self, declaration: &Declaration, encoded: &[u8], key: Option<&Key>, declared: bool) -> Checked<()> {
+        ensure(declaration.stream as usize == self.list.len(), "a declaration's number is not the next one")?;
+        ensure(!self.names.contains_key(&declaration.name), "a stream is declared twice")?;
+        ensure(!declaration.name.is_empty(), "a stream is declared without a name")?;
+        let hash = Declaration::hash(encoded);
+        self.list.push(Stream::new(declaration.stream, hash, declaration.encrypted, key));
+        self.names.insert(declaration.name.clone(), declaration.stream);
+        self.info.push(Info {
+            name: declaration.name.clone(),
+            declaration: encoded.to_vec(),
+            forming: 0,
+            durable: 0,
+            declared,
+        });
+        Ok(())
+    }
+
+    /// A stream's length when the log was loaded.
+    pub fn set_next(&mut self, number: usize, next: u64) {
+        self.list[number].next = next;
+        (self.info[number].forming, self.info[number].durable) = (next, next);
+    }
+
+    /// Streams below this one, itself included, whose declarations are in no group yet.
+    pub fn undeclared(&mut self, upto: u32) -> Vec<Vec<u8>> {
+        let last = upto as usize;
+        if self.info[last].declared {
+            return Vec::new();
+        }
+        let mut from = last;
+        while from > 0 && !self.info[from - 1].declared {
+            from -= 1;
+        }
+        self.info[from..=last]
+            .iter_mut()
+            .map(|info| {
+                info.declared = true;
+                info.declaration.clone()
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,103 @@
+//! The tables as bytes: an entry for each batch, in an order in which they can be applied again.
+
+use super::{Batch, Fresh, Key, Limits, Producers};
+use crate::format::{Checked, ensure, put, u32_at, u64_at, zeros};
+
+/// An entry: id 16, digest 16, sequence 8, group 8, time 8, stream 4, zero 4.
+const ENTRY: usize = 64;
+
+fn encode(out: &mut Vec<u8>, fresh: &Fresh) {
+    let mut entry = [0; ENTRY];
+    put(&mut entry, 0, fresh.key.1);
+    put(&mut entry, 16, fresh.batch.digest);
+    put(&mut entry, 32, fresh.sequence.to_le_bytes());
+    put(&mut entry, 40, fresh.batch.group.to_le_bytes());
+    put(&mut entry, 48, fresh.time.to_le_bytes());
+    put(&mut entry, 56, fresh.key.0.to_le_bytes());
+    out.extend_from_slice(&entry);
+}
+
+fn decode(entry: &[u8; ENTRY]) -> Checked<Fresh> {
+    ensure(zeros(&entry[60..]), "unnamed bytes of a producer's entry are not zero")?;
+    let [id, digest] = [0, 16].map(|at| std::array::from_fn(|i| entry[at + i]));
+    Ok(Fresh {
+        key: (u32_at(entry, 56), id),
+        sequence: u64_at(entry, 32),
+        batch: Batch { digest, group: u64_at(entry, 40) },
+        time: u64_at(entry, 48),
+    })
+}
+
+impl Producers {
+    /// The tables that these entries make.
+    pub fn load(bytes: &[u8], limits: Limits) -> Checked<Self> {
+        let (entries, rest) = bytes.as_chunks::<ENTRY>();
+        ensure(rest.is_empty(), "a producer's entry is cut short")?;
+        let mut out = Self::with_limits(limits);
+        let mut time = 0;
+        for entry in entries {
+            let fresh = decode(entry)?;
+            ensure(fresh.time >= time, "a producer's entry is older than the one before")?;
+            time = fresh.time;
+            out.expire(time);
+            ensure(out.follows(&fresh), "a producer's entries do not follow each other")?;
+            // All that is in the file is durable.
+            out.durable = out.durable.max(fresh.batch.group);
+            out.remember(&fresh);
+        }
+        Ok(out)
+    }
+
+    /// Whether it is what a producer can have sent next: the next sequence, or the first again
+    /// when it had been forgotten.
+    fn follows(&self, fresh: &Fresh) -> bool {
+        let Some(producer) = self.known.get(&fresh.key) else {
+            return true;
+        };
+        let group = producer.batches.back().map_or(0, |batch| batch.group);
+        let next = producer.last.checked_add(1) == Some(fresh.sequence);
+        next && fresh.batch.group >= group || fresh.sequence == 0 && fresh.batch.group > group
+    }
+
+    /// Entries to append to the file: all new ones of groups up to this one, which is durable.
+    pub fn drain_new(&mut self, upto_group: u64) -> Vec<u8> {
+        let mut out = Vec::new();
+        for fresh in self.settle(upto_group) {
+            encode(&mut out, &fresh);
+        }
+        out
+    }
+
+    fn settle(&mut self, upto_group: u64) -> impl Iterator<Item = Fresh> {
+        self.durable = self.durable.max(upto_group);
+        let durable = |fresh: &Fresh| fresh.batch.group <= upto_group;
+        let count = self.fresh.iter().take_while(|fresh| durable(fresh)).count();
+        self.fresh.drain(..count)
+    }
+
+    /// The file anew: what is remembered of groups up to this one, which is durable. Entries of
+    /// later groups are still to be drained.
+    pub fn compact(&mut self, upto_group: u64) -> Vec<u8> {
+        drop(self.settle(upto_group));
+        // Entries that are appended later may not be older.
+        let latest = self.fresh.front().map_or(u64::MAX, |fresh| fresh.time);
+        let mut out = Vec::with_capacity(self.live_bytes());
+        let mut queue: Vec<(&u64, &Key)> = self.thick.iter().chain(&self.thin).collect();
+        queue.sort_unstable();
+        for (_, &key) in queue {
+            let producer = &self.known[&key];
+            let time = producer.time.min(latest);
+            for (sequence, &batch) in (producer.first()..=producer.last).zip(&producer.batches) {
+                if batch.group <= upto_group {
+                    encode(&mut out, &Fresh { key, sequence, batch, time });
+                }
+            }
+        }
+        out
+    }
+
+    /// How long the file is at most when it is made anew.
+    pub fn live_bytes(&self) -> usize {
+        ENTRY * self.known.values().map(|producer| producer.batches.len()).sum::<usize>()
+    }
+}

@@ -1,0 +1,277 @@
+//! What the log remembers of producers, so that a batch that is sent twice is stored once.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+mod file;
+#[cfg(test)]
+mod tests;
+
+/// 16 bytes that stand for a producer's id, and for a batch's records.
+pub type Id = [u8; 16];
+pub type Digest = [u8; 16];
+
+/// What to do with a batch. Only `New` may be appended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    New,
+    /// It is in the log, in this group.
+    Duplicate {
+        group: u64,
+    },
+    /// It is not the next one, or another batch had its sequence.
+    Conflict {
+        expected: u64,
+    },
+    /// It was in the log before, but where is no longer known.
+    Forgotten,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// More make the longest idle unknown.
+    pub producers: usize,
+    /// Memory for all of them. More make the longest idle remember only its last batch.
+    pub bytes: usize,
+    /// Batches of a producer that still return their receipt.
+    pub remembered: usize,
+    /// ns of log time after which an idle producer is unknown.
+    pub idle: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        const DAY: u64 = 86_400_000_000_000;
+        Self { producers: 10_000, bytes: 64 << 20, remembered: 1024, idle: 7 * DAY }
+    }
+}
+
+type Key = (u32, Id);
+
+/// What a producer costs beside its batches: its shares of a hash table that is at worst half
+/// full and of a tree of half-full nodes, and what the allocator adds.
+const PRODUCER: usize = 320;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Batch {
+    pub digest: Digest,
+    pub group: u64,
+}
+
+/// The last batches of a producer, ending with sequence `last`; at least one.
+#[derive(Default)]
+struct Producer {
+    pub last: u64,
+    /// Log time of the last one.
+    pub time: u64,
+    pub batches: VecDeque<Batch>,
+    turn: u64,
+}
+
+impl Producer {
+    fn cost(&self) -> usize {
+        PRODUCER + self.batches.capacity() * size_of::<Batch>()
+    }
+
+    /// The sequence of the first batch that is remembered.
+    fn first(&self) -> u64 {
+        self.last - (self.batches.len() as u64 - 1)
+    }
+
+    /// A sequence that is not new, in a group that is: it was forgotten when that was written.
+    fn has(&self, fresh: &Fresh) -> bool {
+        let group = self.batches.back().map_or(0, |batch| batch.group);
+        fresh.sequence <= self.last && fresh.batch.group <= group
+    }
+}
+
+/// A batch that is not in the file yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Fresh {
+    pub key: Key,
+    pub sequence: u64,
+    pub batch: Batch,
+    pub time: u64,
+}
+
+/// Each producer is in exactly one of two queues, by the turn of its last batch: `thick` if it may
+/// have batches to forget, else `thin`. Log time never goes back, so the front of a queue is the
+/// longest idle. `fresh` is in the order of the log.
+pub struct Producers {
+    limits: Limits,
+    known: HashMap<Key, Producer>,
+    fresh: VecDeque<Fresh>,
+    /// The last group that is known to be durable.
+    durable: u64,
+    thick: BTreeMap<u64, Key>,
+    thin: BTreeMap<u64, Key>,
+    turns: u64,
+    bytes: usize,
+}
+
+impl Default for Producers {
+    fn default() -> Self {
+        Self::with_limits(Limits::default())
+    }
+}
+
+impl Producers {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub fn with_limits(limits: Limits) -> Self {
+        Self {
+            limits,
+            known: HashMap::new(),
+            fresh: VecDeque::new(),
+            durable: 0,
+            thick: BTreeMap::new(),
+            thin: BTreeMap::new(),
+            turns: 0,
+            bytes: 0,
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+
+    /// Estimated memory of all producers, without what waits for `drain_new`.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Judges a batch; changes nothing.
+    pub fn check(&self, stream: u32, id: &Id, sequence: u64, digest: &Digest) -> Verdict {
+        let Some(producer) = self.known.get(&(stream, *id)) else {
+            return if sequence == 0 { Verdict::New } else { Verdict::Conflict { expected: 0 } };
+        };
+        let expected = producer.last.saturating_add(1);
+        if sequence > producer.last {
+            return if sequence == expected {
+                Verdict::New
+            } else {
+                Verdict::Conflict { expected }
+            };
+        }
+        let Some(at) = sequence.checked_sub(producer.first()) else {
+            return Verdict::Forgotten;
+        };
+        let batch = &producer.batches[at as usize];
+        if batch.digest == *digest {
+            Verdict::Duplicate { group: batch.group }
+        } else {
+            Verdict::Conflict { expected }
+        }
+    }
+
+    /// Remembers a batch that the log has, or will have with this group. Batches come in the order
+    /// of the log; one that is known already, as when the log is read again, changes nothing.
+    pub fn apply(
+        &mut self,
+        stream: u32,
+        id: &Id,
+        sequence: u64,
+        digest: &Digest,
+        group: u64,
+        time: u64,
+    ) {
+        let batch = Batch { digest: *digest, group };
+        let fresh = Fresh { key: (stream, *id), sequence, batch, time };
+        if self.remember(&fresh) {
+            self.fresh.push_back(fresh);
+        }
+    }
+
+    /// Forgets producers that were idle too long at this log time.
+    pub fn expire(&mut self, now: u64) {
+        while let Some((_, key)) = self.longest_idle() {
+            if now.saturating_sub(self.known[&key].time) < self.limits.idle {
+                break;
+            }
+            self.forget(&key);
+        }
+    }
+
+    /// Forgets all producers of a stream. The file still has them: write it anew with `compact`.
+    pub fn drop_stream(&mut self, stream: u32) {
+        let keys: Vec<Key> = self.known.keys().filter(|key| key.0 == stream).copied().collect();
+        for key in keys {
+            self.forget(&key);
+        }
+        self.fresh.retain(|fresh| fresh.key.0 != stream);
+    }
+
+    /// Whether the batch was news.
+    fn remember(&mut self, fresh: &Fresh) -> bool {
+        self.expire(fresh.time);
+        if self.known.get(&fresh.key).is_some_and(|known| known.has(fresh)) {
+            return false;
+        }
+        let mut producer = self.take(&fresh.key).unwrap_or_default();
+        // It was forgotten in between and began again.
+        if producer.last.checked_add(1) != Some(fresh.sequence) {
+            producer.batches.clear();
+        }
+        if producer.batches.len() >= self.limits.remembered.max(1) {
+            producer.batches.pop_front();
+        }
+        producer.batches.push_back(fresh.batch);
+        (producer.last, producer.time) = (fresh.sequence, producer.time.max(fresh.time));
+        self.turns += 1;
+        producer.turn = self.turns;
+        let thick = producer.batches.len() > 1;
+        self.put(fresh.key, producer, thick);
+        self.shrink();
+        true
+    }
+
+    fn put(&mut self, key: Key, producer: Producer, thick: bool) {
+        let queue = if thick { &mut self.thick } else { &mut self.thin };
+        queue.insert(producer.turn, key);
+        self.bytes += producer.cost();
+        self.known.insert(key, producer);
+    }
+
+    fn take(&mut self, key: &Key) -> Option<Producer> {
+        let producer = self.known.remove(key)?;
+        self.bytes -= producer.cost();
+        self.thick.remove(&producer.turn);
+        self.thin.remove(&producer.turn);
+        Some(producer)
+    }
+
+    fn forget(&mut self, key: &Key) {
+        self.take(key);
+    }
+
+    fn longest_idle(&self) -> Option<(u64, Key)> {
+        let fronts = [self.thick.first_key_value(), self.thin.first_key_value()];
+        fronts.into_iter().flatten().min().map(|(&turn, &key)| (turn, key))
+    }
+
+    /// Back within the limits: batches go first, then whole producers, of the longest idle each.
+    fn shrink(&mut self) {
+        while self.bytes > self.limits.bytes
+            && let Some((_, &key)) = self.thick.first_key_value()
+            && let Some(mut producer) = self.take(&key)
+        {
+            // The last durable one stays too: a crash may take those behind it, and then the
+            // producer goes on from there.
+            let durable = producer.batches.partition_point(|batch| batch.group <= self.durable);
+            let kept = durable.clamp(1, producer.batches.len()) - 1;
+            producer.batches.drain(..kept);
+            producer.batches.shrink_to_fit();
+            self.put(key, producer, false);
+        }
+        while (self.known.len() > self.limits.producers || self.bytes > self.limits.bytes)
+            && let Some((_, key)) = self.longest_idle()
+        {
+            self.forget(&key);
+        }
+    }
+}

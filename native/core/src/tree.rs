@@ -1,0 +1,259 @@
+//! The tree of RFC 6962 over leaf hashes, kept as the sequence that `docs/format.md` calls
+//! *hashes*: each leaf, followed by every node it completes.
+
+use std::ops::Range;
+
+use crate::format::{Checked, Hash, ensure};
+use crate::sha256;
+
+/// How many hashes are stored for a tree of so many leaves, below 2^63.
+pub const fn stored(leaves: u64) -> u64 {
+    2 * leaves - leaves.count_ones() as u64
+}
+
+/// Where the node over leaves `index << level .. (index + 1) << level` is stored.
+pub const fn place(level: u32, index: u64) -> u64 {
+    stored(((index + 1) << level) - 1) + level as u64
+}
+
+/// Where the peaks of a tree of this size are stored, largest first.
+pub fn peak_places(size: u64) -> Vec<u64> {
+    let levels = (0..u64::BITS).rev().filter(|level| size >> level & 1 == 1);
+    levels.map(|level| place(level, (size >> level) - 1)).collect()
+}
+
+/// The root over the peaks, largest first.
+pub fn root_from_peaks(peaks: &[Hash]) -> Hash {
+    let Some((&last, larger)) = peaks.split_last() else {
+        return sha256::digest(&[]);
+    };
+    larger.iter().rev().fold(last, |right, &left| {
+        let mut out = [[0; 32]];
+        sha256::nodes(&[left, right], &mut out);
+        out[0]
+    })
+}
+
+/// `peaks` are the roots of the perfect subtrees, one for each bit set in `size`, largest first.
+/// Of the stored sequence, `pending` is what may not be in the file yet: it starts at index
+/// `first_unflushed` and ends with the last hash there is; what is before `taken` was handed out
+/// for writing and can be read here until it is confirmed.
+pub struct Tree {
+    size: u64,
+    peaks: Vec<Hash>,
+    first_unflushed: u64,
+    taken: u64,
+    pending: Vec<Hash>,
+}
+
+impl Tree {
+    pub fn empty() -> Self {
+        Self { size: 0, peaks: Vec::new(), first_unflushed: 0, taken: 0, pending: Vec::new() }
+    }
+
+    /// A tree whose stored hashes are all in the file.
+    pub fn from_peaks(size: u64, peaks: Vec<Hash>) -> Checked<Self> {
+        ensure(size < 1 << 63, "a tree is too large")?;
+        ensure(peaks.len() == size.count_ones() as usize, "a tree's size and peaks disagree")?;
+        let end = stored(size);
+        Ok(Self { size, peaks, first_unflushed: end, taken: end, pending: Vec::new() })
+    }
+
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub fn peaks(&self) -> &[Hash] {
+        &self.peaks
+    }
+
+    pub fn root(&self) -> Hash {
+        root_from_peaks(&self.peaks)
+    }
+
+    /// Adds leaves. Each level is hashed in one call, so that its nodes are done side by side.
+    pub fn push(&mut self, leaves: &[Hash]) {
+        if leaves.is_empty() {
+            return;
+        }
+        let (old, new) = (self.size, self.size + leaves.len() as u64);
+        let added = stored(new) - stored(old);
+        self.pending.resize(self.pending.len() + added as usize, [0; 32]);
+        let mut row = Vec::with_capacity(leaves.len() + 1);
+        row.extend(self.peak_at(0));
+        row.extend_from_slice(leaves);
+        let mut fresh = Vec::new();
+        let mut level = 0;
+        while new >> level > old >> level {
+            let begun = row.len() - ((new >> level) - (old >> level)) as usize;
+            self.keep(level, old >> level, &row[begun..]);
+            let pairs = row.len() / 2;
+            if row.len() % 2 == 1 {
+                fresh.push(row[2 * pairs]);
+            }
+            level += 1;
+            let mut above = Vec::with_capacity(pairs + 1);
+            if new >> level > old >> level {
+                above.extend(self.peak_at(level));
+            }
+            let begun = above.len();
+            above.resize(begun + pairs, [0; 32]);
+            sha256::nodes(&row[..2 * pairs], &mut above[begun..]);
+            row = above;
+        }
+        self.peaks.extend(fresh.into_iter().rev());
+        self.size = new;
+    }
+
+    /// Takes the old peak of this level, if there is one; all lower ones have been taken.
+    fn peak_at(&mut self, level: u32) -> Option<Hash> {
+        if self.size >> level & 1 == 1 { self.peaks.pop() } else { None }
+    }
+
+    /// Puts nodes of a level, from `first` on, where they belong in the sequence.
+    fn keep(&mut self, level: u32, first: u64, nodes: &[Hash]) {
+        for (index, node) in (first..).zip(nodes) {
+            self.pending[(place(level, index) - self.first_unflushed) as usize] = *node;
+        }
+    }
+
+    /// The hashes that nobody has taken for writing, and the index of the first.
+    pub fn take_pending(&mut self) -> (u64, Vec<Hash>) {
+        let first = self.taken;
+        let hashes = self.pending[(first - self.first_unflushed) as usize..].to_vec();
+        self.taken += hashes.len() as u64;
+        (first, hashes)
+    }
+
+    /// A hash that may not be in the file yet.
+    pub fn pending_get(&self, index: u64) -> Option<&Hash> {
+        self.pending.get(index.checked_sub(self.first_unflushed)? as usize)
+    }
+
+    /// The indices that `pending_get` has.
+    pub fn pending(&self) -> Range<u64> {
+        self.first_unflushed..self.first_unflushed + self.pending.len() as u64
+    }
+
+    /// Every taken hash below this index can be read from the file.
+    pub fn flushed(&mut self, upto: u64) {
+        let upto = upto.clamp(self.first_unflushed, self.taken);
+        self.pending.drain(..(upto - self.first_unflushed) as usize);
+        self.first_unflushed = upto;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leaf(n: u64) -> Hash {
+        let mut out = [0; 32];
+        out[..8].copy_from_slice(&n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+        out
+    }
+
+    fn node(left: &Hash, right: &Hash) -> Hash {
+        use sha2::{Digest, Sha256};
+        Sha256::new().chain_update([1]).chain_update(left).chain_update(right).finalize().into()
+    }
+
+    /// MTH of RFC 6962, section 2.1, over leaf hashes.
+    fn slow_root(leaves: &[Hash]) -> Hash {
+        use sha2::{Digest, Sha256};
+        match leaves {
+            [] => Sha256::digest([]).into(),
+            [leaf] => *leaf,
+            _ => {
+                let (left, right) = leaves.split_at(leaves.len().next_power_of_two() / 2);
+                node(&slow_root(left), &slow_root(right))
+            }
+        }
+    }
+
+    fn slow_sequence(leaves: &[Hash]) -> Vec<Hash> {
+        let mut out = Vec::new();
+        for n in 0..leaves.len() {
+            for level in 0..=(n + 1).trailing_zeros() {
+                out.push(slow_root(&leaves[n + 1 - (1 << level)..=n]));
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn the_empty_root_is_the_hash_of_nothing() {
+        let text: String = Tree::empty().root().iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(text, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+    }
+
+    #[test]
+    fn pushes_of_any_length_store_what_the_slow_model_stores() {
+        let leaves: Vec<Hash> = (0..300).map(leaf).collect();
+        let sequence = slow_sequence(&leaves);
+        assert_eq!(stored(300), sequence.len() as u64);
+        for first in 0..70 {
+            for step in [1, 2, 3, 7, 16, 65, 300] {
+                let (mut tree, mut file) = (Tree::empty(), Vec::new());
+                tree.push(&leaves[..first]);
+                for part in leaves[first..].chunks(step) {
+                    tree.push(part);
+                    if tree.size() % 3 == 0 {
+                        let (at, hashes) = tree.take_pending();
+                        assert_eq!(at, file.len() as u64);
+                        file.extend(hashes);
+                        tree.flushed(file.len() as u64);
+                        tree.push(&[]);
+                    }
+                }
+                let (at, hashes) = tree.take_pending();
+                assert_eq!(at, file.len() as u64);
+                file.extend(hashes);
+                assert!(file == sequence, "first {first}, step {step}");
+            }
+        }
+    }
+
+    #[test]
+    fn roots_of_all_sizes_agree_however_they_are_found() {
+        let leaves: Vec<Hash> = (0..260).map(leaf).collect();
+        let mut tree = Tree::empty();
+        for size in 0..=leaves.len() {
+            let root = slow_root(&leaves[..size]);
+            assert_eq!(tree.root(), root, "size {size}");
+            let places = peak_places(size as u64);
+            let peaks: Vec<Hash> =
+                places.iter().map(|&at| *tree.pending_get(at).unwrap()).collect();
+            assert_eq!(peaks, tree.peaks());
+            assert_eq!(root_from_peaks(&peaks), root);
+            let mut again = Tree::from_peaks(size as u64, peaks).unwrap();
+            again.push(&leaves[size..]);
+            assert_eq!(again.root(), slow_root(&leaves), "from size {size}");
+            if size < leaves.len() {
+                tree.push(&leaves[size..=size]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_taken_hash_can_be_read_until_it_is_flushed() {
+        let mut tree = Tree::empty();
+        tree.push(&[leaf(0), leaf(1)]);
+        assert_eq!(tree.take_pending().1.len(), 3);
+        tree.push(&[leaf(2)]);
+        tree.flushed(u64::MAX);
+        assert_eq!(tree.pending(), 3..4, "what was never taken stays");
+        assert_eq!((tree.pending_get(2), tree.pending_get(3)), (None, Some(&leaf(2))));
+        assert_eq!(tree.take_pending(), (3, vec![leaf(2)]));
+        assert_eq!(tree.pending_get(3), Some(&leaf(2)));
+        tree.flushed(4);
+        assert_eq!(tree.pending(), 4..4);
+    }
+
+    #[test]
+    fn peaks_that_cannot_be_of_that_size_are_refused() {
+        assert!(Tree::from_peaks(3, vec![leaf(0)]).is_err());
+        assert!(Tree::from_peaks(u64::MAX, vec![leaf(0); 64]).is_err());
+        assert!(Tree::from_peaks(0, vec![]).is_ok());
+    }
+}

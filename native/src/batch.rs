@@ -1,0 +1,149 @@
+//! An append's records, taken out of Python's hands at once.
+use std::sync::Arc;
+
+use kimberlite_core::group;
+use kimberlite_core::record::{self, Record, append_header};
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyMapping, PyString, PyTuple, PyType};
+
+/// Larger than any limit on a batch, and small enough that lengths fit in 32 bits.
+const LARGEST: usize = 1 << 30;
+
+static RECORD: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+
+/// The class of `kimberlite.records`.
+pub fn record_type(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
+    RECORD.import(py, "kimberlite.records", "Record")
+}
+
+/// The records of one append to one stream, encoded.
+#[pyclass(frozen, module = "kimberlite._native")]
+pub struct Batch {
+    pub inner: Arc<record::Batch>,
+}
+
+#[pymethods]
+impl Batch {
+    fn __len__(&self) -> usize {
+        self.inner.ends.len()
+    }
+
+    /// Bytes of the records as they are stored.
+    #[getter]
+    fn size(&self) -> usize {
+        self.inner.bytes.len()
+    }
+
+    /// Its largest record as it is stored.
+    #[getter]
+    fn largest(&self) -> usize {
+        (0..self.inner.ends.len()).map(|i| self.inner.record(i).len()).max().unwrap_or(0)
+    }
+
+    /// No group of this batch alone is longer; no group of several than their sum.
+    fn bound(&self, quantum: usize) -> usize {
+        group::bound(std::iter::once(&*self.inner), quantum)
+    }
+}
+
+fn nanoseconds(value: &Bound<'_, PyAny>) -> PyResult<i64> {
+    if value.is_instance_of::<pyo3::types::PyInt>() {
+        return value.extract().map_err(|_| PyValueError::new_err("an event time does not fit in 64 bits of ns"));
+    }
+    let tzinfo = value.getattr("tzinfo").map_err(|_| PyTypeError::new_err("an event time is an int of ns or an aware datetime"))?;
+    if tzinfo.is_none() {
+        return Err(PyValueError::new_err("an event time must be aware: it has no time zone"));
+    }
+    value.py().import("kimberlite.records")?.getattr("nanoseconds")?.call1((value,))?.extract()
+}
+
+fn headers_of(value: &Bound<'_, PyAny>, out: &mut Vec<u8>) -> PyResult<()> {
+    let pairs = if let Ok(mapping) = value.cast::<PyMapping>() { mapping.items()?.into_any() } else { value.clone() };
+    let wrong = || PyTypeError::new_err("headers are pairs of a str and bytes");
+    for pair in pairs.try_iter().map_err(|_| wrong())? {
+        let pair = pair?;
+        let pair = pair.cast::<PyTuple>().map_err(|_| wrong())?;
+        if pair.len() != 2 {
+            return Err(wrong());
+        }
+        let (name, value) = (pair.get_item(0)?, pair.get_item(1)?);
+        let name = name.cast::<PyString>().map_err(|_| wrong())?.to_cow()?;
+        let value = value.cast::<PyBytes>().map_err(|_| wrong())?.as_bytes();
+        if name.is_empty() || name.len() > u16::MAX as usize || value.len() > LARGEST {
+            return Err(PyValueError::new_err("a header's name has 1 to 65,535 bytes"));
+        }
+        append_header(out, &name, value);
+    }
+    Ok(())
+}
+
+fn bytes_of<'a>(what: &str, value: &'a Bound<'_, PyAny>) -> PyResult<&'a [u8]> {
+    let bytes = value.cast::<PyBytes>().map_err(|_| PyTypeError::new_err(format!("a record's {what} is bytes")))?;
+    Ok(bytes.as_bytes())
+}
+
+fn push(batch: &mut record::Batch, item: &Bound<'_, PyAny>, headers: &mut Vec<u8>) -> PyResult<()> {
+    headers.clear();
+    if let Ok(payload) = item.cast_exact::<PyBytes>() {
+        return push_checked(batch, &Record { key: None, headers, event_time: None, payload: payload.as_bytes() });
+    }
+    let wrong = || PyTypeError::new_err("a record is bytes or a kimberlite.Record");
+    if let Ok(payload) = item.cast::<PyBytes>() {
+        return push_checked(batch, &Record { key: None, headers, event_time: None, payload: payload.as_bytes() });
+    }
+    if !item.is_instance(record_type(item.py())?)? {
+        return Err(wrong());
+    }
+    let fields = item.cast::<PyTuple>().map_err(|_| wrong())?;
+    let (payload, key) = (fields.get_item(0)?, fields.get_item(1)?);
+    let payload = bytes_of("payload", &payload)?;
+    let key = if key.is_none() { None } else { Some(bytes_of("key", &key)?) };
+    headers_of(&fields.get_item(2)?, headers)?;
+    let event_time = fields.get_item(3)?;
+    let event_time = if event_time.is_none() { None } else { Some(nanoseconds(&event_time)?) };
+    push_checked(batch, &Record { key, headers, event_time, payload })
+}
+
+fn push_checked(batch: &mut record::Batch, record: &Record) -> PyResult<()> {
+    if batch.bytes.len() + record.length() > LARGEST {
+        return Err(PyValueError::new_err("the batch is larger than 1 GiB"));
+    }
+    batch.push(record);
+    Ok(())
+}
+
+/// The records of one append: bytes, a Record, or a sequence of either. TypeError and ValueError say what is wrong.
+#[pyfunction]
+pub fn encode(records: &Bound<'_, PyAny>) -> PyResult<Batch> {
+    let mut batch = record::Batch::default();
+    let mut headers = Vec::new();
+    let single = records.is_instance_of::<PyBytes>() || records.is_instance(record_type(records.py())?)?;
+    if single {
+        push(&mut batch, records, &mut headers)?;
+    } else if let Ok(list) = records.cast_exact::<pyo3::types::PyList>() {
+        batch.ends.reserve(list.len());
+        if let Some(first) = list.iter().next()
+            && let Ok(first) = first.cast_exact::<PyBytes>()
+        {
+            batch.bytes.reserve(list.len() * (first.as_bytes().len() + 24));
+        }
+        for item in list.iter() {
+            push(&mut batch, &item, &mut headers)?;
+        }
+    } else if records.is_instance_of::<PyString>() {
+        return Err(PyTypeError::new_err("records are bytes, not str: encode the text first"));
+    } else {
+        let items = records.try_iter().map_err(|_| {
+            PyTypeError::new_err("records are bytes, a kimberlite.Record, or a sequence of either")
+        })?;
+        for item in items {
+            push(&mut batch, &item?, &mut headers)?;
+        }
+    }
+    if batch.ends.is_empty() {
+        return Err(PyValueError::new_err("there are no records to append"));
+    }
+    Ok(Batch { inner: Arc::new(batch) })
+}

@@ -1,0 +1,27 @@
+//! The errors of `kimberlite.errors`, raised from here.
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+fn class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+    py.import("kimberlite.errors")?.getattr(name)
+}
+
+pub fn raise(py: Python<'_>, name: &str, message: &str) -> PyErr {
+    class(py, name).and_then(|class| class.call1((message,))).map_or_else(|error| error, PyErr::from_value)
+}
+
+pub fn conflict(py: Python<'_>, message: String, expected: Option<u64>) -> PyErr {
+    class(py, "Conflict").and_then(|class| class.call1((message, expected))).map_or_else(|error| error, PyErr::from_value)
+}
+
+pub fn corrupt(py: Python<'_>, message: &str, file: &str, place: Option<u64>, group: Option<u64>, position: Option<u64>) -> PyErr {
+    let build = || {
+        let named = PyDict::new(py);
+        named.set_item("file", file)?;
+        named.set_item("place", place)?;
+        named.set_item("group", group)?;
+        named.set_item("position", position)?;
+        class(py, "Corrupt")?.call((message,), Some(&named))
+    };
+    build().map_or_else(|error| error, PyErr::from_value)
+}
