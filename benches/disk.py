@@ -275,7 +275,7 @@ def sustained(directory: Path, seconds: float, segment: int = SEGMENT, segments:
             begin = time.perf_counter()
             if preparation != "overwrite old files":
                 prepare(path, "zeroed" if preparation == "zero, then write" else "fallocated", segment)
-            samples = timed_writes(path, BEST, size, segment, float("1e9"))
+            samples = timed_writes(path, BEST, size, segment, 1e9)
             rate = len(samples) * size / (time.perf_counter() - begin) / MIB
             found[size, preparation].append((rate, samples))
         turn += 1

@@ -17,10 +17,13 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Protocol
@@ -53,6 +56,16 @@ class Peer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    batch: int
+    #: Bytes of a record.
+    size: int
+    #: Of writing.
+    seconds: float
+    without_sync: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """The settings name the version too."""
 
@@ -61,9 +74,10 @@ class Outcome:
     batch: int
     size: int
     records_per_second: float
-    get_p50_ns: int
-    get_p99_ns: int
-    scanned_per_second: float
+    #: None for the raw disk, which is only written to.
+    get_p50_ns: float | None
+    get_p99_ns: float | None
+    scanned_per_second: float | None
     settings: str
 
 
@@ -103,8 +117,8 @@ class SQLite:
 
     def scan(self) -> Iterable[bytes]:
         first, after = self._place(0), (STREAM + 1) << 40
-        rows = self._database.execute("SELECT record FROM log WHERE place >= ? AND place < ? ORDER BY place", (first, after))
-        return (row[0] for row in rows)
+        query = "SELECT record FROM log WHERE place >= ? AND place < ? ORDER BY place"
+        return (row[0] for row in self._database.execute(query, (first, after)))
 
     def close(self) -> None:
         self._database.close()
@@ -184,9 +198,17 @@ class LMDB:
         return self._reading
 
 
-PEERS: tuple[Callable[..., Peer], ...] = (SQLite, RocksDB, LMDB)
+Maker = Callable[..., Peer]
+PEERS: dict[str, Maker] = {SQLite.name: SQLite, RocksDB.name: RocksDB, LMDB.name: LMDB}
 #: What to install for those that Python does not bring.
 PACKAGES = {"RocksDB": "rocksdict", "LMDB": "lmdb"}
+
+
+#: The disk with no store on it, for the same bytes.
+RAW = {
+    "raw disk, plain": (disk.plain, "pwrite and fdatasync, growing file"),
+    "raw disk, best": (disk.best, "O_DIRECT | O_DSYNC, zeroed blocks, padded to 4 KiB"),
+}
 
 
 def _key(offset: int) -> bytes:
@@ -207,10 +229,10 @@ def fill(peer: Peer, batch: int, size: int, seconds: float) -> tuple[int, float,
             return written, written / spent, dict(enumerate(ready[0]))
 
 
-def measure(make: Callable[..., Peer], directory: Path, batch: int, size: int, seconds: float, *, sync: bool) -> Outcome:
+def measure(make: Maker, directory: Path, work: Work, *, sync: bool) -> Outcome:
     """Writes for `seconds`, then reads what was written: at random, and all of it in order."""
     with closing(make(directory, sync=sync)) as peer:
-        written, rate, first = fill(peer, batch, size, seconds)
+        written, rate, first = fill(peer, work.batch, work.size, work.seconds)
         if any(peer.get(offset) != record for offset, record in first.items()):
             raise RuntimeError(f"{peer.name} does not return what it was given")
         samples: list[int] = []
@@ -223,11 +245,110 @@ def measure(make: Callable[..., Peer], directory: Path, batch: int, size: int, s
         spent = time.perf_counter_ns() - before
         if scanned != written:
             raise RuntimeError(f"{peer.name} was given {written} records and has {scanned}")
-        p50, p99 = quantile(samples, 0.5), quantile(samples, 0.99)
-        return Outcome(peer.name, sync, batch, size, rate, p50, p99, scanned / spent * 1e9, peer.settings)
+        return Outcome(
+            peer.name,
+            sync,
+            work.batch,
+            work.size,
+            rate,
+            quantile(samples, 0.5),
+            quantile(samples, 0.99),
+            scanned / spent * 1e9,
+            peer.settings,
+        )
 
 
-def run(make: Callable[..., Peer], directory: Path, batch: int, size: int, seconds: float) -> float:
+def run(make: Maker, directory: Path, batch: int, size: int, seconds: float) -> float:
     """Durable records a second."""
     with closing(make(directory)) as peer:
         return fill(peer, batch, size, seconds)[1]
+
+
+def available() -> tuple[list[Maker], list[str]]:
+    """The peers that can run here, and a line for each that cannot."""
+    missing = [name for name in PEERS if name in PACKAGES and find_spec(PACKAGES[name]) is None]
+    lines = [f"{name} is left out: pip install {PACKAGES[name]}" for name in missing]
+    return [make for name, make in PEERS.items() if name not in missing], lines
+
+
+def compare(directory: Path, work: Work, peers: Sequence[Maker], rounds: int = 3) -> list[Outcome]:
+    """The peers and the raw disk in turns, each on an empty directory; medians over the rounds."""
+    found: dict[tuple[str, bool], list[Outcome]] = defaultdict(list)
+    for number in range(rounds):
+        print(f"peers, round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+        outcomes = [_raw(directory, work, name) for name in RAW]
+        for make, sync in product(peers, (True, False) if work.without_sync else (True,)):
+            with tempfile.TemporaryDirectory(dir=directory, prefix="peer-") as name:
+                outcomes.append(measure(make, Path(name), work, sync=sync))
+        for outcome in outcomes:
+            found[outcome.peer, outcome.synced].append(outcome)
+    return [_middle(outcomes) for outcomes in found.values()]
+
+
+def _raw(directory: Path, work: Work, name: str) -> Outcome:
+    write, settings = RAW[name]
+    batches = write(directory, work.batch * work.size, work.seconds)
+    return Outcome(name, True, work.batch, work.size, batches * work.batch, None, None, None, settings)
+
+
+def _middle(outcomes: Sequence[Outcome]) -> Outcome:
+    def over(values: Iterable[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return statistics.median(known) if known else None
+
+    return replace(
+        outcomes[0],
+        records_per_second=statistics.median(each.records_per_second for each in outcomes),
+        get_p50_ns=over(each.get_p50_ns for each in outcomes),
+        get_p99_ns=over(each.get_p99_ns for each in outcomes),
+        scanned_per_second=over(each.scanned_per_second for each in outcomes),
+    )
+
+
+def peer_table(found: Sequence[Outcome]) -> Table:
+    rows = [
+        (
+            each.peer + ("" if each.synced else ", no sync"),
+            f"{each.records_per_second:,.0f}",
+            *("" if value is None else microseconds(value) for value in (each.get_p50_ns, each.get_p99_ns)),
+            "" if each.scanned_per_second is None else f"{each.scanned_per_second:,.0f}",
+        )
+        for each in found
+    ]
+    headings = ("store", "records/s", "get p50 µs", "get p99 µs", "scan records/s")
+    return Table(f"{found[0].batch} records of {found[0].size} bytes in each transaction", headings, tuple(rows))
+
+
+def settings_table(found: Sequence[Outcome]) -> Table:
+    rows = [(f"{each.peer}{'' if each.synced else ', no sync'}: {each.settings}",) for each in found]
+    return Table("What was run", ("store: version and settings",), tuple(rows))
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benches.peers", description="Embedded stores doing the same work.")
+    parser.add_argument("--directory", type=Path, default=Path(), help="where to write; nothing is left there")
+    parser.add_argument("--batch", type=int, default=100, help="records in each durable transaction")
+    parser.add_argument("--size", type=int, default=256, help="bytes of a record")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of writing, for each store in each round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-sync", action="store_true", help="each store without its promise, too")
+    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    return parser
+
+
+def main() -> None:
+    options = arguments().parse_args()
+    where = machine(options.directory)
+    peers, missing = available()
+    print(*missing, sep="\n", end="\n" if missing else "", file=sys.stderr)
+    work = Work(options.batch, options.size, options.seconds, options.no_sync)
+    with tempfile.TemporaryDirectory(dir=options.directory, prefix="bench-peers-") as name:
+        found = compare(Path(name), work, peers, options.rounds)
+    show(where, [peer_table(found), settings_table(found)], markdown=options.markdown)
+    if options.json:
+        write_json(options.json, where, {"peers": found})
+
+
+if __name__ == "__main__":
+    main()

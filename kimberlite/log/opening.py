@@ -288,6 +288,8 @@ class Opener:
             finally:
                 await tail.stop()
                 self.backend.close()
+                for file in (tail.file, marks_file, *copies):
+                    file.close()
 
         def info() -> dict[str, Any]:
             return describe(identity, native, self.backend, committer, self.notes)
@@ -308,6 +310,7 @@ class Opener:
         tail.file.truncate(tail.place)
         tail.file.sync()
         checkpointer.write_last()
+
 
     async def _open_reader(self) -> Log:
         raise NotImplementedError

@@ -173,7 +173,8 @@ class Loader:
         end = Ended(None, None, BLOCK, True, None)
         for number in numbers[start:]:
             last = number == numbers[-1]
-            opened = self._open(number, last=last)
+            covered = place if number == start and entered else 0
+            opened = self._open(number, covered, last=last)
             if opened is None:
                 return end
             segment, file, scan = opened
@@ -186,7 +187,7 @@ class Loader:
                 self.progress(number + 1, len(numbers))
         return end
 
-    def _open(self, number: int, *, last: bool) -> tuple[_native.Segment, File, File] | None:
+    def _open(self, number: int, covered: int, *, last: bool) -> tuple[_native.Segment, File, File] | None:
         """The segment and its file, locked and synced if it may be written; None if it is a torn beginning."""
         name = segment_name(number)
         file = self.backend.open(name, "w" if self.write and last else "r")
@@ -199,7 +200,7 @@ class Loader:
         scan = self.backend.open(name, "s")
         header = scan.read(0, BLOCK)
         try:
-            return self.log.attach(header, file), file, scan
+            return self.log.attach(header, file, covered), file, scan
         except ValueError as error:
             if not last:
                 raise Corrupt(str(error), file=name, place=0) from None

@@ -34,14 +34,18 @@ impl Source for Foreign {
 
 pub fn source_of(file: &Bound<'_, PyAny>) -> PyResult<Arc<dyn Source>> {
     let fd: i32 = file.getattr("fd")?.extract()?;
-    Ok(if fd < 0 { Arc::new(Foreign(file.clone().unbind())) } else { Arc::new(Descriptor(fd)) })
+    if fd < 0 {
+        return Ok(Arc::new(Foreign(file.clone().unbind())));
+    }
+    // SAFETY: the file object, which we hold, keeps the descriptor open until it is duplicated.
+    let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+    Ok(Arc::new(Descriptor::duplicate(borrowed).map_err(os_error)?))
 }
 
 /// A segment that can be read.
 #[pyclass(frozen, module = "kimberlite._native")]
 pub struct Segment {
     pub inner: Arc<log::Segment>,
-    /// Keeps the descriptor open for as long as anybody can read.
     #[pyo3(get)]
     file: Py<PyAny>,
 }
@@ -311,10 +315,13 @@ impl Log {
         PyBytes::new(py, &self.inner.next_segment(number).encode())
     }
 
-    /// A segment to read from and, when it is active, to seal into.
-    fn attach(&self, header: &[u8], file: &Bound<'_, PyAny>) -> PyResult<Segment> {
+    /// A segment to read from and, when it is active, to seal into; `upto` is what a checkpoint covers of it.
+    #[pyo3(signature = (header, file, upto=0))]
+    fn attach(&self, py: Python<'_>, header: &[u8], file: &Bound<'_, PyAny>, upto: u64) -> PyResult<Segment> {
         let header = SegmentHeader::decode(header).map_err(|Damage(what)| PyValueError::new_err(what))?;
-        let inner = Arc::new(log::Segment::active(header, source_of(file)?));
+        let source = source_of(file)?;
+        let inner = py.detach(|| log::Segment::resumed(header, source, upto)).map_err(os_error)?;
+        let inner = Arc::new(inner);
         self.inner.attach(inner.clone());
         Ok(Segment { inner, file: file.clone().unbind() })
     }

@@ -2,10 +2,13 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
-use super::{Column, GroupEntry, GroupRow, Lookup, RunEntry, RunRow, StreamEntry};
-use super::{last_before, unpack};
+use super::{
+    Column, GroupEntry, Lookup, RunEntry, STRIDE, StreamEntry, last_at_most, partition, run_number,
+    share, unpack,
+};
 use crate::format::{Checked, Damage, SegmentHeader, ensure};
 
 /// Stream numbers are ours and dense, so nobody can choose ones that collide.
@@ -35,15 +38,16 @@ struct StreamRuns {
     next: u64,
 }
 
-/// Groups are appended whole and in order, once they are durable. Positions are contiguous from the
-/// segment's first, and so are the offsets of each stream. Positions are kept relative to the
-/// first; `dense` has for each the number of its run and is published after runs and groups, so a
-/// position that is visible has its run. Look-ups by position, group and time take no lock.
+/// Groups are appended whole and in order. Positions are contiguous from the segment's first, and
+/// so are the offsets of each stream. `records` is published after all columns, so
+/// a position that is visible has its run. Look-ups by position, group and time take no lock.
 pub struct SegmentIndex {
     header: SegmentHeader,
-    dense: Column<u32>,
-    runs: Column<RunRow>,
-    groups: Column<GroupRow>,
+    runs: Column<3>,
+    groups: Column<2>,
+    /// The number of the run at each multiple of `STRIDE`.
+    samples: Column<1>,
+    records: AtomicU32,
     /// Who writes it is the one who appends to the columns.
     streams: RwLock<Streams<StreamRuns>>,
 }
@@ -52,9 +56,10 @@ impl SegmentIndex {
     pub fn new(header: &SegmentHeader) -> Self {
         Self {
             header: *header,
-            dense: Column::default(),
             runs: Column::default(),
             groups: Column::default(),
+            samples: Column::default(),
+            records: AtomicU32::new(0),
             streams: RwLock::default(),
         }
     }
@@ -72,10 +77,14 @@ impl SegmentIndex {
         let first_run = self.runs.len() as u32;
         self.runs.extend(runs.iter().map(|run| run.row(first)));
         self.groups.extend([group.row(first)]);
-        let numbered = || (first_run..).zip(runs);
-        self.dense
-            .extend(numbered().flat_map(|(number, run)| (0..run.records).map(move |_| number)));
-        for (number, run) in numbered() {
+        for (number, run) in (first_run as u64..).zip(runs) {
+            let end = (run.position - first) + run.records as u64;
+            let count = end.div_ceil(STRIDE as u64) as usize - self.samples.len();
+            self.samples.extend(std::iter::repeat_n([number], count));
+        }
+        let records: u32 = runs.iter().map(|run| run.records).sum();
+        self.records.fetch_add(records, Ordering::Release);
+        for (number, run) in (first_run..).zip(runs) {
             let entry = streams.entry(run.stream).or_insert_with(|| StreamRuns {
                 runs: Vec::new(),
                 first: run.offset,
@@ -135,9 +144,20 @@ impl SegmentIndex {
         self.streams.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn records(&self) -> u32 {
+        self.records.load(Ordering::Acquire)
+    }
+
+    /// The position relative to the first, and how many there are.
+    fn relative(&self, position: u64) -> Option<(u32, u32)> {
+        let relative = position.checked_sub(self.header.first_position)?;
+        let records = self.records();
+        (relative < records as u64).then_some((relative as u32, records))
+    }
+
     fn run(&self, number: usize) -> Option<RunEntry> {
         // Taken before the next run is looked for: if there is none yet, this one ends here.
-        let records = self.dense.len() as u32;
+        let records = self.records();
         let row = self.runs.get(number)?;
         let end = self.runs.get(number + 1).map_or(records, |next| unpack(next[0]).0);
         Some(RunEntry::from_row(self.header.first_position, row, end))
@@ -153,7 +173,7 @@ impl SegmentIndex {
         let streams = self.streams();
         let mut sorted: Vec<_> = streams.iter().collect();
         sorted.sort_unstable_by_key(|(number, _)| **number);
-        let counts = [self.groups.len(), self.runs.len(), self.dense.len(), sorted.len()];
+        let counts = [self.groups.len(), self.runs.len(), self.records() as usize, sorted.len()];
         let mut out = super::closed::header(&self.header, counts.map(|count| count as u32));
         put_rows(&mut out, self.groups.iter());
         put_rows(&mut out, self.runs.iter());
@@ -185,12 +205,14 @@ impl Lookup for SegmentIndex {
     }
 
     fn next_position(&self) -> u64 {
-        self.header.first_position + self.dense.len() as u64
+        self.header.first_position + self.records() as u64
     }
 
     fn run_of_position(&self, position: u64) -> Option<RunEntry> {
-        let relative = position.checked_sub(self.header.first_position)?;
-        self.run(self.dense.get(usize::try_from(relative).ok()?)? as usize)
+        let (relative, _) = self.relative(position)?;
+        let sample = |at| self.samples.get(at).map(|[number]| number as usize);
+        let first = |at| self.runs.get(at).map_or(u64::MAX, |row| unpack(row[0]).0 as u64);
+        self.run(run_number(relative, self.runs.len(), sample, first)?)
     }
 
     fn ordinal(&self, stream: u32, offset: u64) -> Option<usize> {
@@ -199,9 +221,10 @@ impl Lookup for SegmentIndex {
         if offset < entry.first || offset >= entry.next {
             return None;
         }
-        let (part, whole) = (offset - entry.first, entry.next - entry.first);
-        last_before(entry.runs.len(), part, whole, |at| {
-            self.runs.get(entry.runs[at] as usize).is_some_and(|row| row[2] <= offset)
+        let count = entry.runs.len();
+        let guess = share(offset - entry.first, entry.next - entry.first, count);
+        last_at_most(0..count, guess, offset, |at| {
+            self.runs.get(entry.runs[at] as usize).map_or(u64::MAX, |row| row[2])
         })
     }
 
@@ -215,20 +238,16 @@ impl Lookup for SegmentIndex {
     }
 
     fn group_of_position(&self, position: u64) -> Option<GroupEntry> {
-        let records = self.dense.len() as u64;
-        let relative = position.checked_sub(self.header.first_position)?;
-        if relative >= records {
-            return None;
-        }
-        self.group(last_before(self.groups.len(), relative, records, |at| {
-            self.groups.get(at).is_some_and(|row| unpack(row[0]).0 as u64 <= relative)
-        })?)
+        let (relative, records) = self.relative(position)?;
+        let (relative, count) = (relative as u64, self.groups.len());
+        let first = |at| self.groups.get(at).map_or(u64::MAX, |row| unpack(row[0]).0 as u64);
+        let guess = share(relative, records as u64, count);
+        self.group(last_at_most(0..count, guess, relative, first)?)
     }
 
     fn group_at_or_after(&self, timestamp: u64) -> Option<GroupEntry> {
         let older = |at| self.groups.get(at).is_some_and(|row| row[1] < timestamp);
-        let last = last_before(self.groups.len(), 1, 2, older);
-        self.group(last.map_or(0, |last| last + 1))
+        self.group(partition(0..self.groups.len(), older))
     }
 
     fn stream(&self, stream: u32) -> Option<StreamEntry> {

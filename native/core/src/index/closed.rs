@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use super::{GroupEntry, Lookup, RunEntry, StreamEntry, last_before, unpack};
+use super::{
+    GroupEntry, Lookup, RunEntry, STRIDE, StreamEntry, last_at_most, run_number, share, unpack,
+};
 use crate::format::{Checked, Damage, SegmentHeader, ensure, put, u32_at};
 
 const MAGIC: &[u8; 8] = b"KIMBIDX1";
@@ -32,6 +34,8 @@ pub struct ClosedIndex {
     runs: Range<usize>,
     streams: Range<usize>,
     sorted: Range<usize>,
+    /// The number of the run at each multiple of `STRIDE`; made when decoding.
+    samples: Vec<u32>,
     first_group: u64,
     first_position: u64,
     records: u32,
@@ -69,12 +73,22 @@ impl ClosedIndex {
         ensure(first_group.checked_add(groups).is_some(), "group numbers run over")?;
         ensure(first_position.checked_add(records).is_some(), "positions run over")?;
         let [groups, runs, streams, sorted] = tables;
-        let (bytes, records) = (bytes.into(), records as u32);
-        let index =
-            Self { bytes, groups, runs, streams, sorted, first_group, first_position, records };
+        let (bytes, samples, records) = (bytes.into(), Vec::new(), records as u32);
+        let mut index = Self {
+            bytes,
+            groups,
+            runs,
+            streams,
+            sorted,
+            samples,
+            first_group,
+            first_position,
+            records,
+        };
         index.judge_groups()?;
         index.judge_runs()?;
         index.judge_streams()?;
+        index.samples = index.sample();
         Ok(index)
     }
 
@@ -103,6 +117,14 @@ impl ClosedIndex {
             end = place(row).checked_add(u32_at(row, 8)).ok_or(Damage("a run ends nowhere"))?;
         }
         Ok(())
+    }
+
+    fn sample(&self) -> Vec<u32> {
+        let mut samples = Vec::new();
+        for (number, end) in (0..).zip(self.ends()) {
+            samples.resize(end.div_ceil(STRIDE) as usize, number);
+        }
+        samples
     }
 
     /// The positions where runs end.
@@ -190,12 +212,6 @@ impl ClosedIndex {
     }
 }
 
-/// The last row whose position is not behind `relative`.
-fn row_of<const N: usize>(rows: &[[u8; N]], relative: u32, records: u32) -> Option<usize> {
-    let starts = |at: usize| position(&rows[at]) <= relative;
-    last_before(rows.len(), relative as u64, records as u64, starts)
-}
-
 impl Lookup for ClosedIndex {
     fn first_position(&self) -> u64 {
         self.first_position
@@ -206,7 +222,11 @@ impl Lookup for ClosedIndex {
     }
 
     fn run_of_position(&self, position: u64) -> Option<RunEntry> {
-        self.run(row_of(self.runs(), self.relative(position)?, self.records)?)
+        let relative = self.relative(position)?;
+        let runs = self.runs();
+        let sample = |at: usize| self.samples.get(at).map(|&number| number as usize);
+        let first = |at: usize| u32_at(&runs[at], 0) as u64;
+        self.run(run_number(relative, runs.len(), sample, first)?)
     }
 
     fn ordinal(&self, stream: u32, offset: u64) -> Option<usize> {
@@ -216,11 +236,10 @@ impl Lookup for ClosedIndex {
             return None;
         }
         let (runs, numbers) = (self.runs(), &self.sorted()[self.part(at)]);
-        let starts = |at: usize| {
-            let row = &runs[u32::from_le_bytes(numbers[at]) as usize];
-            words::<3, 24>(row)[2] <= offset
-        };
-        last_before(numbers.len(), offset - entry.first, entry.next - entry.first, starts)
+        let guess = share(offset - entry.first, entry.next - entry.first, numbers.len());
+        last_at_most(0..numbers.len(), guess, offset, |at| {
+            words::<3, 24>(&runs[u32::from_le_bytes(numbers[at]) as usize])[2]
+        })
     }
 
     fn run_of_stream(&self, stream: u32, ordinal: usize) -> Option<RunEntry> {
@@ -233,7 +252,10 @@ impl Lookup for ClosedIndex {
     }
 
     fn group_of_position(&self, position: u64) -> Option<GroupEntry> {
-        self.group(row_of(self.groups(), self.relative(position)?, self.records)?)
+        let (relative, groups) = (self.relative(position)? as u64, self.groups());
+        let guess = share(relative, self.records as u64, groups.len());
+        let first = |at: usize| u32_at(&groups[at], 0) as u64;
+        self.group(last_at_most(0..groups.len(), guess, relative, first)?)
     }
 
     fn group_at_or_after(&self, timestamp: u64) -> Option<GroupEntry> {

@@ -1,59 +1,17 @@
-//! A vector that one thread appends to while others read.
+//! A vector of rows that one thread appends to while others read.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 const FIRST: usize = 1024;
-/// Enough for 2^32 entries.
+/// Enough for 2^32 rows.
 const CHUNKS: usize = 23;
 
-/// What a column holds: integers that have an atomic of their size.
-pub trait Entry: Copy {
-    type Cell;
-    fn chunk(length: usize) -> Box<[Self::Cell]>;
-    fn load(cell: &Self::Cell) -> Self;
-    fn store(self, cell: &Self::Cell);
-}
-
-impl Entry for u32 {
-    type Cell = AtomicU32;
-
-    fn chunk(length: usize) -> Box<[AtomicU32]> {
-        // SAFETY: an atomic integer may be all zeros.
-        unsafe { Box::new_zeroed_slice(length).assume_init() }
-    }
-
-    fn load(cell: &AtomicU32) -> Self {
-        cell.load(Ordering::Relaxed)
-    }
-
-    fn store(self, cell: &AtomicU32) {
-        cell.store(self, Ordering::Relaxed);
-    }
-}
-
-impl<const N: usize> Entry for [u64; N] {
-    type Cell = [AtomicU64; N];
-
-    fn chunk(length: usize) -> Box<[Self::Cell]> {
-        // SAFETY: an atomic integer may be all zeros.
-        unsafe { Box::new_zeroed_slice(length).assume_init() }
-    }
-
-    fn load(cell: &Self::Cell) -> Self {
-        std::array::from_fn(|at| cell[at].load(Ordering::Relaxed))
-    }
-
-    fn store(self, cell: &Self::Cell) {
-        cell.iter().zip(self).for_each(|(cell, word)| cell.store(word, Ordering::Relaxed));
-    }
-}
-
 /// Chunks, each twice as long as the one before, never move; their zeroed pages are not touched
-/// before they are used, so growing costs no pause. Entries below `length` never change;
-/// it is published after them, so a reader that sees it sees them. One thread at a time appends.
-pub struct Column<T: Entry> {
-    chunks: [OnceLock<Box<[T::Cell]>>; CHUNKS],
+/// before they are used, so growing costs no pause. Rows below `length` never change; it is
+/// published after them, so a reader that sees it sees them. One thread at a time appends.
+pub struct Column<const N: usize> {
+    chunks: [OnceLock<Box<[[AtomicU64; N]]>>; CHUNKS],
     length: AtomicUsize,
 }
 
@@ -64,13 +22,18 @@ fn locate(index: usize) -> (usize, usize) {
     (chunk, shifted - (FIRST << chunk))
 }
 
-impl<T: Entry> Default for Column<T> {
+fn new_chunk<const N: usize>(length: usize) -> Box<[[AtomicU64; N]]> {
+    // SAFETY: an atomic integer may be all zeros.
+    unsafe { Box::new_zeroed_slice(length).assume_init() }
+}
+
+impl<const N: usize> Default for Column<N> {
     fn default() -> Self {
         Self { chunks: [const { OnceLock::new() }; CHUNKS], length: AtomicUsize::new(0) }
     }
 }
 
-impl<T: Entry> Column<T> {
+impl<const N: usize> Column<N> {
     pub fn len(&self) -> usize {
         self.length.load(Ordering::Acquire)
     }
@@ -79,26 +42,28 @@ impl<T: Entry> Column<T> {
         self.len() == 0
     }
 
-    pub fn get(&self, index: usize) -> Option<T> {
+    pub fn get(&self, index: usize) -> Option<[u64; N]> {
         if index >= self.len() {
             return None;
         }
         let (chunk, at) = locate(index);
-        Some(T::load(&self.chunks[chunk].get()?[at]))
+        let row = &self.chunks[chunk].get()?[at];
+        Some(std::array::from_fn(|word| row[word].load(Ordering::Relaxed)))
     }
 
     /// Appends all of them, and publishes them together.
-    pub(super) fn extend(&self, values: impl IntoIterator<Item = T>) {
+    pub(super) fn extend(&self, rows: impl IntoIterator<Item = [u64; N]>) {
         let mut length = self.length.load(Ordering::Relaxed);
-        for value in values {
+        for row in rows {
             let (chunk, at) = locate(length);
-            value.store(&self.chunks[chunk].get_or_init(|| T::chunk(FIRST << chunk))[at]);
+            let cells = &self.chunks[chunk].get_or_init(|| new_chunk(FIRST << chunk))[at];
+            cells.iter().zip(row).for_each(|(cell, word)| cell.store(word, Ordering::Relaxed));
             length += 1;
         }
         self.length.store(length, Ordering::Release);
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = T> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = [u64; N]> {
         (0..self.len()).map_while(|index| self.get(index))
     }
 }
@@ -108,8 +73,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_stay_where_they_were_put_across_chunks() {
-        let column = Column::<[u64; 2]>::default();
+    fn rows_stay_where_they_were_put_across_chunks() {
+        let column = Column::<2>::default();
         assert!(column.is_empty() && column.get(0).is_none());
         for part in (0..20_000u64).collect::<Vec<_>>().chunks(777) {
             column.extend(part.iter().map(|n| [*n, n * n]));
@@ -120,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_meet_without_gap_or_overlap_up_to_the_last_entry_of_32_bits() {
+    fn chunks_meet_without_gap_or_overlap_up_to_the_last_row_of_32_bits() {
         let mut expected = (0, 0);
         for index in 0..100_000 {
             assert_eq!(locate(index), expected);
@@ -133,12 +98,12 @@ mod tests {
     }
 
     #[test]
-    fn readers_see_only_whole_entries_while_another_thread_appends() {
-        let column = Column::<u32>::default();
+    fn readers_see_only_whole_rows_while_another_thread_appends() {
+        let column = Column::<2>::default();
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                for n in 0..50_000u32 {
-                    column.extend([n.wrapping_mul(0x9e37_79b1) | 1; 3]);
+                for n in 0..50_000u64 {
+                    column.extend([[n, n.wrapping_mul(0x9e37_79b1) | 1]; 3]);
                 }
             });
             let mut seen = 0;
@@ -146,8 +111,8 @@ mod tests {
                 seen = column.len();
                 assert_eq!(seen % 3, 0, "three are published together");
                 for index in seen.saturating_sub(50)..seen {
-                    let value = (index as u32 / 3).wrapping_mul(0x9e37_79b1) | 1;
-                    assert_eq!(column.get(index), Some(value));
+                    let n = index as u64 / 3;
+                    assert_eq!(column.get(index), Some([n, n.wrapping_mul(0x9e37_79b1) | 1]));
                 }
             }
         });

@@ -1,5 +1,7 @@
 //! Where the runs of a segment are: by position, by stream and offset, by group, by time.
 
+use std::ops::Range;
+
 mod active;
 mod closed;
 mod column;
@@ -8,7 +10,7 @@ mod tests;
 
 pub use active::SegmentIndex;
 pub use closed::ClosedIndex;
-pub use column::{Column, Entry};
+pub use column::Column;
 
 /// A run; its positions and its offsets are contiguous.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,37 +157,9 @@ impl GroupEntry {
     }
 }
 
-/// The last of `length` sorted entries that still is `before`. It is looked for around where it
-/// would be if entries were as far from each other as `part` of `whole` suggests, at ever greater
-/// distance: the fewer memory lines are touched, the faster.
-fn last_before(
-    length: usize,
-    part: u64,
-    whole: u64,
-    before: impl Fn(usize) -> bool,
-) -> Option<usize> {
-    let guess = (part as u128 * length as u128 / (whole as u128).max(1)) as usize;
-    let guess = guess.min(length.checked_sub(1)?);
-    let (mut low, mut high, mut step) = (0, length, 1);
-    if before(guess) {
-        low = guess + 1;
-        while low + step <= length {
-            if !before(low + step - 1) {
-                high = low + step - 1;
-                break;
-            }
-            (low, step) = (low + step, 2 * step);
-        }
-    } else {
-        high = guess;
-        while step <= high {
-            if before(high - step) {
-                low = high - step + 1;
-                break;
-            }
-            (high, step) = (high - step, 2 * step);
-        }
-    }
+/// The first in the range that is not `before`, or its end.
+fn partition(range: Range<usize>, before: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (range.start, range.end);
     while low < high {
         let middle = low.midpoint(high);
         if before(middle) {
@@ -194,5 +168,61 @@ fn last_before(
             high = middle;
         }
     }
-    low.checked_sub(1)
+    low
+}
+
+/// Of ascending keys the last in the range that is at most `target`. It is looked for from `guess`
+/// at ever greater distance: what a look-up costs is the memory lines it touches.
+fn last_at_most(
+    range: Range<usize>,
+    guess: usize,
+    target: u64,
+    key: impl Fn(usize) -> u64,
+) -> Option<usize> {
+    let (mut low, mut high, mut step) = (range.start, range.end, 1);
+    let guess = guess.clamp(low, high);
+    if guess < high && key(guess) <= target {
+        low = guess + 1;
+        while low + step <= high {
+            if key(low + step - 1) > target {
+                high = low + step - 1;
+                break;
+            }
+            (low, step) = (low + step, 2 * step);
+        }
+    } else {
+        high = guess;
+        while low + step <= high {
+            if key(high - step) <= target {
+                low = high - step + 1;
+                break;
+            }
+            (high, step) = (high - step, 2 * step);
+        }
+    }
+    let after = partition(low..high, |at| key(at) <= target);
+    after.checked_sub(1).filter(|&last| last >= range.start)
+}
+
+/// Where `part` of `whole` would be if `length` entries were evenly spaced.
+fn share(part: u64, whole: u64, length: usize) -> usize {
+    (part.min(u32::MAX as u64) * length as u64 / whole.max(1)) as usize
+}
+
+/// For every position that is a multiple of this, relative to the first, the number of its run is
+/// kept, so that a position is looked for among few runs.
+const STRIDE: u32 = 64;
+
+/// The number of the run that has a position. `sample` has the kept numbers.
+fn run_number(
+    relative: u32,
+    runs: usize,
+    sample: impl Fn(usize) -> Option<usize>,
+    first: impl Fn(usize) -> u64,
+) -> Option<usize> {
+    let at = (relative / STRIDE) as usize;
+    let low = sample(at)?;
+    let high = sample(at + 1).map_or(runs, |next| next + 1);
+    let guess = low + share((relative % STRIDE) as u64, STRIDE as u64, high - low - 1);
+    last_at_most(low..high, guess, relative as u64, first)
 }

@@ -257,6 +257,54 @@ fn an_index_of_another_length_or_segment_is_refused() {
 }
 
 #[test]
+fn an_index_that_contradicts_itself_is_refused() {
+    let index = SegmentIndex::new(&header());
+    let first = header().first_position;
+    let group = |number: u64, at: u64| GroupEntry {
+        number: 900 + number,
+        position: first + at,
+        timestamp: 100 + number,
+        place: 4096 * (number as u32 + 1),
+    };
+    let run = |at: u64, stream, offset, records, place| {
+        let position = first + at;
+        RunEntry { position, offset, stream, records, place, length: 90 }
+    };
+    index.append_group(&group(0, 0), &[run(0, 1, 0, 2, 4200), run(2, 2, 0, 3, 4300)]).unwrap();
+    index.append_group(&group(1, 5), &[run(5, 1, 2, 1, 9000)]).unwrap();
+    let bytes = index.encode();
+    let (runs, streams, sorted) = (96 + 2 * 16, 96 + 2 * 16 + 3 * 24, 96 + 2 * 16 + 5 * 24);
+    let refused = |what: &str, changes: &[(usize, u32)]| {
+        let mut wrong = bytes.clone();
+        for &(at, value) in changes {
+            wrong[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        }
+        assert!(wrong != bytes && ClosedIndex::decode(&wrong, &header()).is_err(), "{what}");
+    };
+    refused("the first group is not first", &[(96, 1)]);
+    refused("a group is behind all records", &[(96 + 16, 7)]);
+    refused("groups share a place", &[(96 + 16 + 4, 4096)]);
+    refused("time goes back", &[(96 + 16 + 8, 99)]);
+    refused("the first run is not first", &[(runs, 1)]);
+    let shorter = [(runs + 48, 2), (streams + 16, 6), (streams + 24 + 16, 0)];
+    refused("a run without records", &shorter);
+    refused("a last run without records", &[(runs + 48, 6), (88, 6), (streams + 16, 2)]);
+    refused("runs overlap", &[(runs + 8, 101)]);
+    refused("a run runs over", &[(runs + 48 + 8, u32::MAX)]);
+    refused("a run of no stream", &[(runs + 12, 3)]);
+    let swapped =
+        [(streams, 2), (streams + 24, 1), (streams + 28, 1), (sorted, 1), (sorted + 4, 0)];
+    refused("streams out of order", &swapped);
+    refused("a stream's runs begin late", &[(streams + 4, 1), (streams + 8, 2)]);
+    refused("a stream's runs begin behind the end", &[(streams + 24 + 4, 4)]);
+    refused("a stream's first offset", &[(streams + 8, 1)]);
+    refused("a stream's next offset", &[(streams + 16, 4)]);
+    refused("a run twice", &[(sorted + 4, 0)]);
+    refused("a run there is not", &[(sorted + 8, 3)]);
+    refused("no streams", &[(92, 0)]);
+}
+
+#[test]
 fn readers_find_whole_runs_while_groups_are_appended() {
     let index = SegmentIndex::new(&header());
     let first = header().first_position;

@@ -1,7 +1,7 @@
 //! A segment as readers know it: its header, its bytes and where its runs are.
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock, RwLock};
 
 use crate::format::{CLOSING, GROUP_HEADER, GroupHeader, RUN_HEADER, RunHeader, SEGMENT_HEADER, SegmentHeader, padded};
@@ -14,8 +14,14 @@ pub trait Source: Send + Sync {
     fn read(&self, place: u64, length: usize) -> io::Result<Vec<u8>>;
 }
 
-/// A descriptor that its owner closes after the last reader is gone.
-pub struct Descriptor(pub RawFd);
+/// A descriptor of our own: whoever reads may go on when the one it was made from is closed.
+pub struct Descriptor(OwnedFd);
+
+impl Descriptor {
+    pub fn duplicate(fd: BorrowedFd) -> io::Result<Self> {
+        Ok(Self(fd.try_clone_to_owned()?))
+    }
+}
 
 impl Source for Descriptor {
     fn read(&self, place: u64, length: usize) -> io::Result<Vec<u8>> {
@@ -23,7 +29,7 @@ impl Source for Descriptor {
         while out.len() < length {
             let (at, room) = (place + out.len() as u64, length - out.len());
             // SAFETY: the spare capacity is ours and at least `room` long; the kernel says how much it filled.
-            let got = unsafe { libc::pread(self.0, out.as_mut_ptr().add(out.len()).cast(), room, at as libc::off_t) };
+            let got = unsafe { libc::pread(self.0.as_raw_fd(), out.as_mut_ptr().add(out.len()).cast(), room, at as libc::off_t) };
             match got {
                 0 => break,
                 -1 => {
@@ -57,6 +63,14 @@ impl Segment {
     pub fn active(header: SegmentHeader, source: Arc<dyn Source>) -> Self {
         let index = Index::Active(SegmentIndex::new(&header));
         Self { header, source, index: RwLock::new(Arc::new(index)) }
+    }
+
+    /// Goes on behind what a checkpoint covers: the index up to there is made again.
+    pub fn resumed(header: SegmentHeader, source: Arc<dyn Source>, place: u64) -> io::Result<Self> {
+        let segment = Self::active(header, source);
+        let index = scan(&segment, place)?;
+        *segment.index.write().unwrap() = Arc::new(Index::Active(index));
+        Ok(segment)
     }
 
     pub fn closed(header: SegmentHeader, source: Arc<dyn Source>, file: Option<Arc<dyn Source>>, key: Key) -> Self {
@@ -93,7 +107,7 @@ impl Index {
                 }
                 let index = match file.as_ref().map(|file| from_file(&**file, key, &segment.header)) {
                     Some(Ok(Some(index))) => Box::new(index) as Box<dyn Lookup>,
-                    _ => Box::new(scan(segment)?),
+                    _ => Box::new(scan(segment, u64::MAX)?),
                 };
                 Ok(&**loaded.get_or_init(|| index))
             }
@@ -109,12 +123,15 @@ fn from_file(file: &dyn Source, key: &Key, header: &SegmentHeader) -> io::Result
 /// A segment is at most 2 GiB and a run at least 89 bytes, so that no index is larger.
 const LARGEST_INDEX: usize = 2 << 30;
 
-/// The index made again from the segment's own headers.
-fn scan(segment: &Segment) -> io::Result<SegmentIndex> {
+/// The index made again from the segment's own headers, up to a place or the closing group.
+fn scan(segment: &Segment, upto: u64) -> io::Result<SegmentIndex> {
     let index = SegmentIndex::new(&segment.header);
     let damaged = |what| io::Error::new(io::ErrorKind::InvalidData, what);
     let mut place = SEGMENT_HEADER as u64;
     loop {
+        if place >= upto {
+            return Ok(index);
+        }
         let head = segment.source.read(place, GROUP_HEADER)?;
         let Ok(group) = GroupHeader::decode(&head, &segment.header.salt, place) else { return Ok(index) };
         let bytes = segment.source.read(place, group.length as usize)?;

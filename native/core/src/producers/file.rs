@@ -39,7 +39,6 @@ impl Producers {
             let fresh = decode(entry)?;
             ensure(fresh.time >= time, "a producer's entry is older than the one before")?;
             time = fresh.time;
-            out.expire(time);
             ensure(out.follows(&fresh), "a producer's entries do not follow each other")?;
             // All that is in the file is durable.
             out.durable = out.durable.max(fresh.batch.group);

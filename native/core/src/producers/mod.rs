@@ -53,18 +53,19 @@ const PRODUCER: usize = 320;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Batch {
-    pub digest: Digest,
-    pub group: u64,
+    digest: Digest,
+    group: u64,
 }
 
 /// The last batches of a producer, ending with sequence `last`; at least one.
 #[derive(Default)]
 struct Producer {
-    pub last: u64,
+    last: u64,
     /// Log time of the last one.
-    pub time: u64,
-    pub batches: VecDeque<Batch>,
+    time: u64,
+    batches: VecDeque<Batch>,
     turn: u64,
+    thick: bool,
 }
 
 impl Producer {
@@ -77,20 +78,21 @@ impl Producer {
         self.last - (self.batches.len() as u64 - 1)
     }
 
-    /// A sequence that is not new, in a group that is: it was forgotten when that was written.
+    /// Whether it was applied before. A later group with an old sequence is no repetition: the
+    /// producer had been forgotten, and began again.
     fn has(&self, fresh: &Fresh) -> bool {
-        let group = self.batches.back().map_or(0, |batch| batch.group);
-        fresh.sequence <= self.last && fresh.batch.group <= group
+        let last = self.batches.back();
+        last.is_some_and(|last| fresh.sequence <= self.last && fresh.batch.group <= last.group)
     }
 }
 
 /// A batch that is not in the file yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Fresh {
-    pub key: Key,
-    pub sequence: u64,
-    pub batch: Batch,
-    pub time: u64,
+    key: Key,
+    sequence: u64,
+    batch: Batch,
+    time: u64,
 }
 
 /// Each producer is in exactly one of two queues, by the turn of its last batch: `thick` if it may
@@ -105,6 +107,8 @@ pub struct Producers {
     thick: BTreeMap<u64, Key>,
     thin: BTreeMap<u64, Key>,
     turns: u64,
+    /// No producer expires before this log time.
+    soonest: u64,
     bytes: usize,
 }
 
@@ -128,6 +132,7 @@ impl Producers {
             thick: BTreeMap::new(),
             thin: BTreeMap::new(),
             turns: 0,
+            soonest: u64::MAX,
             bytes: 0,
         }
     }
@@ -189,11 +194,15 @@ impl Producers {
 
     /// Forgets producers that were idle too long at this log time.
     pub fn expire(&mut self, now: u64) {
-        while let Some((_, key)) = self.longest_idle() {
-            if now.saturating_sub(self.known[&key].time) < self.limits.idle {
-                break;
+        while now >= self.soonest {
+            let Some((_, key)) = self.longest_idle() else {
+                self.soonest = u64::MAX;
+                return;
+            };
+            self.soonest = self.known[&key].time.saturating_add(self.limits.idle);
+            if now >= self.soonest {
+                self.forget(&key);
             }
-            self.forget(&key);
         }
     }
 
@@ -209,11 +218,12 @@ impl Producers {
     /// Whether the batch was news.
     fn remember(&mut self, fresh: &Fresh) -> bool {
         self.expire(fresh.time);
-        if self.known.get(&fresh.key).is_some_and(|known| known.has(fresh)) {
+        let producer = self.known.entry(fresh.key).or_default();
+        if producer.has(fresh) {
             return false;
         }
-        let mut producer = self.take(&fresh.key).unwrap_or_default();
-        // It was forgotten in between and began again.
+        let known = !producer.batches.is_empty();
+        self.bytes -= if known { producer.cost() } else { 0 };
         if producer.last.checked_add(1) != Some(fresh.sequence) {
             producer.batches.clear();
         }
@@ -221,32 +231,29 @@ impl Producers {
             producer.batches.pop_front();
         }
         producer.batches.push_back(fresh.batch);
+        self.bytes += producer.cost();
         (producer.last, producer.time) = (fresh.sequence, producer.time.max(fresh.time));
-        self.turns += 1;
-        producer.turn = self.turns;
-        let thick = producer.batches.len() > 1;
-        self.put(fresh.key, producer, thick);
+        self.soonest = self.soonest.min(fresh.time.saturating_add(self.limits.idle));
+        let (turn, thick) = (producer.turn, producer.batches.len() > 1);
+        // Who had the last turn and has the next one too stays where it is.
+        if !known || turn != self.turns || thick != producer.thick {
+            let queue = if producer.thick { &mut self.thick } else { &mut self.thin };
+            queue.remove(&turn);
+            self.turns += 1;
+            (producer.turn, producer.thick) = (self.turns, thick);
+            let queue = if thick { &mut self.thick } else { &mut self.thin };
+            queue.insert(self.turns, fresh.key);
+        }
         self.shrink();
         true
     }
 
-    fn put(&mut self, key: Key, producer: Producer, thick: bool) {
-        let queue = if thick { &mut self.thick } else { &mut self.thin };
-        queue.insert(producer.turn, key);
-        self.bytes += producer.cost();
-        self.known.insert(key, producer);
-    }
-
-    fn take(&mut self, key: &Key) -> Option<Producer> {
-        let producer = self.known.remove(key)?;
-        self.bytes -= producer.cost();
-        self.thick.remove(&producer.turn);
-        self.thin.remove(&producer.turn);
-        Some(producer)
-    }
-
     fn forget(&mut self, key: &Key) {
-        self.take(key);
+        if let Some(producer) = self.known.remove(key) {
+            self.bytes -= producer.cost();
+            let queue = if producer.thick { &mut self.thick } else { &mut self.thin };
+            queue.remove(&producer.turn);
+        }
     }
 
     fn longest_idle(&self) -> Option<(u64, Key)> {
@@ -257,16 +264,19 @@ impl Producers {
     /// Back within the limits: batches go first, then whole producers, of the longest idle each.
     fn shrink(&mut self) {
         while self.bytes > self.limits.bytes
-            && let Some((_, &key)) = self.thick.first_key_value()
-            && let Some(mut producer) = self.take(&key)
+            && let Some((turn, key)) = self.thick.pop_first()
+            && let Some(producer) = self.known.get_mut(&key)
         {
+            self.bytes -= producer.cost();
             // The last durable one stays too: a crash may take those behind it, and then the
             // producer goes on from there.
             let durable = producer.batches.partition_point(|batch| batch.group <= self.durable);
             let kept = durable.clamp(1, producer.batches.len()) - 1;
             producer.batches.drain(..kept);
             producer.batches.shrink_to_fit();
-            self.put(key, producer, false);
+            self.bytes += producer.cost();
+            producer.thick = false;
+            self.thin.insert(turn, key);
         }
         while (self.known.len() > self.limits.producers || self.bytes > self.limits.bytes)
             && let Some((_, key)) = self.longest_idle()

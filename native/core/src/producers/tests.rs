@@ -24,16 +24,19 @@ impl Chance {
     }
 }
 
+/// Sequence, digest, group.
+type Told = (u64, Digest, u64);
+
 /// Every batch that was ever applied and not forgotten, with nothing shared and nothing queued.
 #[derive(Default)]
 struct Model {
-    batches: BTreeMap<(u32, Id), Vec<(u64, Digest, u64)>>,
-    heard: BTreeMap<(u32, Id), (u64, u64)>,
+    batches: BTreeMap<Key, Vec<Told>>,
+    heard: BTreeMap<Key, (u64, u64)>,
     turns: u64,
 }
 
 impl Model {
-    fn check(&self, limits: &Limits, key: (u32, Id), sequence: u64, digest: &Digest) -> Verdict {
+    fn check(&self, limits: &Limits, key: Key, sequence: u64, digest: &Digest) -> Verdict {
         let batches = self.batches.get(&key).map_or(&[][..], |batches| batches);
         let expected = batches.len() as u64;
         if sequence >= expected {
@@ -50,12 +53,12 @@ impl Model {
         }
     }
 
-    fn forget(&mut self, key: &(u32, Id)) {
+    fn forget(&mut self, key: &Key) {
         self.batches.remove(key);
         self.heard.remove(key);
     }
 
-    fn apply(&mut self, limits: &Limits, key: (u32, Id), batch: (u64, Digest, u64), time: u64) {
+    fn apply(&mut self, limits: &Limits, key: Key, batch: Told, time: u64) {
         let heard = self.heard.clone();
         for (idle, _) in heard.iter().filter(|(_, (_, then))| time - then >= limits.idle) {
             self.forget(idle);
@@ -191,6 +194,22 @@ fn forgetting_keeps_what_a_crash_would_fall_back_to() {
     assert_eq!(crashed.check(1, &id(1), 1, &digest(1)), Verdict::Duplicate { group: 2 });
     assert_eq!(crashed.check(1, &id(1), 2, &digest(2)), Verdict::New);
     assert_eq!(crashed.len(), 1);
+}
+
+#[test]
+fn a_producer_that_was_forgotten_and_began_again_is_loaded_with_its_new_beginning() {
+    let narrow = Limits { producers: 1, ..WIDE };
+    let mut table = Producers::with_limits(narrow);
+    for (group, (n, sequence)) in (1..).zip([(1, 0), (1, 1), (2, 0), (1, 0)]) {
+        assert_eq!(table.check(1, &id(n), sequence, &digest(group)), Verdict::New);
+        table.apply(1, &id(n), sequence, &digest(group), group, 5);
+    }
+    let file = table.drain_new(9);
+    for limits in [narrow, WIDE] {
+        let again = Producers::load(&file, limits).unwrap();
+        assert_eq!(again.check(1, &id(1), 0, &digest(4)), Verdict::Duplicate { group: 4 });
+        assert_eq!(again.check(1, &id(1), 1, &digest(2)), Verdict::New);
+    }
 }
 
 #[test]

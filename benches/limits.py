@@ -1,0 +1,119 @@
+"""How fast can this machine hash, encrypt and copy at all? One thread, through the Python packages.
+
+A call from Python costs a fraction of a microsecond, which is part of the small sizes here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import median
+
+from blake3 import blake3
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from benches.table import Table, byte_count, machine, show, write_json
+
+SIZES = (256, 1 << 10, 1 << 20)
+#: Calls between two looks at the clock, in bytes: enough that the clock costs nothing.
+STRETCH = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    work: str
+    size: int
+    gigabytes_per_second: float
+
+
+def _sha256(data: bytes) -> Callable[[], object]:
+    sha256 = hashlib.sha256
+    return lambda: sha256(data).digest()
+
+
+def _blake3(data: bytes) -> Callable[[], object]:
+    return lambda: blake3(data).digest()
+
+
+def _blake3_threads(data: bytes) -> Callable[[], object]:
+    return lambda: blake3(data, max_threads=blake3.AUTO).digest()
+
+
+def _aes_gcm(data: bytes) -> Callable[[], object]:
+    """The same nonce each time, which only a bench may do: nothing of it is kept."""
+    encrypt, nonce = AESGCM(os.urandom(32)).encrypt, os.urandom(12)
+    return lambda: encrypt(nonce, data, None)
+
+
+def _copy(data: bytes) -> Callable[[], object]:
+    """Both ends stay in the cache where they fit."""
+    source, target = memoryview(data), memoryview(bytearray(len(data)))
+
+    def copy() -> None:
+        target[:] = source
+
+    return copy
+
+
+WORK: dict[str, Callable[[bytes], Callable[[], object]]] = {
+    "SHA-256 (OpenSSL)": _sha256,
+    "BLAKE3": _blake3,
+    "BLAKE3, all cores": _blake3_threads,
+    "AES-256-GCM (OpenSSL)": _aes_gcm,
+    "memory copy": _copy,
+}
+
+
+def bytes_per_second(call: Callable[[], object], size: int, seconds: float) -> float:
+    calls = max(1, STRETCH // size)
+    done = 0
+    begin = time.perf_counter()
+    while True:
+        for _ in range(calls):
+            call()
+        done += calls * size
+        if (spent := time.perf_counter() - begin) >= seconds:
+            return done / spent
+
+
+def rates(seconds: float, rounds: int = 5) -> list[Rate]:
+    """Every work at every size for `seconds`, in turns; medians over the rounds."""
+    calls = {(name, size): WORK[name](os.urandom(size)) for name, size in product(WORK, SIZES)}
+    found: dict[tuple[str, int], list[float]] = {key: [] for key in calls}
+    for _ in range(rounds):
+        for key, call in calls.items():
+            found[key].append(bytes_per_second(call, key[1], seconds / rounds))
+    return [Rate(name, size, median(values) / 1e9) for (name, size), values in found.items()]
+
+
+def rate_table(found: list[Rate]) -> Table:
+    cells = {(each.work, each.size): f"{each.gigabytes_per_second:.2f}" for each in found}
+    rows = [(name, *(cells[name, size] for size in SIZES)) for name in WORK]
+    return Table("GB/s", ("one call for", *map(byte_count, SIZES)), tuple(rows))
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benches.limits", description="Hashes, a cipher and a copy.")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each cell of the table")
+    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    return parser
+
+
+def main() -> None:
+    options = arguments().parse_args()
+    where = machine()
+    found = rates(options.seconds)
+    show(where, [rate_table(found)], markdown=options.markdown)
+    if options.json:
+        write_json(options.json, where, {"limits": found})
+
+
+if __name__ == "__main__":
+    main()
