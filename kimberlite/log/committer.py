@@ -95,7 +95,7 @@ class Committer:
         self.options, self.clock, self.quantum = options, clock, quantum
         self.database_id, self.identity_hash = database_id, identity_hash
         self.poisoned: BaseException | None = None
-        self.durable = mark.group
+        self.durable = log.durable_group()[0]
         #: Called after groups became durable, and after a segment was closed.
         self.on_publish: Callable[[], None] = lambda: None
         self.on_rotate: Callable[[_native.Segment], None] = lambda _segment: None
@@ -154,6 +154,14 @@ class Committer:
 
     def _pump(self) -> None:
         self._pump_due = False
+        try:
+            self._pump_all()
+        except BaseException as error:
+            # A group that is sealed and not written, or written and not accounted for, must never be followed.
+            self.poison(error)
+            raise
+
+    def _pump_all(self) -> None:
         while self._pool and self.poisoned is None and self._busy is None and self._may_seal():
             request = self._pool[0]
             if self.tail.full(request.bound):
@@ -249,7 +257,11 @@ class Committer:
             view.release()
             if len(self._buffers) < SPARE_BUFFERS:
                 self._buffers.append(buffer)
-            self._written(flight)
+            try:
+                self._written(flight)
+            except BaseException as error:
+                self.poison(error)
+                raise
 
         self.backend.submit(self.tail.file, flight.sealed.place, view, flight.alone, done)
 

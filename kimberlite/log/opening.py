@@ -28,6 +28,7 @@ from kimberlite.errors import (
 from kimberlite.log import creation
 from kimberlite.log.checkpoint import Checkpointer, Derived
 from kimberlite.log.committer import Committer
+from kimberlite.log.following import Follower
 from kimberlite.log.identity import Identity
 from kimberlite.log.log import Log
 from kimberlite.log.marks import Mark, encode_mark
@@ -142,7 +143,13 @@ class Opener:
             self.backend.lock_directory()
         except BlockingIOError:
             raise Busy("another writer has the database open") from None
-        prepared = await self.backend.run(lambda: self._prepare(create, origin))
+        try:
+            prepared = await self.backend.run(lambda: self._prepare(create, origin))
+        except OSError as error:
+            if error.errno not in FULL or not self.backend.list("segments"):
+                raise
+            self.notes.append(f"opened for reading only: {error.strerror}")
+            return await self._open_reader()
         return self._serve(*prepared)
 
     def _identify(self, create: bool, origin: str | None) -> tuple[Identity, Keys]:
@@ -235,8 +242,7 @@ class Opener:
                 tail = Tail(self.backend, end.segment.number, end.file, end.place, options.segment_bytes)
                 if not tail.full(BLOCK):
                     return end.segment, tail
-            end.file.truncate(end.place)
-            end.file.sync()
+            self._finish_segment(log, end)
         number = 0 if end.segment is None else end.segment.number + 1
         if self.backend.exists(segment_name(number)):
             self.backend.unlink(segment_name(number))
@@ -248,6 +254,21 @@ class Opener:
         header = log.next_segment_header(number)
         install(self.backend, prepared, number, header)
         return log.attach(header, file), Tail(self.backend, number, file, BLOCK, options.segment_bytes)
+
+    def _finish_segment(self, log: _native.Log, end: Ended) -> None:
+        """Cuts off what was torn and ends the segment, so that all but the last end in a closing group."""
+        assert end.segment is not None and end.file is not None
+        end.file.truncate(end.place)
+        end.file.sync()
+        if end.closed:
+            return
+        buffer = _native.Buffer(2 * BLOCK)
+        group = log.sealed()[0]
+        sealed = log.seal(end.segment, end.place, group - 1, self.injected.clock(), True, buffer)
+        end.file.write(end.place, memoryview(buffer)[: sealed.padded])
+        end.file.sync()
+        log.finish(sealed)
+        log.publish(sealed)
 
     def _serve(
         self,
@@ -313,7 +334,35 @@ class Opener:
 
 
     async def _open_reader(self) -> Log:
-        raise NotImplementedError
+        follower, identity = await self.backend.run(self._follow)
+        native = follower.log
+
+        async def close() -> None:
+            follower.close()
+            self.backend.close()
+
+        async def refresh() -> None:
+            await self.backend.run(follower.refresh)
+
+        def info() -> dict[str, Any]:
+            return describe(identity, native, self.backend, None, self.notes)
+
+        return Log(
+            self.backend, native, None, None, self.options, info, close, refresh, identity.quantum
+        )
+
+    def _follow(self) -> tuple[Follower, Identity]:
+        identity = load_identity(self.backend)
+        if identity is None:
+            raise Invalid("there is no database here")
+        keys = load_keys(
+            self.backend, identity, self.master, self.injected.random, read_only=True
+        )
+        follower = Follower(
+            self.backend, identity, keys, lambda: new_log(identity, keys, self.options, None)
+        )
+        check_anchor(follower.log, self.anchor)
+        return follower, identity
 
 
 def check_anchor(log: _native.Log, anchor: Receipt | None) -> None:

@@ -166,6 +166,9 @@ class Loader:
         #: The highest group known to have been durable.
         self.watermark = marks.newest.group
         self.segments: list[_native.Segment] = []
+        #: Called after each piece that was replayed; and the bytes of those pieces.
+        self.on_chunk: Callable[[], None] = lambda: None
+        self.bytes = 0
 
     def run(self, start: int = 0, place: int = BLOCK, *, entered: bool = False) -> Ended:
         """Replays from a segment on; `entered` if the log already follows that segment."""
@@ -179,7 +182,7 @@ class Loader:
                 return end
             segment, file, scan = opened
             if number != start or not entered:
-                self._enter(segment, number)
+                self.enter(segment, number)
                 place = BLOCK
             end = self._follow(segment, file, scan, place, last=last)
             self.segments.append(segment)
@@ -221,7 +224,7 @@ class Loader:
         if self.watermark >= group:
             raise Corrupt(f"{what}, and group {group} was durable", file=name, place=0, group=group)
 
-    def _enter(self, segment: _native.Segment, number: int) -> None:
+    def enter(self, segment: _native.Segment, number: int) -> None:
         what = self.log.enter(segment)
         if what is not None:
             group, position, _ = self.log.sealed()
@@ -233,13 +236,19 @@ class Loader:
         size = scan.size()
         while True:
             data = scan.read(place, max(CHUNK, want))
+            start = place
             place, stop, want, what = self.log.replay(segment, place, data, limit, self.keys.data_key)
+            self.bytes += place - start
+            self.on_chunk()
             if stop == "more" and place + want > size:
                 stop, what = "bad", "the group is cut short"
             if stop != "more":
                 break
         if stop == "closed" or stop == "done":
-            torn = self._rest(segment, scan, place)[1] if last and stop == "closed" else None
+            torn = self._rest(segment, scan, place)[1] if stop == "closed" else None
+            if torn is not None and not last:
+                name = segment_name(segment.number)
+                raise Corrupt("there are bytes behind the closing group", file=name, place=torn)
             scan.close()
             return Ended(segment, file, place, stop == "closed", torn)
         return self._judge(segment, file, scan, place, what, last=last)

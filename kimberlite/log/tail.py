@@ -170,7 +170,8 @@ class Tail:
                 self._work.clear()
                 return
         start = target.ready
-        wanted = HURRY if hurry else max(BLOCK, min(STEP, self._wanted() - self._ahead()))
+        behind = max(BLOCK, self._wanted() - self._ahead())
+        wanted = max(LEAST_AHEAD, min(HURRY, behind)) if hurry else min(STEP, behind)
         end = min(start + -(-wanted // BLOCK) * BLOCK, self.segment_bytes)
         await self.backend.run(self._filler(target.file, start, end, zero=not hurry))
         target.ready = end

@@ -42,6 +42,10 @@ def up_to(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
+def is_zero(data: bytes) -> bool:
+    return data == bytes(len(data))
+
+
 class Cursor:
     """Takes `data` from front to back."""
 
@@ -72,7 +76,7 @@ class Cursor:
         require(self.take(len(value), what) == value, self.where, f"{what} is wrong")
 
     def zeros_to(self, place: int, what: str) -> None:
-        require(not any(self.take(place - self.place, what)), self.where, f"{what} is not zero")
+        require(is_zero(self.take(place - self.place, what)), self.where, f"{what} is not zero")
 
     def flags(self, size: int, allowed: int, what: str) -> int:
         flags = self.number(size, what)

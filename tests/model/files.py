@@ -6,8 +6,9 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
-from .cursor import Cursor, ModelError, require, u8, u16, u32, u64
+from .cursor import Cursor, ModelError, is_zero, require, u8, u16, u32, u64
 from .groups import BLOCK
 from .hashes import Tree, blake, domain, key_id, sha256, wrapping_key, xaes_open, xaes_seal
 
@@ -43,7 +44,12 @@ class Identity:
     quantum: int = 128
 
     def hash(self) -> bytes:
-        return sha256(domain("kimberlite/identity/1"), encode_identity(self)[:480])
+        return _identity_hash(self)
+
+
+@cache
+def _identity_hash(identity: Identity) -> bytes:
+    return sha256(domain("kimberlite/identity/1"), encode_identity(identity)[:480])
 
 
 def encode_identity(identity: Identity) -> bytes:
@@ -177,7 +183,7 @@ def encode_slot(slot: Slot, place: int, identity: Identity) -> bytes:
 
 def decode_slot(data: bytes, place: int, identity: Identity, where: str) -> Slot | None:
     """None is an empty slot: 256 zeros."""
-    if not any(data):
+    if is_zero(data):
         return None
     cursor = Cursor(data, where)
     kind, stream, generation = (cursor.number(size, "slot") for size in (4, 4, 8))

@@ -73,7 +73,7 @@ def decode_segment_header(data: bytes, where: str) -> SegmentHeader:
 
 @dataclass(frozen=True)
 class Run:
-    """`seed` of a plain run, `nonce` of an encrypted one; the other is empty. `ends` is for encrypted runs."""
+    """A plain run has a seed, an encrypted one a nonce, commitments and `ends`."""
 
     stream: int
     records: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 from blake3 import blake3
 from cryptography.exceptions import InvalidTag
@@ -25,9 +26,11 @@ def sha256(*parts: bytes) -> bytes:
 
 
 def blake(*parts: bytes, key: bytes | None = None, size: int = 32) -> bytes:
-    return blake3(b"".join(parts), key=key).digest(size)
+    data = b"".join(parts)
+    return (blake3(data) if key is None else blake3(data, key=key)).digest(size)
 
 
+@cache
 def hkdf(key: bytes, info: bytes) -> bytes:
     return HKDF(algorithm=SHA256(), length=32, salt=None, info=info).derive(key)
 

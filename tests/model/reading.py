@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from .cursor import ModelError, require, up_to
+from .cursor import ModelError, is_zero, require, up_to
 from .files import (
     DATA_KEY,
     GROUP_KEY,
@@ -16,7 +16,6 @@ from .files import (
     decode_identity,
     decode_marks,
     decode_vault,
-    encode_hashes,
     segment_name,
     unwrap_slot,
 )
@@ -50,6 +49,7 @@ from .hashes import (
     salts,
     seal_key,
 )
+from .log import Log, Row, Sealed, Stream
 from .records import (
     Declaration,
     Entry,
@@ -61,104 +61,6 @@ from .records import (
     decode_system,
     encode_record,
 )
-
-
-@dataclass(frozen=True)
-class Stream:
-    """`declared` is D."""
-
-    number: int
-    name: str
-    mode: Mode
-    declared: bytes
-    largest: int = 0
-
-
-@dataclass(frozen=True)
-class Row:
-    """A record with what the log says of it. Without its key an encrypted one is `sealed`."""
-
-    position: int
-    stream: int
-    name: str
-    offset: int
-    timestamp: int
-    encrypted: bool
-    last: bool
-    commitment: bytes
-    leaf: bytes
-    record: Record | None
-    producer: Producer | None
-
-    @property
-    def sealed(self) -> bool:
-        return self.record is None
-
-    @property
-    def opened(self) -> Record:
-        if self.record is None:
-            raise ModelError(f"position {self.position}", "is sealed")
-        return self.record
-
-    @property
-    def payload(self) -> bytes:
-        return self.opened.payload
-
-    @property
-    def key(self) -> bytes | None:
-        return self.opened.key
-
-    @property
-    def headers(self) -> tuple[tuple[str, bytes], ...]:
-        return self.opened.headers
-
-    @property
-    def event_time(self) -> int | None:
-        return self.opened.event_time
-
-
-@dataclass(frozen=True)
-class Sealed:
-    """A group, and the log at its end."""
-
-    number: int
-    segment: int
-    place: int
-    position: int
-    records: int
-    durable_upto: int
-    timestamp: int
-    incarnation: int
-    closing: bool
-    chain: bytes
-    tree_size: int
-    root: bytes
-
-
-@dataclass(frozen=True)
-class Log:
-    """`doubts` are damages that the format forgives: they have a sound twin, or nothing hangs on them."""
-
-    identity: Identity
-    streams: tuple[Stream, ...]
-    rows: tuple[Row, ...]
-    groups: tuple[Sealed, ...]
-    marks: tuple[Mark, ...]
-    chain: bytes
-    root: bytes
-    doubts: tuple[ModelError, ...]
-
-    @property
-    def tree_size(self) -> int:
-        return len(self.rows)
-
-    @property
-    def durable_upto(self) -> tuple[int, ...]:
-        return tuple(group.durable_upto for group in self.groups)
-
-
-def hashes_file(log: Log) -> bytes:
-    return encode_hashes(log.identity.database, (row.leaf for row in log.rows))
 
 
 @dataclass
@@ -189,7 +91,7 @@ def read_log(files: Mapping[str, bytes], master: bytes | None = None) -> Log:
     doubts: list[ModelError] = []
     reader = _Reader(identity, _open_keys(files, identity, master, doubts), doubts)
     for number in range(count):
-        reader.segment(files[segment_name(number)], number, last=number == count - 1)
+        reader.segment(files[segment_name(number)], number)
     marks, problems = decode_marks(files["marks"], identity)
     doubts += problems
     for mark in marks:
@@ -217,16 +119,12 @@ def _open_keys(
     if master is None:
         return _Keys(False)
     require(header.master_id == key_id(master), "vault", "is wrapped by another master key")
-    keys = _Keys(True)
-    for slot in slots:
-        key = unwrap_slot(slot, master, identity, f"vault, key {slot.key_id.hex()}")
-        if slot.kind == DATA_KEY:
-            require(slot.declared not in keys.data, "vault", "two keys of one stream")
-            keys.data[slot.declared] = key
-    require([slot.kind for slot in slots[:2]] == [GROUP_KEY, RECEIPT_KEY], "vault", "slots 0 and 1")
-    require(all(slot.kind == DATA_KEY for slot in slots[2:]), "vault", "a second group or receipt key")
-    keys.group, keys.receipt = (unwrap_slot(slot, master, identity, "vault") for slot in slots[:2])
-    return keys
+    kinds = [slot.kind for slot in slots]
+    require(kinds == [GROUP_KEY, RECEIPT_KEY, *[DATA_KEY] * len(kinds[2:])], "vault", f"slots {kinds}")
+    group, receipt, *data = (unwrap_slot(slot, master, identity, "vault") for slot in slots)
+    by_stream = {slot.declared: key for slot, key in zip(slots[2:], data, strict=True)}
+    require(len(by_stream) == len(data), "vault", "two keys of one stream")
+    return _Keys(True, group, receipt, by_stream)
 
 
 class _Reader:
@@ -243,7 +141,7 @@ class _Reader:
         self.batch: _Batch | None = None
         self.timestamp = self.incarnation = 0
 
-    def segment(self, data: bytes, number: int, *, last: bool) -> None:
+    def segment(self, data: bytes, number: int) -> None:
         name = segment_name(number)
         header = decode_segment_header(data[:BLOCK], name)
         require(header.database == self.identity.database, name, "is of another database")
@@ -251,18 +149,17 @@ class _Reader:
         require(header.first_group == len(self.groups) + 1, name, "first group")
         require(header.first_position == len(self.rows), name, "first position")
         require(header.chain_before == self.chain, name, "last chain of the segment before")
-        require(header.packed is None or not last, name, "is packed and not closed")
         self.previous = header.chain()
         quantum = PACKED_BLOCK if header.packed else BLOCK
         place = end = BLOCK
         closed = False
-        while any(data[place : place + 8]):
+        while not is_zero(data[place : place + 8]):
             require(not closed, name, f"goes on at {place} behind its closing group")
             end = place + self.group(data, place, header)
             closed = self.groups[-1].closing
             place = up_to(end, quantum)
-            require(not any(data[end:place]), name, f"padding from {end} to {place}")
-        require(not any(data[end:]), name, f"zeros behind its last group, from {end}")
+            require(is_zero(data[end:place]), name, f"padding from {end} to {place}")
+        require(is_zero(data[end:]), name, f"zeros behind its last group, from {end}")
         self.check_end(data, header, end, name)
 
     def check_end(self, data: bytes, header: SegmentHeader, end: int, name: str) -> None:
@@ -402,7 +299,7 @@ class _Reader:
 
     def declare(self, said: Declaration, payload: bytes, where: str) -> None:
         require(said.stream == len(self.streams), where, f"declares stream {said.stream} out of order")
-        require(said.name not in {s.name for s in self.streams}, where, f"declares {said.name!r} again")
+        require(said.name not in {s.name for s in self.streams[1:]}, where, f"declares {said.name!r} again")
         tagged = self.identity.tagged
         require(said.mode is Mode.PLAIN or tagged, where, "an encrypted stream without a master key")
         self.streams.append(
@@ -420,7 +317,8 @@ class _Reader:
             said = [(part.stream, part.offset + i) for i in range(part.records)]
             require(bool(said) and part.stream > 0, where, "an empty part, or one of stream 0")
             require(offsets == said, where, f"its part of stream {part.stream} does not follow it")
-            require([one.last for one in rows].index(True) == len(rows) - 1, where, "a part is one batch")
+            ends = [one.last for one in rows]
+            require(ends == [False] * (len(rows) - 1) + [True], where, "a part is one batch")
             given.append((part.stream, rows))
             position += part.records
         if self.keys.receipt is None or any(one.sealed for _, rows in given for one in rows):

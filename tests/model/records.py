@@ -104,9 +104,7 @@ def encode_plaintext(entries: Sequence[Entry], canonicals: Sequence[bytes]) -> b
     return u32(len(entries)) + b"".join(encode_batch_entry(entry) for entry in entries) + b"".join(canonicals)
 
 
-def decode_plaintext(
-    data: bytes, records: int, where: str
-) -> tuple[list[Entry], list[Record], list[bytes]]:
+def decode_plaintext(data: bytes, records: int, where: str) -> tuple[list[Entry], list[Record], list[bytes]]:
     """Its entries, its records and their canonical bytes."""
     cursor = Cursor(data, where)
     count = cursor.number(4, "batches")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from .batches import AppendMany, Batch, Item, Sender, cut, entries_of
 from .cursor import require, up_to
 from .files import (
     DATA_KEY,
@@ -24,7 +25,6 @@ from .groups import (
     BLOCK,
     GROUP_HEADER,
     PACKED_BLOCK,
-    RUN_PLAINTEXT,
     Group,
     Packed,
     Run,
@@ -54,45 +54,17 @@ from .hashes import (
 )
 from .records import (
     Declaration,
-    Entry,
     Many,
     Mode,
     Part,
     Producer,
     Record,
-    encode_batch_entry,
     encode_plaintext,
     encode_record,
     encode_system,
 )
 
 Entropy = Callable[[int], bytes]
-
-
-@dataclass(frozen=True)
-class Sender:
-    """A producer's id and its sequence number, as a client gives them."""
-
-    identifier: bytes
-    sequence: int
-
-
-@dataclass(frozen=True)
-class Batch:
-    """`mode` is heard only by the first batch of a stream, which declares it."""
-
-    stream: str
-    records: tuple[Record, ...]
-    mode: Mode = Mode.PLAIN
-    producer: Sender | None = None
-
-
-@dataclass(frozen=True)
-class AppendMany:
-    """One append to several streams; its batches have no producers of their own."""
-
-    batches: tuple[Batch, ...]
-    producer: Sender | None = None
 
 
 @dataclass(frozen=True)
@@ -104,25 +76,6 @@ class Keys:
     master: bytes | None = None
 
 
-@dataclass(frozen=True)
-class _Item:
-    """A record on its way into a run."""
-
-    stream: int
-    offset: int
-    canonical: bytes
-    first: bool
-    last: bool
-    producer: Producer | None
-
-    def size(self, opens_run: bool) -> int:
-        """What it adds to the plaintext: its batch entry where it needs one, and itself."""
-        if not (self.first or opens_run):
-            return len(self.canonical)
-        entry = Entry(1, self.last, self.producer if self.first else None)
-        return len(encode_batch_entry(entry)) + len(self.canonical)
-
-
 @dataclass
 class _Stream:
     number: int
@@ -131,12 +84,12 @@ class _Stream:
     data_key: bytes = b""
     next_offset: int = 0
 
-    def batch(self, canonicals: Sequence[bytes], producer: Producer | None = None) -> list[_Item]:
+    def batch(self, canonicals: Sequence[bytes], producer: Producer | None = None) -> list[Item]:
         require(len(canonicals) > 0, "write", "an empty batch")
         start, last = self.next_offset, len(canonicals) - 1
         self.next_offset += len(canonicals)
         return [
-            _Item(self.number, start + i, record, i == 0, i == last, producer)
+            Item(self.number, start + i, record, i == 0, i == last, producer)
             for i, record in enumerate(canonicals)
         ]
 
@@ -151,6 +104,7 @@ class _Writer:
     compress: bool
     incarnation: int
     durable_upto: Callable[[int], int]
+    system: _Stream
     streams: dict[str, _Stream] = field(default_factory=dict)
     slots: list[Slot] = field(default_factory=list)
     segments: list[bytearray] = field(default_factory=list)
@@ -164,8 +118,6 @@ class _Writer:
     def begin(self) -> None:
         me = self.identity.hash()
         self.chain = me
-        # stream 0 is never declared; a name of no client stands for it
-        self.streams["\0"] = _Stream(0, Mode.PLAIN, me)
         if self.keys.master is not None:
             self.keep(self.keys.group, GROUP_KEY, 0, me)
             self.keep(self.keys.receipt, RECEIPT_KEY, 0, me)
@@ -211,11 +163,11 @@ class _Writer:
         segment += bytes(up_to(len(segment), BLOCK) - len(segment))
         self.position += records
 
-    def items(self, operation: Batch | AppendMany) -> list[_Item]:
+    def items(self, operation: Batch | AppendMany) -> list[Item]:
         batches = operation.batches if isinstance(operation, AppendMany) else (operation,)
         items = [item for batch in batches for item in self.declare(batch)]
         if isinstance(operation, AppendMany) and operation.producer is not None:
-            items += self.streams["\0"].batch([self.many(operation, operation.producer)])
+            items += self.system.batch([self.many(operation, operation.producer)])
         for batch in batches:
             stream = self.streams[batch.stream]
             canonicals = [encode_record(record) for record in batch.records]
@@ -228,10 +180,10 @@ class _Writer:
             items += stream.batch(canonicals, producer)
         return items
 
-    def declare(self, batch: Batch) -> list[_Item]:
+    def declare(self, batch: Batch) -> list[Item]:
         if batch.stream in self.streams:
             return []
-        number = len(self.streams)
+        number = len(self.streams) + 1
         declaration = Declaration(number, batch.mode, self.entropy(16), 0, batch.stream)
         payload = encode_system(declaration)
         stream = _Stream(number, batch.mode, declaration_hash(payload))
@@ -239,7 +191,7 @@ class _Writer:
             stream.data_key = self.entropy(32)
             self.keep(stream.data_key, DATA_KEY, number, stream.declared)
         self.streams[batch.stream] = stream
-        return self.streams["\0"].batch([encode_record(Record(payload))])
+        return self.system.batch([encode_record(Record(payload))])
 
     def many(self, operation: AppendMany, sender: Sender) -> bytes:
         """The canonical system record that stands in front of the parts."""
@@ -255,15 +207,15 @@ class _Writer:
         many = Many(kept, sender.sequence, many_digest(key, given), tuple(parts))
         return encode_record(Record(encode_system(many)))
 
-    def runs(self, items: Sequence[_Item]) -> Iterable[Run]:
-        by_number = {stream.number: stream for stream in self.streams.values()}
+    def runs(self, items: Sequence[Item]) -> Iterable[Run]:
+        by_number = {stream.number: stream for stream in (self.system, *self.streams.values())}
         position = self.position
         for run_items in cut(items, {n for n, s in by_number.items() if s.mode is Mode.ENCRYPTED}):
             stream = by_number[run_items[0].stream]
             yield self.run(stream, position, run_items)
             position += len(run_items)
 
-    def run(self, stream: _Stream, position: int, items: Sequence[_Item]) -> Run:
+    def run(self, stream: _Stream, position: int, items: Sequence[Item]) -> Run:
         canonicals = [item.canonical for item in items]
         plaintext = encode_plaintext(entries_of(items), canonicals)
         front = Run(stream.number, len(items), items[0].offset, position, b"")
@@ -290,32 +242,6 @@ class _Writer:
         return replace(front, text=seal_text(front, inner, seal_key(stream.data_key), self.identity.database))
 
 
-def entries_of(items: Sequence[_Item]) -> list[Entry]:
-    """The batch entries of a run of these records."""
-    starts = [i for i, item in enumerate(items) if i == 0 or item.first]
-    entries = []
-    for start, end in zip(starts, [*starts[1:], len(items)], strict=True):
-        producer = items[start].producer if items[start].first else None
-        entries.append(Entry(end - start, items[end - 1].last, producer))
-    return entries
-
-
-def cut(items: Sequence[_Item], encrypted: set[int]) -> list[list[_Item]]:
-    """Neighbours of one stream (of an encrypted one: of one batch) in runs of at most 64 KiB."""
-    runs: list[list[_Item]] = []
-    size = 0
-    for item in items:
-        together = bool(runs) and runs[-1][-1].stream == item.stream
-        together = together and not (item.stream in encrypted and item.first)
-        if together and size + item.size(False) <= RUN_PLAINTEXT:
-            runs[-1].append(item)
-            size += item.size(False)
-        else:
-            runs.append([item])
-            size = len(encode_plaintext([], [])) + item.size(True)
-    return runs
-
-
 def write_log(
     identity: Identity,
     operations: Iterable[Iterable[Batch | AppendMany]],
@@ -336,7 +262,8 @@ def write_log(
     """
     require(identity.tagged == (keys.master is not None), "write", "a tag is for a master key")
     settings = (segment_bytes, compress, incarnation, durable_upto)
-    writer = _Writer(identity, keys, entropy, clock, *settings)
+    system = _Stream(0, Mode.PLAIN, identity.hash())
+    writer = _Writer(identity, keys, entropy, clock, *settings, system)
     writer.begin()
     for group in operations:
         writer.append_group(group)

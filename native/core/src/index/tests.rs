@@ -292,8 +292,8 @@ fn an_index_that_contradicts_itself_is_refused() {
     refused("runs overlap", &[(runs + 8, 101)]);
     refused("a run runs over", &[(runs + 48 + 8, u32::MAX)]);
     refused("a run of no stream", &[(runs + 12, 3)]);
-    let swapped =
-        [(streams, 2), (streams + 24, 1), (streams + 28, 1), (sorted, 1), (sorted + 4, 0)];
+    let numbers = [(sorted, 1), (sorted + 4, 0), (sorted + 8, 2)];
+    let swapped = [&[(streams, 2), (streams + 24, 1), (streams + 28, 1)][..], &numbers].concat();
     refused("streams out of order", &swapped);
     refused("a stream's runs begin late", &[(streams + 4, 1), (streams + 8, 2)]);
     refused("a stream's runs begin behind the end", &[(streams + 24 + 4, 4)]);

@@ -1,0 +1,122 @@
+"""A log that somebody else may be writing: loaded without a lock, and followed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from kimberlite import _native
+from kimberlite.errors import Corrupt
+from kimberlite.log.creation import read_small
+from kimberlite.log.identity import Identity
+from kimberlite.log.names import CHECKPOINT, HASHES, segment_name
+from kimberlite.log.recovery import Keys, Loader, load_marks, segment_numbers
+from kimberlite.storage.backend import BLOCK, Backend, File
+
+#: Read at a time when looking for what is new.
+PIECE: Final = 256 * 1024
+
+
+class Follower:
+    """What is durable in the directory, as far as a watermark says so.
+
+    * A group is applied only if a sound header or mark says that it is durable; nothing behind that is judged.
+    * Nothing in the directory is written or locked.
+    """
+
+    def __init__(
+        self, backend: Backend, identity: Identity, keys: Keys, fresh: Callable[[], _native.Log]
+    ) -> None:
+        self.backend, self.identity, self.keys = backend, identity, keys
+        marks = load_marks(backend, identity)
+        self.log = fresh()
+        self.loader = Loader(backend, identity, keys, marks, self.log, write=False)
+        self._load(fresh)
+
+    def _load(self, fresh: Callable[[], _native.Log]) -> None:
+        loader = self.loader
+        data = read_small(self.backend, CHECKPOINT)
+        resume = None if data is None else self.log.resume(data)
+        if data is not None and resume is not None and self._restored(data, resume):
+            end = loader.run(resume.segment, resume.place, entered=True)
+        else:
+            self.log = loader.log = fresh()
+            loader.segments = []
+            end = loader.run()
+        self._segment, self._place, self._closed = end.segment, end.place, end.closed
+        self._scan: File | None = None
+
+    def _restored(self, data: bytes, resume: _native.Resume) -> bool:
+        numbers = segment_numbers(self.backend)
+        if resume.segment >= len(numbers) or not self.backend.exists(HASHES):
+            return False
+        hashes = self.backend.open(HASHES, "r")
+        if hashes.size() < 4096 + 32 * resume.hashes:
+            hashes.close()
+            return False
+        self.log.set_hashes(hashes)
+        hashes.close()
+        try:
+            self.loader.attach_closed(numbers[: resume.segment])
+            self.log.restore(data, self.keys.data_key)
+        except ValueError:
+            return False
+        return self.loader.matches(resume)
+
+    def refresh(self) -> None:
+        """Takes what has become durable since."""
+        self.loader.watermark = max(
+            self.loader.watermark, load_marks(self.backend, self.identity).newest.group
+        )
+        while self._step():
+            pass
+
+    def _step(self) -> bool:
+        """Goes on by a piece or into the next segment; False when there is nothing more to take."""
+        if self._closed:
+            return self._enter_next()
+        assert self._segment is not None
+        if self._scan is None:
+            self._scan = self.backend.open(segment_name(self._segment.number), "r")
+        data = self._scan.read(self._place, PIECE)
+        limit = max(self.loader.watermark, _native.Log.watermark(self._segment, self._place, data)[0])
+        want, place = 0, self._place
+        place, stop, want, what = self.log.replay(
+            self._segment, place, data, limit, self.keys.data_key
+        )
+        if stop == "more" and want > PIECE:
+            data = self._scan.read(place, want)
+            place, stop, want, what = self.log.replay(
+                self._segment, place, data, limit, self.keys.data_key
+            )
+        moved = place != self._place
+        self._place, self._closed = place, stop == "closed"
+        group, position, _ = self.log.sealed()
+        if stop == "bad" and not moved and group <= limit:
+            name = segment_name(self._segment.number)
+            raise Corrupt(what, file=name, place=place, group=group, position=position)
+        return moved
+
+    def _enter_next(self) -> bool:
+        number = 0 if self._segment is None else self._segment.number + 1
+        name = segment_name(number)
+        if not self.backend.exists(name):
+            return False
+        file = self.backend.open(name, "r")
+        header = file.read(0, BLOCK)
+        if _native.header_damage(header, self.identity.database_id, number) is not None:
+            # The writer may be about to write it; damage to what is durable shows at the next open.
+            file.close()
+            return False
+        segment = self.log.attach(header, file)
+        self.loader.enter(segment, number)
+        file.close()
+        if self._scan is not None:
+            self._scan.close()
+        self._segment, self._scan, self._place, self._closed = segment, None, BLOCK, False
+        return True
+
+    def close(self) -> None:
+        if self._scan is not None:
+            self._scan.close()
+            self._scan = None

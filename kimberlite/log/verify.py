@@ -1,0 +1,148 @@
+"""`kimberlite verify`: every byte of a directory against everything that can be known of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from kimberlite import _native
+from kimberlite.crypto.master import load_master
+from kimberlite.errors import Corrupt, Invalid, RolledBack
+from kimberlite.log.checkpoint import HASHES_HEADER
+from kimberlite.log.creation import read_small
+from kimberlite.log.names import CHECKPOINT, HASHES, segment_name
+from kimberlite.log.opening import check_anchor, translate
+from kimberlite.log.options import Options
+from kimberlite.log.recovery import Ended, Loader, load_identity, load_keys, load_marks, new_log
+from kimberlite.records import Receipt
+from kimberlite.storage import Backend, open_backend
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Report:
+    """What was found sound, and what was found odd and could be lived with."""
+
+    records: int
+    streams: int
+    groups: int
+    segments: int
+    bytes: int
+    tree_size: int
+    root: bytes
+    chain: bytes
+    #: Whether encrypted records were opened and held against their commitments.
+    keys_checked: bool
+    notes: list[str] = field(default_factory=list)
+
+
+def verify_directory(
+    path: str | os.PathLike[str],
+    *,
+    key_file: str | os.PathLike[str] | None = None,
+    anchor: Receipt | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Reads everything and writes nothing; a KimberliteError says what is wrong and where."""
+    try:
+        backend = open_backend(path, read_only=True)
+    except OSError as error:
+        raise translate(error, os.fspath(path)) from error
+    try:
+        return verify(backend, load_master(key_file), anchor=anchor, progress=progress)
+    except OSError as error:
+        raise translate(error, os.fspath(path)) from error
+    finally:
+        backend.close()
+
+
+def verify(
+    backend: Backend,
+    master: bytes | None,
+    *,
+    anchor: Receipt | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    identity = load_identity(backend)
+    if identity is None:
+        raise Invalid("there is no database here")
+    keys = load_keys(backend, identity, master, os.urandom, read_only=True)
+    notes = []
+    if keys.vault is not None:
+        notes += [f"vault.{copy} differs from its twin, which is sound" for copy in sorted(keys.vault.stale)]
+    marks = load_marks(backend, identity)
+    notes += [f"marks: block {block} is damaged; its twin is sound" for block in marks.damaged]
+    log = new_log(identity, keys, Options(), None)
+    hashes = Hashes(backend, log)
+    loader = Loader(backend, identity, keys, marks, log, write=False, progress=progress)
+    loader.on_chunk = hashes.compare
+    end = loader.run()
+    hashes.compare()
+    notes += hashes.notes()
+    judge_end(backend, end, clean=marks.newest.clean)
+    if end.torn_upto is not None and end.segment is not None:
+        name = segment_name(end.segment.number)
+        notes.append(f"{name}: bytes {end.place} to {end.torn_upto} were never acknowledged")
+    group, chain = log.durable_group()
+    if marks.newest.group == group and marks.newest.chain != chain:
+        raise Corrupt("the watermark names another chain hash", file="marks", group=group)
+    judge_checkpoint(backend, log, group)
+    size, root = log.root()
+    check_anchor(log, anchor)
+    return Report(
+        records=log.durable,
+        streams=len(log.streams()),
+        groups=group,
+        segments=len(loader.segments),
+        bytes=loader.bytes,
+        tree_size=size,
+        root=root,
+        chain=chain,
+        keys_checked=keys.vault is not None,
+        notes=notes,
+    )
+
+
+def judge_end(backend: Backend, end: Ended, *, clean: bool) -> None:
+    """After a clean close nothing is behind the last group."""
+    if clean and end.torn_upto is not None and end.segment is not None:
+        raise Corrupt(
+            "there are bytes behind the end of a log that was closed cleanly",
+            file=segment_name(end.segment.number),
+            place=end.torn_upto,
+        )
+
+
+def judge_checkpoint(backend: Backend, log: _native.Log, group: int) -> None:
+    data = read_small(backend, CHECKPOINT)
+    resume = None if data is None else log.resume(data)
+    if resume is not None and resume.group > group:
+        raise RolledBack(f"the log ends at group {group}, and there is a checkpoint of group {resume.group}")
+
+
+class Hashes:
+    """Holds the file of tree hashes against the hashes that follow from the records."""
+
+    def __init__(self, backend: Backend, log: _native.Log) -> None:
+        self._log = log
+        self._file = backend.open(HASHES, "r") if backend.exists(HASHES) else None
+        self._first_wrong: int | None = None
+
+    def compare(self) -> None:
+        first, hashes = self._log.take_hashes()
+        if self._file is not None and self._first_wrong is None:
+            found = self._file.read(HASHES_HEADER + 32 * first, len(hashes))
+            if found != hashes[: len(found)]:
+                wrong = next(i for i in range(0, len(found), 32) if found[i : i + 32] != hashes[i : i + 32])
+                self._first_wrong = first + wrong // 32
+        self._log.flushed_hashes(first + len(hashes) // 32)
+
+    def notes(self) -> list[str]:
+        if self._file is None:
+            return []
+        self._file.close()
+        if self._first_wrong is None:
+            return []
+        return [f"{HASHES}: hash {self._first_wrong} is wrong; delete the file to have it made again"]
