@@ -109,6 +109,7 @@ class Derived:
 
     def capture(self, segment: _native.Segment, tail: Tail) -> Callable[[], None]:
         """What to write once everything sealed so far is durable: the returned call does it, off the loop."""
+        self.log.settle()
         group = self.log.sealed()[0] - 1
         first, hashes = self.log.take_hashes()
         entries = self.log.take_producers(group)

@@ -7,6 +7,7 @@ mod crypto;
 mod errors;
 mod log;
 mod records;
+mod ring;
 mod writer;
 
 #[pymodule]
@@ -19,6 +20,8 @@ mod _native {
     use super::crypto::{blake3, derive, key_id, xaes_open, xaes_seal};
     #[pymodule_export]
     use super::log::{Log, Resume, Sealed, Segment, closes, header_damage};
+    #[pymodule_export]
+    use super::ring::Ring;
     #[pymodule_export]
     use super::writer::{Writer, file_system};
 }

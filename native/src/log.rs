@@ -1,6 +1,7 @@
 //! `Log`: what the core knows of a log, under Python's hands.
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Condvar, Mutex};
 
 use kimberlite_core::format::{Checked, Damage, Hash, SegmentHeader};
 use kimberlite_core::group::{self, Database};
@@ -74,12 +75,57 @@ impl Segment {
     }
 }
 
+/// A sealed group on its way through the finisher.
+struct Shared {
+    group: Mutex<group::Sealed>,
+    segment: Arc<log::Segment>,
+    /// Size and root of the tree behind the group, once its leaves are made.
+    tree: Mutex<Option<(u64, Hash)>>,
+    finished: Condvar,
+}
+
+impl Shared {
+    fn finish(&self, log: &log::Log) {
+        let state = log.finish(&self.segment, &mut self.group.lock().unwrap());
+        *self.tree.lock().unwrap() = Some(state);
+        self.finished.notify_all();
+    }
+
+    fn wait(&self) -> (u64, Hash) {
+        let guard = self.finished.wait_while(self.tree.lock().unwrap(), |state| state.is_none());
+        guard.unwrap().expect("it was waited for")
+    }
+}
+
+/// Leaves of larger groups are made by a thread of their own, in the order of the groups.
+struct Finisher {
+    queue: Option<Sender<Arc<Shared>>>,
+    last: Option<Arc<Shared>>,
+}
+
+/// Fewer records are finished sooner than a thread wakes up.
+const WORTH_A_THREAD: u32 = 400;
+
+impl Finisher {
+    fn submit(&mut self, log: &Arc<log::Log>, group: &Arc<Shared>) {
+        let queue = self.queue.get_or_insert_with(|| {
+            let (sender, receiver) = channel::<Arc<Shared>>();
+            let log = log.clone();
+            std::thread::Builder::new()
+                .name("kimberlite-leaves".into())
+                .spawn(move || receiver.iter().for_each(|group| group.finish(&log)))
+                .expect("the process may have one more thread");
+            sender
+        });
+        queue.send(group.clone()).expect("the thread lives as long as its queue");
+        self.last = Some(group.clone());
+    }
+}
+
 /// A group whose bytes are in a buffer.
 #[pyclass(frozen, module = "kimberlite._native")]
 pub struct Sealed {
-    inner: Mutex<group::Sealed>,
-    segment: Arc<log::Segment>,
-    tree: Mutex<Option<(u64, Hash)>>,
+    shared: Arc<Shared>,
     #[pyo3(get)]
     number: u64,
     #[pyo3(get)]
@@ -95,6 +141,7 @@ pub struct Sealed {
 #[pyclass(frozen, module = "kimberlite._native")]
 pub struct Log {
     pub inner: Arc<log::Log>,
+    finisher: Mutex<Finisher>,
 }
 
 impl Log {
@@ -159,8 +206,9 @@ impl Log {
         let receipt: Key = exactly(receipt_key, "receipt key")?;
         let several = derive(&receipt, &[&domain("kimberlite/producer/1")]);
         let entropy = seed.map_or(Entropy::Kernel, Entropy::seeded);
+        let finisher = Mutex::new(Finisher { queue: None, last: None });
         let secrets = Secrets { receipt, several };
-        Ok(Self { inner: Arc::new(log::Log::new(database, secrets, level, cache_bytes, entropy)) })
+        Ok(Self { inner: Arc::new(log::Log::new(database, secrets, level, cache_bytes, entropy)), finisher })
     }
 
     /// The number of a stream; None if there is none of this name.
@@ -236,23 +284,44 @@ impl Log {
             padded: inner.padded,
             records: inner.records,
             timestamp: inner.timestamp,
-            inner: Mutex::new(inner),
-            segment,
-            tree: Mutex::new(None),
+            shared: Arc::new(Shared {
+                group: Mutex::new(inner),
+                segment,
+                tree: Mutex::new(None),
+                finished: Condvar::new(),
+            }),
         }
     }
 
     /// Leaves, tree and index of a sealed group, while it is on its way to the disk.
     fn finish(&self, py: Python<'_>, sealed: &Sealed) {
         py.detach(|| {
-            let state = self.inner.finish(&sealed.segment, &mut sealed.inner.lock().unwrap());
-            *sealed.tree.lock().unwrap() = Some(state);
+            let mut finisher = self.finisher.lock().unwrap();
+            let busy = finisher.last.as_ref().is_some_and(|last| last.tree.lock().unwrap().is_none());
+            if busy || sealed.records >= WORTH_A_THREAD {
+                finisher.submit(&self.inner, &sealed.shared);
+            } else {
+                finisher.last = None;
+                sealed.shared.finish(&self.inner);
+            }
+        });
+    }
+
+    /// Returns when everything that was sealed is finished.
+    fn settle(&self, py: Python<'_>) {
+        py.detach(|| {
+            if let Some(last) = self.finisher.lock().unwrap().last.take() {
+                last.wait();
+            }
         });
     }
 
     /// The group and all before it are durable: readers see them from here on.
-    fn publish(&self, sealed: &Sealed) {
-        self.inner.publish(&sealed.inner.lock().unwrap());
+    fn publish(&self, py: Python<'_>, sealed: &Sealed) {
+        py.detach(|| {
+            sealed.shared.wait();
+            self.inner.publish(&sealed.shared.group.lock().unwrap());
+        });
     }
 
     /// The receipt of `count` records of a sealed and finished group.
@@ -268,8 +337,8 @@ impl Log {
         position: u64,
         durable: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let group = sealed.inner.lock().unwrap();
-        let (size, root) = sealed.tree.lock().unwrap().ok_or_else(|| PyValueError::new_err("the group is not finished"))?;
+        let (size, root) = py.detach(|| sealed.shared.wait());
+        let group = sealed.shared.group.lock().unwrap();
         let receipt = log::Receipt {
             group: group.number,
             tree_size: size,

@@ -11,9 +11,9 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
 /// A short write is taken up again at a multiple of this: O_DIRECT takes nothing else.
-const BLOCK: usize = 4096;
+pub(crate) const BLOCK: usize = 4096;
 /// Short writes in a row that did not complete one block before we call it an error.
-const STUCK: usize = 16;
+pub(crate) const STUCK: usize = 16;
 
 enum Work {
     Write { place: i64, data: *const u8, length: usize, durable: bool },
@@ -66,19 +66,11 @@ impl Writer {
         if !(1..=64).contains(&threads) {
             return Err(PyValueError::new_err("threads must be from 1 to 64"));
         }
-        // SAFETY: a plain system call; the descriptor it returns is ours.
-        let event = unsafe {
-            let fd = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
-            if fd < 0 {
-                return Err(io::Error::last_os_error().into());
-            }
-            OwnedFd::from_raw_fd(fd)
-        };
         let shared = Shared {
             queue: Mutex::default(),
             work: Condvar::new(),
             quiet: Condvar::new(),
-            event: Mutex::new(Some(event)),
+            event: Mutex::new(Some(eventfd()?)),
         };
         Ok(Self { shared: Arc::new(shared), threads: Mutex::default(), most: threads, held: Mutex::default() })
     }
@@ -90,14 +82,8 @@ impl Writer {
 
     /// Write the whole buffer, which is held until `completions` has returned the id.
     fn submit(&self, id: u64, fd: RawFd, place: i64, buffer: &Bound<'_, PyAny>, durable: bool) -> PyResult<()> {
-        let view = PyUntypedBuffer::get(buffer)?;
-        if !view.is_c_contiguous() {
-            return Err(PyValueError::new_err("the buffer is not contiguous"));
-        }
+        let view = contiguous(buffer, place)?;
         let (data, length) = (view.buf_ptr().cast_const().cast(), view.len_bytes());
-        if place < 0 || place.checked_add_unsigned(length as u64).is_none() {
-            return Err(PyValueError::new_err("a place is from 0 to 2**63 - 1"));
-        }
         match lock(&self.held).entry(id) {
             Entry::Occupied(_) => return Err(PyRuntimeError::new_err("this id has not finished")),
             Entry::Vacant(free) => free.insert(view),
@@ -111,13 +97,8 @@ impl Writer {
 
     /// What has finished since the last call: each id with 0 or the errno.
     fn completions(&self) -> Vec<(u64, i32)> {
-        let mut count = 0u64;
         // The eventfd first: a job that finishes in between then leaves it readable, at worst for nothing.
-        // SAFETY: reads eight bytes into eight bytes; EAGAIN says there is nothing, and then there is nothing.
-        unsafe {
-            let event = lock(&self.shared.event);
-            libc::read(event.as_ref().map_or(-1, AsRawFd::as_raw_fd), (&raw mut count).cast(), 8);
-        }
+        drain(lock(&self.shared.event).as_ref());
         let finished = std::mem::take(&mut lock(&self.shared.queue).finished);
         // Letting go of a buffer can run any Python at all, so not under the lock.
         let views: Vec<_> = {
@@ -239,11 +220,7 @@ impl Shared {
     }
 
     fn signal(&self) {
-        let one = 1u64;
-        if let Some(event) = lock(&self.event).as_ref() {
-            // SAFETY: writes eight bytes from eight bytes. EAGAIN would mean that the counter is full, so readable.
-            unsafe { libc::write(event.as_raw_fd(), (&raw const one).cast(), 8) };
-        }
+        signal(lock(&self.event).as_ref());
     }
 }
 
@@ -306,8 +283,46 @@ fn retrying(call: impl Fn() -> isize) -> io::Result<usize> {
     }
 }
 
+/// A buffer that is held where it is, and that can be written at this place.
+pub(crate) fn contiguous(buffer: &Bound<'_, PyAny>, place: i64) -> PyResult<PyUntypedBuffer> {
+    let view = PyUntypedBuffer::get(buffer)?;
+    if !view.is_c_contiguous() {
+        return Err(PyValueError::new_err("the buffer is not contiguous"));
+    }
+    if place < 0 || place.checked_add_unsigned(view.len_bytes() as u64).is_none() {
+        return Err(PyValueError::new_err("a place is from 0 to 2**63 - 1"));
+    }
+    Ok(view)
+}
+
+pub(crate) fn eventfd() -> io::Result<OwnedFd> {
+    // SAFETY: a plain system call; the descriptor it returns is ours.
+    unsafe {
+        let fd = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
+        if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd)) }
+    }
+}
+
+/// Have it readable; None is a closed one.
+pub(crate) fn signal(event: Option<&OwnedFd>) {
+    let one = 1u64;
+    if let Some(event) = event {
+        // SAFETY: writes eight bytes from eight bytes. EAGAIN would mean that the counter is full, so readable.
+        unsafe { libc::write(event.as_raw_fd(), (&raw const one).cast(), 8) };
+    }
+}
+
+/// Have it not readable.
+pub(crate) fn drain(event: Option<&OwnedFd>) {
+    let mut count = 0u64;
+    if let Some(event) = event {
+        // SAFETY: reads eight bytes into eight bytes; EAGAIN says there is nothing, and then there is nothing.
+        unsafe { libc::read(event.as_raw_fd(), (&raw mut count).cast(), 8) };
+    }
+}
+
 /// A panic elsewhere leaves nothing half done in what these locks guard.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -111,7 +111,11 @@ def _open_keys(
         require(receipt is None or len(receipt) == 32, "receipt.key", "has not 32 bytes")
         return _Keys(True, receipt=receipt)
     require("receipt.key" not in files, "receipt.key", "is in the vault when there is a master key")
-    require(bool(copies), "vault.0", "is missing, and vault.1 too")
+    if not copies:
+        # an auditor of a backup or a follower has no vault; whoever brings a key wants to use it
+        require(master is None, "vault.0", "is missing, and vault.1 too")
+        doubts.append(ModelError("vault", "is missing"))
+        return _Keys(False)
     header, slots, problems = decode_vault(copies, identity)
     doubts += problems
     if len(copies) == 1:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import count
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 from . import (
     AppendMany,
     Batch,
-    Identity,
     Keys,
     Log,
     Mode,
@@ -27,42 +25,11 @@ from . import (
     read_log,
     write_log,
 )
-from .files import decode_identity, decode_marks, decode_vault, leaf_index, segment_name
+from .conftest import Operations, identity_of, read, written
+from .files import leaf_index, segment_name
 from .groups import BLOCK, RUN_PLAINTEXT, decode_group, decode_run, decode_segment_header
 from .hashes import tree_root
 from .records import Many, decode_system
-
-Operations = Sequence[Sequence[Batch | AppendMany]]
-MASTER = b"m" * 32
-
-
-def identity_of(tagged: bool) -> Identity:
-    return Identity(b"database 16 byte", 1_700_000_000, "example.com/log", tagged)
-
-
-def written(
-    operations: Operations,
-    *,
-    tagged: bool,
-    segment_bytes: int = 1 << 20,
-    compress: bool = False,
-    zeros: int = 0,
-) -> dict[str, bytes]:
-    draw = random.Random(5)
-    return write_log(
-        identity_of(tagged),
-        operations,
-        keys=Keys(draw.randbytes(32), draw.randbytes(32), MASTER if tagged else None),
-        entropy=draw.randbytes,
-        clock=count(1_000).__next__,
-        segment_bytes=segment_bytes,
-        compress=compress,
-        zeros_behind=zeros,
-    )
-
-
-def read(files: Mapping[str, bytes]) -> Log:
-    return read_log(files, MASTER if "vault.0" in files or "vault.1" in files else None)
 
 
 def batches_of(operations: Operations) -> Iterator[tuple[Batch, bool]]:
@@ -271,141 +238,3 @@ def test_an_append_to_several_says_who_sent_it_in_front_of_its_parts() -> None:
 def test_an_encrypted_stream_needs_a_master_key() -> None:
     with pytest.raises(ModelError, match="without a master key"):
         written([[Batch("a", (Record(),), Mode.ENCRYPTED)]], tagged=False)
-
-
-SMALL: Operations = [
-    [Batch("a", (Record(b"x", b"k", (("h", b"v"),), 9), Record(b"y")), producer=Sender(b"p", 0))],
-    [Batch("a", (Record(b"z"),))],
-]
-
-
-@pytest.fixture(params=[False, True], ids=["plain", "encrypted"])
-def small(request: pytest.FixtureRequest) -> dict[str, bytes]:
-    """A log of two segments, of three records and a declaration."""
-    tagged = bool(request.param)
-    operations = [[replace(batch, mode=Mode(tagged)) for batch in group] for group in SMALL]  # type: ignore[type-var]
-    files = written(operations, tagged=tagged, segment_bytes=3 * BLOCK)
-    assert read(files).groups[-1].segment == 1
-    return files
-
-
-def flips(data: bytes) -> Iterator[bytes]:
-    """Every bit of what is not zero; far from that, one bit in every eighth byte."""
-    for place, byte in enumerate(data):
-        near = any(data[max(0, place - 4) : place + 5])
-        bits = range(8) if near else [place // 8 % 8] if place % 8 == 0 else []
-        for bit in bits:
-            yield data[:place] + bytes([byte ^ 1 << bit]) + data[place + 1 :]
-
-
-def test_every_flipped_bit_of_a_segment_is_refused(small: dict[str, bytes]) -> None:
-    for number in (0, 1):
-        name = segment_name(number)
-        for data in flips(small[name]):
-            with pytest.raises(ModelError):
-                read({**small, name: data})
-
-
-def test_every_flipped_bit_of_the_identity_is_refused(small: dict[str, bytes]) -> None:
-    for data in flips(small["identity"]):
-        with pytest.raises(ModelError):
-            decode_identity(data)
-
-
-def test_every_flipped_bit_of_a_mark_leaves_its_twin(small: dict[str, bytes]) -> None:
-    identity = decode_identity(small["identity"])
-    sound, _ = decode_marks(small["marks"], identity)
-    for data in flips(small["marks"]):
-        marks, problems = decode_marks(data, identity)
-        assert len(marks) == len(problems) == 1
-        assert marks[0] in sound
-    assert len(read({**small, "marks": data}).doubts) == 1
-
-
-def test_every_flipped_bit_of_a_vault_is_taken_from_the_other_copy() -> None:
-    files = written([[Batch("a", (Record(),), Mode.ENCRYPTED)]], tagged=True)
-    identity = decode_identity(files["identity"])
-    header, slots, _ = decode_vault([("vault.0", files["vault.0"]), ("vault.1", files["vault.1"])], identity)
-    assert len(slots) == 3
-    for data in flips(files["vault.0"]):
-        found = decode_vault([("vault.0", data), ("vault.1", files["vault.1"])], identity)
-        assert found[:2] == (header, slots)
-        assert found[2]
-        with pytest.raises(ModelError):
-            decode_vault([("vault.0", data), ("vault.1", data)], identity)
-    assert read({**files, "vault.0": data}).doubts
-
-
-def without(files: Mapping[str, bytes], *names: str) -> dict[str, bytes]:
-    return {name: data for name, data in files.items() if name not in names}
-
-
-@pytest.mark.parametrize("name", ["identity", "marks", segment_name(0), segment_name(1)])
-def test_a_missing_file_is_refused(small: dict[str, bytes], name: str) -> None:
-    with pytest.raises(ModelError):
-        read(without(small, name))
-
-
-def test_a_missing_tail_below_the_mark_is_refused(small: dict[str, bytes]) -> None:
-    name = segment_name(1)
-    with pytest.raises(ModelError, match="is missing"):
-        read({**small, name: small[name][:BLOCK]})
-
-
-def test_one_vault_is_enough_and_none_is_not() -> None:
-    files = written([[Batch("a", (Record(b"x"),), Mode.ENCRYPTED)]], tagged=True)
-    for name in ("vault.0", "vault.1"):
-        log = read(without(files, name))
-        assert log.doubts
-        assert log.rows[-1].payload == b"x"
-    with pytest.raises(ModelError, match="missing"):
-        read_log(without(files, "vault.0", "vault.1"), MASTER)
-
-
-def test_another_master_key_opens_nothing() -> None:
-    files = written([[Batch("a", (Record(b"x"),), Mode.ENCRYPTED)]], tagged=True)
-    with pytest.raises(ModelError, match="another master key"):
-        read_log(files, b"n" * 32)
-
-
-def test_a_master_key_is_refused_where_the_identity_knows_none() -> None:
-    with pytest.raises(ModelError, match="no master key"):
-        read_log(written(SMALL, tagged=False), MASTER)
-
-
-def test_segments_of_another_database_are_refused(small: dict[str, bytes]) -> None:
-    tagged = "vault.0" in small
-    other = write_log(
-        replace(identity_of(tagged), database=bytes(16)),
-        SMALL,
-        keys=Keys(bytes(32), bytes(32), MASTER if tagged else None),
-        entropy=random.Random(6).randbytes,
-        clock=count(1).__next__,
-        segment_bytes=3 * BLOCK,
-    )
-    for number in (0, 1):
-        name = segment_name(number)
-        with pytest.raises(ModelError, match="another database"):
-            read({**small, name: other[name]})
-
-
-def test_swapped_segments_are_refused(small: dict[str, bytes]) -> None:
-    one, two = segment_name(0), segment_name(1)
-    with pytest.raises(ModelError, match="says that it is segment"):
-        read({**small, one: small[two], two: small[one]})
-
-
-def test_a_log_sealed_again_without_the_group_key_is_refused(small: dict[str, bytes]) -> None:
-    if "vault.0" not in small:
-        assert read(small).doubts == ()
-        return
-    name = segment_name(1)
-    header = decode_segment_header(small[name][:BLOCK], name)
-    group, tag = decode_group(small[name], BLOCK, header.salt, tagged=True, where=name)
-    assert tag is not None
-    place = small[name].index(tag)
-    forged = small[name][:place] + bytes(16) + small[name][place + 16 :]
-    assert group.runs
-    assert read_log({**small, name: forged}).tree_size == 4
-    with pytest.raises(ModelError, match="tag"):
-        read({**small, name: forged})

@@ -172,10 +172,16 @@ def test_plaintext_in_literal_bytes() -> None:
 
 def test_entry_and_first_leaf_in_literal_bytes() -> None:
     declared, committed = bytes([1]) * 32, bytes([2]) * 32
-    front = {"encrypted": True, "last": True, "stream": 3, "timestamp": 4}
-    later = encode_entry(**front, offset=5, committed=committed, declared=declared)
+
+    def entry(offset: int) -> bytes:
+        said = {"offset": offset, "timestamp": 4}
+        return encode_entry(
+            encrypted=True, last=True, stream=3, committed=committed, declared=declared, **said
+        )
+
+    later = entry(5)
     assert later.hex() == "0105" + "03000000" + "0500000000000000" + "0400000000000000" + "02" * 32
-    first = encode_entry(**front, offset=0, committed=committed, declared=declared)
+    first = entry(0)
     assert len(first) == 54
     assert first[22:] == sha256(domain("kimberlite/first/1"), committed, declared)
 

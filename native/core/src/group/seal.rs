@@ -61,6 +61,18 @@ struct Plan<'a> {
     pieces: Vec<Piece<'a>>,
 }
 
+/// What a run needs before its bytes can be made.
+struct Prepared {
+    /// Seed or nonce, as it stands in the header.
+    random: Hash,
+    seed: Hash,
+    /// Of an encrypted run.
+    commitments: Option<Vec<Hash>>,
+}
+
+/// Fewer commitments are made sooner than a thread starts.
+const WORTH_A_THREAD: usize = 400;
+
 /// Where a run went, and what its leaves are made of.
 pub struct SealedRun {
     pub stream: u32,
@@ -167,12 +179,13 @@ impl Sealer {
         out: &mut [u8],
     ) -> Sealed {
         let plans = plan(batches, streams, self.position);
+        let mut prepared = self.prepare(streams, &plans);
         let mut at = GROUP_HEADER;
         let mut hashes = Vec::with_capacity(plans.len());
         let mut runs = Vec::with_capacity(plans.len());
-        for plan in plans {
+        for (plan, prepared) in plans.into_iter().zip(&mut prepared) {
             let stream = &streams[plan.stream as usize];
-            let mut run = self.seal_run(database, stream, plan, &mut out[at..]);
+            let mut run = self.seal_run(database, stream, plan, prepared, &mut out[at..]);
             run.place = place + at as u64;
             hashes.push(*blake3::hash(&out[at..at + run.length as usize]).as_bytes());
             at += run.length as usize;
@@ -224,7 +237,51 @@ impl Sealer {
         }
     }
 
-    fn seal_run(&mut self, database: &Database, stream: &Stream, plan: Plan, out: &mut [u8]) -> SealedRun {
+    /// The random part of each run and, of encrypted ones, the commitments, which its bytes wait for: these are made
+    /// on two cores when there are many.
+    fn prepare(&mut self, streams: &[Stream], plans: &[Plan]) -> Vec<Prepared> {
+        let mut prepared: Vec<Prepared> = plans.iter().map(|plan| self.draw(&streams[plan.stream as usize])).collect();
+        let work: Vec<_> = prepared.iter_mut().zip(plans).filter(|(p, _)| p.commitments.is_some()).collect();
+        let commit_all = |work: Vec<(&mut Prepared, &Plan)>| {
+            for (prepared, plan) in work {
+                let stream = &streams[plan.stream as usize];
+                prepared.commitments = Some(commit(stream, &prepared.seed, plan.records, &plan.pieces));
+            }
+        };
+        let records: usize = work.iter().map(|(_, plan)| plan.records as usize).sum();
+        if records < WORTH_A_THREAD || work.len() < 2 {
+            commit_all(work);
+        } else {
+            let mut first = work;
+            let second = first.split_off(first.len() / 2);
+            std::thread::scope(|scope| {
+                scope.spawn(|| commit_all(second));
+                commit_all(first);
+            });
+        }
+        prepared
+    }
+
+    fn draw(&mut self, stream: &Stream) -> Prepared {
+        let mut random = [0; 32];
+        if !stream.encrypted {
+            self.entropy.fill(&mut random);
+            return Prepared { random, seed: random, commitments: None };
+        }
+        self.entropy.fill(&mut random[..24]);
+        let keys = stream.keys.as_ref().expect("an encrypted stream is written with its key");
+        let seed = run_seed(&keys.salt, random[..24].try_into().unwrap());
+        Prepared { random, seed, commitments: Some(Vec::new()) }
+    }
+
+    fn seal_run(
+        &mut self,
+        database: &Database,
+        stream: &Stream,
+        plan: Plan,
+        prepared: &mut Prepared,
+        out: &mut [u8],
+    ) -> SealedRun {
         let mut header = RunHeader {
             length: 0,
             stream: plan.stream,
@@ -234,13 +291,13 @@ impl Sealer {
             first_position: plan.first_position,
             plain: 0,
             key_id: [0; 16],
-            random: [0; 32],
+            random: prepared.random,
         };
-        let (seed, commitments) = if stream.encrypted {
-            self.encrypted_run(database, stream, &plan, &mut header, out)
-        } else {
-            self.plain_run(&plan, &mut header, out)
-        };
+        let commitments = prepared.commitments.take();
+        match &commitments {
+            Some(commitments) => self.encrypted_run(database, stream, &plan, commitments, &mut header, out),
+            None => self.plain_run(&plan, &mut header, out),
+        }
         SealedRun {
             stream: plan.stream,
             first_offset: plan.first_offset,
@@ -248,14 +305,13 @@ impl Sealer {
             records: plan.records,
             place: 0,
             length: header.length,
-            seed,
+            seed: prepared.seed,
             commitments,
             pieces: plan.pieces.into_iter().map(|p| (p.batch.clone(), p.from, p.to)).collect(),
         }
     }
 
-    fn plain_run(&mut self, plan: &Plan, header: &mut RunHeader, out: &mut [u8]) -> (Hash, Option<Vec<Hash>>) {
-        self.entropy.fill(&mut header.random);
+    fn plain_run(&self, plan: &Plan, header: &mut RunHeader, out: &mut [u8]) {
         let text = &mut out[RUN_HEADER..];
         let plain = write_plaintext(plan, text);
         header.plain = plain as u32;
@@ -267,24 +323,21 @@ impl Sealer {
         });
         header.length = (RUN_HEADER + length) as u32;
         header.encode(out);
-        (header.random, None)
     }
 
     fn encrypted_run(
-        &mut self,
+        &self,
         database: &Database,
         stream: &Stream,
         plan: &Plan,
+        commitments: &[Hash],
         header: &mut RunHeader,
         out: &mut [u8],
-    ) -> (Hash, Option<Vec<Hash>>) {
+    ) {
         let keys = stream.keys.as_ref().expect("an encrypted stream is written with its key");
-        self.entropy.fill(&mut header.random[..24]);
-        let seed = run_seed(&keys.salt, header.nonce());
         let piece = &plan.pieces[0];
         header.flags = ENCRYPTED | if piece.ends() { ENDS } else { 0 };
         header.key_id = keys.id;
-        let commitments = commit(stream, &seed, plan.records, &plan.pieces);
         let start = header.text();
         out[RUN_HEADER..start].copy_from_slice(commitments.as_flattened());
         let plain = write_plaintext(plan, &mut out[start + 8..]);
@@ -302,7 +355,6 @@ impl Sealer {
         let (clear, text) = out.split_at_mut(start);
         let tag = keys.seal.seal(header.nonce(), &associated(&database.id, clear), &mut text[..inner]);
         put(text, inner, tag);
-        (seed, Some(commitments))
     }
 }
 
