@@ -387,8 +387,8 @@ fn compressed(plain: &[u8], level: i32) -> Option<Vec<u8>> {
     }
     CONTEXT.with_borrow_mut(|context| {
         context.set_compression_level(level).ok()?;
-        let mut out = Vec::with_capacity(plain.len());
-        // It fails when the frame would not fit, which is when it is not shorter.
+        // Always room enough: a frame that does not fit leaves the context unusable.
+        let mut out = Vec::with_capacity(zstd::zstd_safe::compress_bound(plain.len()));
         context.compress_to_buffer(plain, &mut out).ok()?;
         (out.len() < plain.len()).then_some(out)
     })

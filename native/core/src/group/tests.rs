@@ -198,3 +198,19 @@ fn a_salt_is_the_nth_of_its_run_whoever_asks() {
     let got = super::leaf::commitments(&streams[1], &salts[..1], std::iter::once(plain.record(0)));
     assert_eq!(got, vec![expected]);
 }
+
+#[test]
+fn what_does_not_compress_spoils_nothing_for_what_does() {
+    let (database, mut streams) = (database(false), streams());
+    let mut random = Random(99);
+    let noise: Vec<u8> = (0..300).map(|_| random.below(256) as u8).collect();
+    let one = |payload: &[u8]| {
+        let mut batch = Batch::default();
+        batch.push(&Record { key: None, headers: b"", event_time: None, payload });
+        Arc::new(batch)
+    };
+    let batches = vec![(1, one(&noise)), (3, one(&[b'a'; 9000])), (2, one(&noise)), (2, one(&[b'a'; 9000]))];
+    let mut out = vec![0; bound(batches.iter().map(|(_, b)| &**b), 128)];
+    let sealed = sealer(Some(1)).seal(&database, &mut streams, &batches, &SALT, 4096, 0, 7, 0, &mut out);
+    assert!(sealed.length < 2500, "{} bytes", sealed.length);
+}
