@@ -218,7 +218,7 @@ class Committer:
 
     def _admit(self, request: Request) -> list[tuple[int, int]]:
         """Offset and position of each part's first record; or why not, and then nothing was consumed."""
-        return self.log.admit(request.parts, request.producer, request.several)
+        return self.log.admit(request.parts, request.producer, request.several, self.clock())
 
     def _refuse(self, refused: list[tuple[asyncio.Future[list[Receipt]], KimberliteError]]) -> None:
         """What they cite is sealed: they are told when it is durable."""

@@ -309,8 +309,6 @@ class Opener:
             finally:
                 await tail.stop()
                 self.backend.close()
-                for file in (tail.file, marks_file, *copies):
-                    file.close()
 
         def info() -> dict[str, Any]:
             return describe(identity, native, self.backend, committer, self.notes)

@@ -18,10 +18,12 @@ had completed before it was submitted, and no others.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from typing import Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
-from typing_extensions import Buffer
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 T = TypeVar("T")
 
@@ -33,6 +35,10 @@ Done = Callable[[OSError | None], None]
 
 #: Everything appended is padded to this, so that no block that was acknowledged is written again.
 BLOCK = 4096
+
+
+def error(number: int, name: str) -> OSError:
+    return OSError(number, os.strerror(number), name)
 
 
 class File(Protocol):

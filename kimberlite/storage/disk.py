@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol, cast
 
-from kimberlite.storage.backend import Done, File
-from kimberlite.storage.files import Directory, DiskFile, error
+from kimberlite.storage.backend import Done, File, error
+from kimberlite.storage.files import Directory, DiskFile
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -16,17 +16,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
-import mmap
 import os
 import stat
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from kimberlite import _native
-from kimberlite.storage.backend import BLOCK, Mode
+from kimberlite.storage.backend import BLOCK, Mode, error
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -58,10 +58,6 @@ NETWORK = {
 _BACKGROUND = 2
 
 
-def error(number: int, name: str) -> OSError:
-    return OSError(number, os.strerror(number), name)
-
-
 class DiskFile:
     """One open regular file.
 
@@ -86,6 +82,8 @@ class DiskFile:
         self._submitted = 0
         self._closed = False
         self._guard = threading.Lock()
+        self._scratch: _native.Buffer | None = None
+        self._locked = False
 
     def read(self, place: int, length: int) -> bytes:
         if self._unbuffered:
@@ -108,7 +106,9 @@ class DiskFile:
             return b""
         start = place - place % BLOCK
         span = -(-(place + length) // BLOCK) * BLOCK - start
-        view = memoryview(mmap.mmap(-1, span))
+        if self._scratch is None or self._scratch.capacity < span:
+            self._scratch = _native.Buffer(span)
+        view = memoryview(self._scratch)[:span]
         got = 0
         while got < span:
             count = os.preadv(self.fd, [view[got:]], start + got)
@@ -140,6 +140,7 @@ class DiskFile:
 
     def lock(self) -> None:
         fcntl.flock(self.direct_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._locked = True
 
     def hold(self) -> None:
         """A write through this file has been submitted."""
@@ -160,6 +161,9 @@ class DiskFile:
 
     def _close_if_done(self) -> None:
         if self._closed and not self._submitted:
+            # A native reader may hold a duplicate of the description that is locked.
+            if self._locked:
+                fcntl.flock(self.direct_fd, fcntl.LOCK_UN)
             self.fd = self.direct_fd = -1
             while self._open:
                 os.close(self._open.pop())
@@ -175,12 +179,18 @@ class Directory:
         self.direct = True
         self._root = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._executor: ThreadPoolExecutor | None = None
+        self._files: weakref.WeakSet[DiskFile] = weakref.WeakSet()
         kind = NETWORK.get(_native.file_system(self._root) & 0xFFFFFFFF)
         if kind is not None:
             os.close(self._root)
             raise OSError(errno.EREMOTE, f"a database must not be on {kind}, whose locks do not hold", self.path)
 
     def open(self, name: str, mode: Mode) -> DiskFile:
+        file = self._open(name, mode)
+        self._files.add(file)
+        return file
+
+    def _open(self, name: str, mode: Mode) -> DiskFile:
         if mode in "wx":
             self._writable(name)
         with self._parent(name) as (parent, leaf):
@@ -268,9 +278,11 @@ class Directory:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
 
     def close_directory(self) -> None:
-        """What `run` has begun is finished first. A second time does nothing."""
+        """What `run` has begun is finished first, then every file is closed. A second time does nothing."""
         if self._executor is not None:
             self._executor.shutdown(wait=True)
+        for file in list(self._files):
+            file.close()
         if self._root >= 0:
             os.close(self._root)
             self._root = -1

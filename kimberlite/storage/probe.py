@@ -8,10 +8,10 @@ import select
 from typing import Literal
 
 from kimberlite import _native
+from kimberlite.storage import engines
 from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.disk import DiskBackend, Engine
 from kimberlite.storage.files import Directory, DiskFile, create_directory
-from kimberlite.storage.threads import Threads
 
 Choice = Literal["auto", "threads", "uring"]
 
@@ -25,8 +25,8 @@ def open_backend(
     """The backend for a directory; `create` makes it if it is not there.
 
     `auto` is io_uring if a durable direct write through it works in this very directory, and threads if not. Reading
-    only writes nothing, so it tries nothing. OSError as `files` lists it; `ENOSYS` if `uring` is wanted and liburing
-    is not installed.
+    only writes nothing, so it tries nothing. OSError as `files` lists it, and as `engines.uring` does if that is
+    what is asked for.
     """
     if create and not read_only:
         create_directory(path)
@@ -40,29 +40,21 @@ def open_backend(
 
 def _choose(path: str | os.PathLike[str], name: Choice, read_only: bool) -> tuple[Engine, str]:
     if read_only:
-        return Threads(), "Opened for reading only, so there is nothing to write with io_uring."
+        return engines.threads(), "Opened for reading only, so there is nothing to write with io_uring."
     if name == "threads":
-        return Threads(), "The configuration asks for threads."
+        return engines.threads(), "The configuration asks for threads."
     if name == "uring":
-        return _ring(), "The configuration asks for io_uring."
+        return engines.uring(), "The configuration asks for io_uring."
     try:
-        ring = _ring()
+        ring = engines.uring()
     except OSError as problem:
-        return Threads(), f"There is no io_uring here ({_why(problem)})."
+        return engines.threads(), f"There is no io_uring here ({_why(problem)})."
     try:
         _try(ring, path)
     except OSError as problem:
         ring.close()
-        return Threads(), f"A durable direct write through io_uring failed in this directory ({_why(problem)})."
+        return engines.threads(), f"A durable direct write through io_uring failed in this directory ({_why(problem)})."
     return ring, "A durable direct write through io_uring worked in this directory."
-
-
-def _ring() -> Engine:
-    try:
-        from kimberlite.storage.uring import Uring
-    except ImportError as problem:
-        raise OSError(errno.ENOSYS, "the liburing package is not installed") from problem
-    return Uring()
 
 
 def _try(ring: Engine, path: str | os.PathLike[str]) -> None:

@@ -247,13 +247,14 @@ impl Log {
         parts: Vec<(Py<PyAny>, u32, Py<Batch>, Option<u64>)>,
         producer: Option<(Vec<u8>, u64)>,
         several: bool,
+        now: u64,
     ) -> PyResult<Bound<'py, PyAny>> {
         let parts: Vec<Part> = parts
             .iter()
             .map(|(_, stream, batch, expect)| Part { stream: *stream, batch: batch.get().inner.clone(), expect: *expect })
             .collect();
         let producer = producer.as_ref().map(|(id, sequence)| (&id[..], *sequence));
-        match self.inner.admit(&parts, producer, several) {
+        match self.inner.admit(&parts, producer, several, now) {
             Ok(Admission::New(places)) => Ok(places.into_pyobject(py)?.into_any()),
             Ok(Admission::Remembered { group }) => Ok(group.into_pyobject(py)?.into_any()),
             Err(refused) => Err(self.refused(py, refused)),

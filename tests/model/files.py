@@ -249,9 +249,7 @@ def decode_vault(
     return newest, slots, problems
 
 
-def _either(
-    copies: list[tuple[str, bytes]], place: int, identity: Identity, problems: list[ModelError]
-) -> Slot | None:
+def _either(copies: list[tuple[str, bytes]], place: int, identity: Identity, problems: list[ModelError]) -> Slot | None:
     found: list[Slot | None] = []
     for name, data in copies:
         where = f"{name} at {place}"

@@ -232,9 +232,7 @@ def run_check(salt: bytes, run: bytes, place: int) -> bytes:
     return blake(blake(run), u64(place), key=salt)[:8]
 
 
-def decode_group(
-    data: bytes, place: int, salt: bytes, *, tagged: bool, where: str
-) -> tuple[Group, bytes | None]:
+def decode_group(data: bytes, place: int, salt: bytes, *, tagged: bool, where: str) -> tuple[Group, bytes | None]:
     """The group that starts at `place` of the file `data`, and its tag if it has one."""
     header = data[place : place + GROUP_HEADER]
     front = Cursor(header, where)

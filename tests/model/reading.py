@@ -101,9 +101,7 @@ def read_log(files: Mapping[str, bytes], master: bytes | None = None) -> Log:
     return Log(identity, *logged, reader.chain, reader.tree.root(), tuple(doubts))
 
 
-def _open_keys(
-    files: Mapping[str, bytes], identity: Identity, master: bytes | None, doubts: list[ModelError]
-) -> _Keys:
+def _open_keys(files: Mapping[str, bytes], identity: Identity, master: bytes | None, doubts: list[ModelError]) -> _Keys:
     copies = [(name, files[name]) for name in ("vault.0", "vault.1") if name in files]
     if not identity.tagged:
         require(master is None and not copies, "identity", "says that there is no master key")
@@ -230,9 +228,7 @@ class _Reader:
                 self.batch = None
             done += entry.records
 
-    def open(
-        self, run: Run, stream: Stream, where: str
-    ) -> tuple[list[Entry], list[Record], list[bytes], list[bytes]]:
+    def open(self, run: Run, stream: Stream, where: str) -> tuple[list[Entry], list[Record], list[bytes], list[bytes]]:
         """Its entries, records, canonical records and commitments."""
         if run.encrypted:
             key = self.keys.data.get(stream.declared)
@@ -278,9 +274,7 @@ class _Reader:
             key = index_key(self.keys.data[stream.declared]) if stream.mode else self.me
             require(batch.producer.digest == batch_digest(key, batch.canonicals), where, "digest")
 
-    def add(
-        self, run: Run, stream: Stream, committed: bytes, *, last: bool, record: Record | None, where: str
-    ) -> None:
+    def add(self, run: Run, stream: Stream, committed: bytes, *, last: bool, record: Record | None, where: str) -> None:
         offset = self.offsets[stream.number]
         entry = encode_entry(
             encrypted=run.encrypted,
@@ -306,9 +300,7 @@ class _Reader:
         require(said.name not in {s.name for s in self.streams[1:]}, where, f"declares {said.name!r} again")
         tagged = self.identity.tagged
         require(said.mode is Mode.PLAIN or tagged, where, "an encrypted stream without a master key")
-        self.streams.append(
-            Stream(said.stream, said.name, said.mode, declaration_hash(payload), said.largest)
-        )
+        self.streams.append(Stream(said.stream, said.name, said.mode, declaration_hash(payload), said.largest))
         self.offsets.append(0)
 
     def check_many(self, many: Many, row: Row, where: str) -> None:

@@ -93,9 +93,7 @@ def logs(draw: st.DrawFn) -> tuple[Operations, bool]:
 
 @settings(deadline=None, max_examples=60)
 @given(logs(), st.booleans(), st.sampled_from([160_000, 1 << 20]), st.sampled_from([0, BLOCK, 3 * BLOCK]))
-def test_what_is_written_is_read(
-    made: tuple[Operations, bool], compress: bool, segment_bytes: int, zeros: int
-) -> None:
+def test_what_is_written_is_read(made: tuple[Operations, bool], compress: bool, segment_bytes: int, zeros: int) -> None:
     operations, tagged = made
     files = written(operations, tagged=tagged, segment_bytes=segment_bytes, compress=compress, zeros=zeros)
     log = read(files)
@@ -114,9 +112,7 @@ def test_what_is_written_is_read(
 
 @settings(deadline=None, max_examples=30)
 @given(logs(), st.booleans())
-def test_an_auditor_without_keys_finds_the_same_tree_and_chain(
-    made: tuple[Operations, bool], compress: bool
-) -> None:
+def test_an_auditor_without_keys_finds_the_same_tree_and_chain(made: tuple[Operations, bool], compress: bool) -> None:
     operations, tagged = made
     files = written(operations, tagged=tagged, compress=compress)
     owner, auditor = read(files), read_log(files)

@@ -138,9 +138,7 @@ def test_hashes_stand_where_the_document_says(size: int) -> None:
 
 def test_record_in_literal_bytes() -> None:
     record = Record(b"pay", b"k", (("né", b"\1\2"),), -2)
-    literal = bytes.fromhex(
-        "03 01000000 0b000000 03000000 feffffffffffffff 6b 0300 02000000 6ec3a9 0102 706179"
-    )
+    literal = bytes.fromhex("03 01000000 0b000000 03000000 feffffffffffffff 6b 0300 02000000 6ec3a9 0102 706179")
     assert encode_record(record) == literal
     assert decode_record(literal, "literal") == record
 
@@ -175,9 +173,7 @@ def test_entry_and_first_leaf_in_literal_bytes() -> None:
 
     def entry(offset: int) -> bytes:
         said = {"offset": offset, "timestamp": 4}
-        return encode_entry(
-            encrypted=True, last=True, stream=3, committed=committed, declared=declared, **said
-        )
+        return encode_entry(encrypted=True, last=True, stream=3, committed=committed, declared=declared, **said)
 
     later = entry(5)
     assert later.hex() == "0105" + "03000000" + "0500000000000000" + "0400000000000000" + "02" * 32

@@ -89,8 +89,7 @@ class _Stream:
         start, last = self.next_offset, len(canonicals) - 1
         self.next_offset += len(canonicals)
         return [
-            Item(self.number, start + i, record, i == 0, i == last, producer)
-            for i, record in enumerate(canonicals)
+            Item(self.number, start + i, record, i == 0, i == last, producer) for i, record in enumerate(canonicals)
         ]
 
 

@@ -6,40 +6,17 @@ import asyncio
 import errno
 import gc
 import os
-import resource
-import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kimberlite import _native
-from kimberlite.storage import BLOCK, Backend, Mode, files, open_backend, uring
+from kimberlite.storage import Backend, Choice, Mode, files, open_backend
 
-LIMIT = 64 << 20
-
-
-def pattern(blocks: int) -> _native.Buffer:
-    buffer = _native.Buffer(blocks * BLOCK)
-    with memoryview(buffer) as view:
-        for number in range(blocks):
-            view[number * BLOCK : (number + 1) * BLOCK] = bytes([number + 1]) * BLOCK
-    return buffer
-
-
-@contextmanager
-def file_size_limit(limit: int) -> Iterator[Callable[[], None]]:
-    """Writes end there: short where they cross it, EFBIG beyond. Calling what it gives lifts it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+from .conftest import ON_DISK, file_size_limit, open_or_skip, pattern
 
 
 def own_threads() -> list[str]:
@@ -159,141 +136,6 @@ def test_a_rename_does_not_move_the_commit_path_to_another_file(disk: Backend, t
     assert (tmp_path / "segment").read_bytes() == bytes(pattern(2))
 
 
-@pytest.mark.asyncio
-async def test_an_error_from_the_kernel_reaches_done(disk: Backend) -> None:
-    file = disk.open("segment", "x")
-    finished: asyncio.Future[OSError | None] = asyncio.get_running_loop().create_future()
-    with file_size_limit(LIMIT):
-        disk.submit(file, LIMIT, pattern(1), True, finished.set_result)
-        problem = await asyncio.wait_for(finished, 10)
-    assert problem is not None and problem.errno == errno.EFBIG
-    file.close()
-
-
-@pytest.mark.asyncio
-async def test_a_short_write_that_cannot_be_completed_is_an_error(disk: Backend) -> None:
-    file = disk.open("segment", "x")
-    finished: asyncio.Future[OSError | None] = asyncio.get_running_loop().create_future()
-    with file_size_limit(LIMIT + 3 * BLOCK):
-        disk.submit(file, LIMIT, pattern(8), True, finished.set_result)
-        problem = await asyncio.wait_for(finished, 10)
-    assert problem is not None and problem.errno == errno.EFBIG
-    file.close()
-
-
-@pytest.mark.asyncio
-async def test_io_uring_completes_a_short_write_with_the_identical_bytes(tmp_path: Path) -> None:
-    try:
-        backend = open_backend(tmp_path, "uring")
-    except OSError as problem:
-        pytest.skip(f"no io_uring here: {problem}")
-    file = backend.open("segment", "x")
-    finished: asyncio.Future[OSError | None] = asyncio.get_running_loop().create_future()
-    with file_size_limit(LIMIT + 3 * BLOCK) as lift:
-        backend.submit(file, LIMIT, pattern(8), True, finished.set_result)
-        # The loop stands still, so the short write has ended but has not been seen.
-        time.sleep(0.2)
-        assert file.size() == LIMIT + 3 * BLOCK
-        lift()
-        assert await asyncio.wait_for(finished, 10) is None
-    assert file.read(LIMIT, 9 * BLOCK) == bytes(pattern(8))
-    file.close()
-    backend.close()
-
-
-@pytest.mark.asyncio
-async def test_a_ring_that_the_kernel_refuses_fails_every_write_and_still_closes(tmp_path: Path) -> None:
-    try:
-        backend = open_backend(tmp_path, "uring")
-    except OSError as problem:
-        pytest.skip(f"no io_uring here: {problem}")
-    file = backend.open("segment", "x")
-    links = {int(name): f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")}
-    rings = [fd for fd, link in links.items() if os.path.lexists(link) and "io_uring" in os.readlink(link)]
-    null = os.open(os.devnull, os.O_RDWR)
-    for ring in rings:
-        os.dup2(null, ring, inheritable=False)
-    os.close(null)
-    told: list[OSError | None] = []
-    for number in range(100):
-        backend.submit(file, number * BLOCK, pattern(1), True, told.append)
-    assert told == []
-    await asyncio.sleep(0.1)
-    backend.submit_sync(file, told.append)
-    file.close()
-    backend.close()
-    assert [problem.errno if problem else 0 for problem in told] == [errno.EOPNOTSUPP] * 101
-    assert (tmp_path / "segment").stat().st_size == 0
-
-
-WRITE = """
-import asyncio, sys
-from kimberlite import _native
-from kimberlite.storage import BLOCK, open_backend
-backend = open_backend(sys.argv[1], "threads")
-file = backend.open("segment", "x")
-buffer = _native.Buffer(8 * BLOCK)
-view = memoryview(buffer)
-for number in range(8):
-    view[number * BLOCK : (number + 1) * BLOCK] = bytes([number + 1]) * BLOCK
-async def write():
-    finished = asyncio.get_running_loop().create_future()
-    backend.submit(file, 0, buffer, True, finished.set_result)
-    problem = await finished
-    sys.exit(problem.errno if problem else 0)
-asyncio.run(write())
-"""
-
-
-def traced(directory: Path, *options: str) -> tuple[int, str]:
-    """The exit code of WRITE under strace, and the calls it made."""
-    if shutil.which("strace") is None:
-        pytest.skip("strace is not installed")
-    log = directory.parent / f"{directory.name}.strace"
-    command = ["strace", "-f", "-qq", "-o", str(log), "-e", "trace=pwritev2,pwrite64,fdatasync", *options]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    ended = subprocess.run(
-        [*command, sys.executable, "-c", WRITE, str(directory)], env=environment, capture_output=True, check=False
-    )
-    if b"ptrace" in ended.stderr:
-        pytest.skip("strace may not trace here")
-    return ended.returncode, log.read_text()
-
-
-@pytest.mark.parametrize("claimed, resumed", [(3 * BLOCK, 3), (3 * BLOCK + 512, 3), (512, 0), (0, 0)])
-def test_a_thread_takes_a_short_write_up_again_at_a_whole_block(tmp_path: Path, claimed: int, resumed: int) -> None:
-    code, calls = traced(tmp_path, "-e", f"inject=pwritev2:retval={claimed}:when=1")
-    assert code == 0, calls
-    # The injected call wrote nothing, so what it claimed is a hole.
-    expected = bytes(resumed * BLOCK) + bytes(pattern(8))[resumed * BLOCK :]
-    assert (tmp_path / "segment").read_bytes() == expected
-    assert calls.count("RWF_DSYNC") == 2
-
-
-def test_a_thread_gives_up_a_write_that_gets_nowhere(tmp_path: Path) -> None:
-    code, _ = traced(tmp_path, "-e", "inject=pwritev2:retval=512")
-    assert code == errno.EIO
-
-
-def test_an_interrupted_write_is_tried_again(tmp_path: Path) -> None:
-    code, _ = traced(tmp_path, "-e", "inject=pwritev2:error=EINTR:when=1..3")
-    assert code == 0
-    assert (tmp_path / "segment").read_bytes() == bytes(pattern(8))
-
-
-@pytest.mark.parametrize("refusal", ["EOPNOTSUPP", "ENOSYS"])
-def test_without_dsync_writes_a_thread_syncs(tmp_path: Path, refusal: str) -> None:
-    code, calls = traced(tmp_path, "-e", f"inject=pwritev2:error={refusal}")
-    assert code == 0, calls
-    assert (tmp_path / "segment").read_bytes() == bytes(pattern(8))
-    assert calls.index("pwrite64(") < calls.index("fdatasync(")
-
-
-def test_an_error_of_the_sync_is_an_error_of_the_write(tmp_path: Path) -> None:
-    code, _ = traced(tmp_path, "-e", "inject=pwritev2:error=EOPNOTSUPP", "-e", "inject=fdatasync:error=EIO:when=1")
-    assert code == errno.EIO
-
-
 def test_reading_only_touches_nothing_and_starts_no_thread(tmp_path: Path) -> None:
     (tmp_path / "segment").write_bytes(b"there")
     tmp_path.chmod(0o500)
@@ -336,15 +178,58 @@ def test_the_trial_leaves_nothing_behind(tmp_path: Path) -> None:
     backend.close()
 
 
-def test_auto_says_why_it_took_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uring, "processor", lambda: {"sse2"})
+FORBIDDEN = """
+import ctypes, struct, sys
+from kimberlite.storage import open_backend
+number, refusal = int(sys.argv[2]), 0x00050000 | int(sys.argv[3])
+# Load the call's number; return `refusal` if it is this one, and else allow it.
+steps = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, refusal), (0x06, 0, 0, 0x7FFF0000)]
+program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+filter = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(steps), ctypes.addressof(program)))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0, "PR_SET_NO_NEW_PRIVS"
+assert libc.prctl(22, 2, filter, 0, 0) == 0, "PR_SET_SECCOMP"
+backend = open_backend(sys.argv[1])
+print(backend.name, backend.reason)
+backend.close()
+try:
+    open_backend(sys.argv[1], "uring")
+except OSError as problem:
+    print(problem.errno)
+"""
+
+
+@pytest.mark.parametrize("refusal", [errno.EPERM, errno.ENOSYS, errno.EACCES])
+def test_auto_takes_threads_where_io_uring_is_forbidden_and_says_why(tmp_path: Path, refusal: int) -> None:
+    setup = 425
+    command = [sys.executable, "-c", FORBIDDEN, str(tmp_path), str(setup), str(refusal)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if "PR_SET" in ended.stderr:
+        pytest.skip("system calls cannot be filtered here")
+    chosen, refused = ended.stdout.splitlines()
+    assert chosen.startswith("threads There is no io_uring here")
+    assert errno.errorcode[refusal] in chosen
+    assert int(refused) == refusal
+
+
+def test_auto_takes_io_uring_where_it_works(uring: Backend, tmp_path: Path) -> None:
     backend = open_backend(tmp_path)
-    assert backend.name == "threads"
-    assert "ENOEXEC" in backend.reason
+    assert (backend.name, uring.name) == ("uring", "uring"), backend.reason
     backend.close()
-    with pytest.raises(OSError) as refused:
-        open_backend(tmp_path, "uring")
-    assert refused.value.errno == errno.ENOEXEC
+
+
+def test_auto_takes_threads_where_a_trial_write_fails(
+    uring: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = descriptors()
+    with file_size_limit(0):
+        backend = open_backend(tmp_path)
+    assert backend.name == "threads"
+    assert "EFBIG" in backend.reason
+    assert backend.list() == []
+    backend.close()
+    assert descriptors() == before
 
 
 def test_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,11 +243,12 @@ def test_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     assert descriptors() == before
 
 
-def test_closing_leaves_no_descriptor_and_no_thread(tmp_path: Path) -> None:
-    open_backend(tmp_path).close()
+@pytest.mark.parametrize("name", ON_DISK)
+def test_closing_leaves_no_descriptor_and_no_thread(tmp_path: Path, name: Choice) -> None:
+    open_or_skip(name, tmp_path).close()
     before = descriptors(), own_threads()
     for _ in range(5):
-        backend = open_backend(tmp_path, "threads")
+        backend = open_backend(tmp_path, name)
         file = backend.open("segment", "w" if backend.exists("segment") else "x")
 
         async def write(backend: Backend = backend, file: files.DiskFile = file) -> None:

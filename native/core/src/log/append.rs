@@ -48,7 +48,13 @@ struct Named {
 
 impl Log {
     /// Gives the parts their numbers in the group that is forming.
-    pub fn admit(&self, parts: &[Part], producer: Option<(&[u8], u64)>, several: bool) -> Result<Admission, Refused> {
+    pub fn admit(
+        &self,
+        parts: &[Part],
+        producer: Option<(&[u8], u64)>,
+        several: bool,
+        now: u64,
+    ) -> Result<Admission, Refused> {
         let mut tail = self.tail.lock().unwrap();
         let mut producers = self.producers.lock().unwrap();
         let mut streams = self.streams.write().unwrap();
@@ -75,7 +81,7 @@ impl Log {
             }
         }
         if let (Some(named), Some((id, sequence))) = (named, producer) {
-            let (group, time) = (tail.sealer.group, tail.sealer.timestamp);
+            let (group, time) = (tail.sealer.group, tail.sealer.timestamp.max(now));
             producers.apply(named.stream, &named.id, sequence, &named.digest, group, time);
             if named.stream == 0 {
                 let declarations: Vec<_> = parts.iter().flat_map(|part| streams.undeclared(part.stream)).collect();
