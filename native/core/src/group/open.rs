@@ -99,9 +99,9 @@ fn split<'a>(
     Ok((runs, hashes))
 }
 
-/// Whether a run read by itself is the one that was sealed at this place.
-pub fn run_is_sound(salt: &Hash, place: u64, bytes: &[u8], expected: &[u8]) -> bool {
-    check(salt, blake3::hash(bytes).as_bytes(), place) == expected
+/// The check that the group's trailer must have for a run read by itself.
+pub fn check_of_run(salt: &Hash, place: u64, bytes: &[u8]) -> [u8; 8] {
+    check(salt, blake3::hash(bytes).as_bytes(), place)
 }
 
 /// The plaintext of a run, taken apart.

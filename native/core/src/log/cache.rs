@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::group::Opened;
 
@@ -17,7 +18,23 @@ struct Slot {
 pub struct CachedRun {
     pub opened: Opened,
     pub timestamp: u64,
-    pub group: u64,
+    /// A bit for each record that was found to match its leaf.
+    proven: Vec<AtomicU64>,
+}
+
+impl CachedRun {
+    pub fn new(opened: Opened, timestamp: u64) -> Self {
+        let proven = (0..opened.count().div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        Self { opened, timestamp, proven }
+    }
+
+    pub fn is_proven(&self, record: usize) -> bool {
+        self.proven[record / 64].load(Ordering::Relaxed) >> (record % 64) & 1 == 1
+    }
+
+    pub fn prove(&self, record: usize) {
+        self.proven[record / 64].fetch_or(1 << (record % 64), Ordering::Relaxed);
+    }
 }
 
 /// The hand walks from the oldest; a run that was asked for since the hand last passed stays.

@@ -129,7 +129,8 @@ impl Log {
             && run.first_position == entry.position
             && run.records == entry.records
             && run.length == entry.length;
-        let sound = checks.chunks_exact(8).any(|check| group::run_is_sound(salt, entry.place as u64, bytes, check));
+        let check = group::check_of_run(salt, entry.place as u64, bytes);
+        let sound = checks.chunks_exact(8).any(|found| found == check);
         if !same || !sound {
             return Err(damaged(Damage("the run's check is wrong")));
         }
@@ -137,17 +138,21 @@ impl Log {
         let run = Run { header: run, place: entry.place as u64, bytes };
         let opened = group::open_run(&self.database, &stream, &run).map_err(damaged)?;
         let opened = opened.ok_or(Failure::NoKey { stream: entry.stream })?;
-        Ok(CachedRun { opened, timestamp: header.timestamp, group: header.number })
+        Ok(CachedRun::new(opened, header.timestamp))
     }
 
     /// One record, checked against its leaf.
     pub fn get(&self, position: u64, window: &mut Window) -> Result<Found, Failure> {
         let (run, within) = self.run_at(position, window, 0)?;
-        let stream = self.streams.read().unwrap().list[run.opened.header.stream as usize].clone();
-        let mut leaves = run.opened.leaf_of(&stream, run.timestamp, within);
-        let leaf = hash_leaves(std::slice::from_mut(&mut leaves))[0];
-        if self.hash(tree::stored(position))? != Some(leaf) {
-            return Err(Failure::HashesDamaged { position });
+        if !run.is_proven(within) {
+            let streams = self.streams.read().unwrap();
+            let stream = &streams.list[run.opened.header.stream as usize];
+            let leaf = hash_leaves(&[run.opened.leaf_of(stream, run.timestamp, within)])[0];
+            drop(streams);
+            if self.hash(tree::stored(position))? != Some(leaf) {
+                return Err(Failure::HashesDamaged { position });
+            }
+            run.prove(within);
         }
         Ok(Found { run, from: within, to: within + 1 })
     }
