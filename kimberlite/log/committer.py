@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from kimberlite import _native
-from kimberlite.errors import KimberliteError, NoSpace, UnknownOutcome
+from kimberlite.errors import KimberliteError, LimitExceeded, NoSpace, UnknownOutcome
 from kimberlite.log.marks import Mark, encode_mark
 from kimberlite.log.options import Options, Sync
 from kimberlite.log.tail import Tail, install
@@ -17,6 +17,8 @@ from kimberlite.storage.backend import BLOCK, Backend, File
 
 #: Seconds after which what the kernel only holds is synced.
 OS_DELAY: Final = 1.0
+#: Of the system record of an append to several streams, beside its parts.
+SEVERAL: Final = 512
 #: Buffers kept for the next groups.
 SPARE_BUFFERS: Final = 16
 
@@ -44,7 +46,9 @@ class Request:
         self.several = several
         self.future = future
         self.size = sum(batch.size for _, _, batch, _ in parts)
-        self.bound = sum(batch.bound(quantum) for _, _, batch, _ in parts) + BLOCK
+        self.bound = sum(batch.bound(quantum) for _, _, batch, _ in parts)
+        if several and producer is not None:
+            self.bound += SEVERAL + 16 * len(parts)
 
 
 class Flight:
@@ -136,6 +140,8 @@ class Committer:
         request = Request(
             parts, policy, producer, several, self._loop.create_future(), self.quantum
         )
+        if request.bound + self.log.overhead() + 2 * BLOCK > self.options.segment_bytes:
+            raise LimitExceeded("the append does not fit in a segment")
         self._pool.append(request)
         self._pool_bytes += request.size
         if not self._pump_due:
@@ -163,13 +169,14 @@ class Committer:
 
     def _pump_all(self) -> None:
         while self._pool and self.poisoned is None and self._busy is None and self._may_seal():
-            request = self._pool[0]
-            if self.tail.full(request.bound):
+            overhead = self.log.overhead()
+            bound = self._pool[0].bound + overhead
+            if self.tail.full(bound):
                 self._start(self._rotate())
-            elif not self.tail.has_room(request.bound):
-                self._start(self.tail.make_room(request.bound))
+            elif not self.tail.has_room(bound):
+                self._start(self.tail.make_room(bound))
             else:
-                self._commit(*self._take())
+                self._commit(*self._take(overhead))
 
     def _may_seal(self) -> bool:
         in_flight = sum(not flight.written for flight in self._flights)
@@ -177,10 +184,10 @@ class Committer:
             return True
         return in_flight < self.options.depth and self._pool_bytes >= self.options.group_bytes
 
-    def _take(self) -> tuple[list[Request], int]:
+    def _take(self, overhead: int) -> tuple[list[Request], int]:
         """The requests of the next group, and its bound: what fits, of one policy."""
         first = self._pool[0]
-        bound, taken = 0, []
+        bound, taken = overhead, []
         while self._pool:
             request = self._pool[0]
             more = bound + request.bound

@@ -23,7 +23,7 @@ from kimberlite.log.options import (
 from kimberlite.log.reading import Reader, Tail
 from kimberlite.log.streams import StreamInfo, Streams
 from kimberlite.records import Receipt, Record, nanoseconds
-from kimberlite.storage.backend import BLOCK, Backend
+from kimberlite.storage.backend import Backend
 
 #: `expect` for a stream that must not exist yet: the offset its first record gets.
 NEW: Final = 0
@@ -122,30 +122,21 @@ class Log:
     ) -> list[Receipt]:
         committer, streams = self._writer()
         named = None if producer is None else checked_producer(producer)
-        numbers = []
+        native = self._native
         missing = []
         for stream, offset in expect.items():
-            checked_name(stream)
             if offset is not None and (not isinstance(offset, int) or isinstance(offset, bool) or offset < 0):
                 raise Invalid("expect is an offset, kimberlite.NEW or None")
-            number = self._native.stream(stream)
-            if number is None:
+            if not isinstance(stream, str) or native.stream(stream) is None:
+                checked_name(stream)
                 if offset:
                     raise Conflict(f"stream {stream!r} has 0 records", 0)
                 missing.append(stream)
         if missing:
             await streams.create(missing)
-        for stream in batches:
-            number = self._native.stream(stream)
-            assert number is not None
-            numbers.append(number)
         parts: list[Part] = [
-            (stream, number, batch, expect[stream])
-            for (stream, batch), number in zip(batches.items(), numbers, strict=True)
+            (stream, streams.number(stream), batch, expect[stream]) for stream, batch in batches.items()
         ]
-        bound = sum(batch.bound(self._quantum) for batch in batches.values()) + 4 * BLOCK
-        if bound > self._options.segment_bytes - BLOCK:
-            raise LimitExceeded("the append does not fit in a segment")
         return await committer.append(parts, policy, named, several)
 
     async def _append_each(

@@ -33,6 +33,12 @@ class Streams:
         self._wanted: dict[str, asyncio.Future[None]] = {}
         self._task: asyncio.Task[None] | None = None
 
+    def number(self, name: str) -> int:
+        """The number of a stream that is there."""
+        number = self._native.stream(name)
+        assert number is not None
+        return number
+
     async def create(self, names: list[str]) -> None:
         """Returns when all of them are there."""
         if self._vault is None:

@@ -42,9 +42,9 @@ impl Batch {
         (0..self.inner.ends.len()).map(|i| self.inner.record(i).len()).max().unwrap_or(0)
     }
 
-    /// No group of this batch alone is longer; no group of several than their sum.
+    /// What it takes of a group at most.
     fn bound(&self, quantum: usize) -> usize {
-        group::bound(std::iter::once(&*self.inner), quantum)
+        group::bound(&self.inner, quantum)
     }
 }
 

@@ -261,6 +261,11 @@ impl Log {
         }
     }
 
+    /// What a group takes at most beside its batches.
+    fn overhead(&self) -> usize {
+        group::OVERHEAD + self.inner.streams.read().unwrap().undeclared_bound()
+    }
+
     /// Seals what was admitted into the buffer.
     fn seal(
         &self,

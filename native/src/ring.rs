@@ -11,7 +11,7 @@ use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
-use crate::writer::{BLOCK, STUCK, contiguous, drain, eventfd, lock, signal};
+use crate::writer::{BLOCK, STUCK, contiguous, drain, eventfd, lock, os_error, signal};
 
 /// Bytes in one request; the kernel stops a little below 2 GiB, and at no whole number of our blocks.
 const MOST: usize = 1 << 30;
@@ -63,10 +63,10 @@ impl Ring {
         if !(1..=4096).contains(&entries) {
             return Err(PyValueError::new_err("entries must be from 1 to 4096"));
         }
-        let event = eventfd()?;
+        let event = eventfd().map_err(os_error)?;
         // The completion queue has twice the room of the submission queue, and so cannot overflow.
-        let ring = IoUring::new(entries)?;
-        ring.submitter().register_eventfd(event.as_raw_fd())?;
+        let ring = IoUring::new(entries).map_err(os_error)?;
+        ring.submitter().register_eventfd(event.as_raw_fd()).map_err(os_error)?;
         let state = State {
             ring: Some(ring),
             event: Some(event),

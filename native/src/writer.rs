@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use pyo3::buffer::PyUntypedBuffer;
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
 /// A short write is taken up again at a multiple of this: O_DIRECT takes nothing else.
@@ -70,7 +70,7 @@ impl Writer {
             queue: Mutex::default(),
             work: Condvar::new(),
             quiet: Condvar::new(),
-            event: Mutex::new(Some(eventfd()?)),
+            event: Mutex::new(Some(eventfd().map_err(os_error)?)),
         };
         Ok(Self { shared: Arc::new(shared), threads: Mutex::default(), most: threads, held: Mutex::default() })
     }
@@ -295,6 +295,18 @@ pub(crate) fn contiguous(buffer: &Bound<'_, PyAny>, place: i64) -> PyResult<PyUn
     Ok(view)
 }
 
+/// The OSError with its errno, which the plain conversion leaves out.
+pub(crate) fn os_error(error: io::Error) -> PyErr {
+    match error.raw_os_error() {
+        Some(errno) => {
+            let text = error.to_string();
+            let said = text.split(" (os error").next().unwrap_or_default();
+            PyOSError::new_err((errno, said.to_owned()))
+        }
+        None => error.into(),
+    }
+}
+
 pub(crate) fn eventfd() -> io::Result<OwnedFd> {
     // SAFETY: a plain system call; the descriptor it returns is ours.
     unsafe {
@@ -334,5 +346,5 @@ pub fn file_system(fd: RawFd) -> PyResult<i64> {
         let mut found: libc::statfs = std::mem::zeroed();
         (libc::fstatfs(fd, &mut found), found)
     };
-    if result < 0 { Err(io::Error::last_os_error().into()) } else { Ok(found.f_type) }
+    if result < 0 { Err(os_error(io::Error::last_os_error())) } else { Ok(found.f_type) }
 }

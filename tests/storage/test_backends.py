@@ -61,7 +61,7 @@ def test_a_read_is_short_only_at_the_end_of_the_file(file: File) -> None:
 
 
 @pytest.mark.parametrize(
-    "place, length", [(0, 1), (1, BLOCK), (BLOCK - 1, 2), (100, 3 * BLOCK), (3 * BLOCK, 77), (0, 0)]
+    ("place", "length"), [(0, 1), (1, BLOCK), (BLOCK - 1, 2), (100, 3 * BLOCK), (3 * BLOCK, 77), (0, 0)]
 )
 def test_reading_the_disk_takes_any_place_and_length(backend: Backend, file: File, place: int, length: int) -> None:
     content = bytes(range(251)) * 50
@@ -137,7 +137,7 @@ def test_rename_replaces_and_unlink_removes(backend: Backend) -> None:
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../../x", "a//b", ".", "", "a/"])
 def test_a_name_never_leaves_the_directory(backend: Backend, name: str) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="not a name"):
         backend.open(name, "x")
 
 
@@ -238,9 +238,9 @@ async def test_a_done_that_raises_does_not_keep_the_others_waiting(backend: Back
     good = asyncio.gather(*(submitted(backend, file, number * BLOCK, block(4)) for number in range(10, 20)))
     await asyncio.sleep(0)
     # The loop stands still, so that it finds them all at once and nothing comes after that would wake it.
-    time.sleep(0.2)
+    time.sleep(0.2)  # noqa: ASYNC251
     await good
-    while len(reported) < 10:
+    while len(reported) < 10:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     assert {type(context["exception"]) for context in reported} == {LookupError}
 
@@ -252,7 +252,7 @@ async def test_close_waits_for_what_was_submitted(backend: Backend, file: File) 
         backend.submit(file, number * BLOCK, block(9), True, told.append)
     backend.close()
     assert told == [None] * 100
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="Bad file"):
         backend.submit(file, 0, block(9), True, told.append)
 
 

@@ -28,7 +28,8 @@ async def test_an_error_from_the_kernel_reaches_done(disk: Backend) -> None:
     with file_size_limit(LIMIT):
         disk.submit(file, LIMIT, pattern(1), True, finished.set_result)
         problem = await asyncio.wait_for(finished, 10)
-    assert problem is not None and problem.errno == errno.EFBIG
+    assert problem is not None
+    assert problem.errno == errno.EFBIG
     file.close()
 
 
@@ -39,7 +40,8 @@ async def test_a_short_write_that_cannot_be_completed_is_an_error(disk: Backend)
     with file_size_limit(LIMIT + 3 * BLOCK):
         disk.submit(file, LIMIT, pattern(8), True, finished.set_result)
         problem = await asyncio.wait_for(finished, 10)
-    assert problem is not None and problem.errno == errno.EFBIG
+    assert problem is not None
+    assert problem.errno == errno.EFBIG
     file.close()
 
 
@@ -51,7 +53,7 @@ async def test_io_uring_completes_a_short_write_with_the_identical_bytes(uring: 
     with file_size_limit(LIMIT + wrote) as lift:
         uring.submit(file, LIMIT, pattern(8), True, finished.set_result)
         # The loop stands still, so the short write has ended but has not been seen.
-        time.sleep(0.2)
+        time.sleep(0.2)  # noqa: ASYNC251
         assert file.size() == LIMIT + wrote
         lift()
         assert await asyncio.wait_for(finished, 10) is None
@@ -134,7 +136,7 @@ def traced(directory: Path, *options: str) -> tuple[int, str]:
     return ended.returncode, log.read_text()
 
 
-@pytest.mark.parametrize("claimed, resumed", [(3 * BLOCK, 3), (3 * BLOCK + 512, 3), (512, 0), (0, 0)])
+@pytest.mark.parametrize(("claimed", "resumed"), [(3 * BLOCK, 3), (3 * BLOCK + 512, 3), (512, 0), (0, 0)])
 def test_a_thread_takes_a_short_write_up_again_at_a_whole_block(tmp_path: Path, claimed: int, resumed: int) -> None:
     code, calls = traced(tmp_path, "-e", f"inject=pwritev2:retval={claimed}:when=1")
     assert code == 0, calls

@@ -37,7 +37,7 @@ def plant_symlink(place: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["r", "s", "w"])
 @pytest.mark.parametrize(
-    "plant, number",
+    ("plant", "number"),
     [(plant_symlink, errno.ELOOP), (Path.mkdir, errno.EISDIR), (os.mkfifo, errno.ENXIO)],
     ids=["symlink", "directory", "fifo"],
 )
@@ -142,7 +142,8 @@ def test_reading_only_touches_nothing_and_starts_no_thread(tmp_path: Path) -> No
     threads = own_threads()
     before = tmp_path.stat()
     backend = open_backend(tmp_path, read_only=True)
-    assert backend.name == "threads" and "reading only" in backend.reason
+    assert backend.name == "threads"
+    assert "reading only" in backend.reason
     file = backend.open("segment", "s")
     assert file.read(0, 9) == b"there"
     file.close()

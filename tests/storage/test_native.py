@@ -52,7 +52,7 @@ def descriptor(tmp_path: Path) -> Iterator[int]:
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
-    """Both ends without blocking: a write into a full one is EAGAIN."""
+    """Both ends without blocking: a write into it may be short."""
     ends = os.pipe2(os.O_NONBLOCK)
     yield ends
     for end in ends:
@@ -63,12 +63,6 @@ def readable(engine: Engine) -> bool:
     return bool(select.select([engine.fileno()], [], [], 0)[0])
 
 
-def filled(end: int) -> None:
-    with suppress(BlockingIOError):
-        while True:
-            os.write(end, bytes(BLOCK))
-
-
 def emptied(end: int) -> bytes:
     got = b""
     with suppress(BlockingIOError):
@@ -77,7 +71,7 @@ def emptied(end: int) -> bytes:
     return got
 
 
-@pytest.mark.parametrize("asked, given", [(1, BLOCK), (BLOCK, BLOCK), (BLOCK + 1, 2 * BLOCK), (1 << 20, 1 << 20)])
+@pytest.mark.parametrize(("asked", "given"), [(1, BLOCK), (BLOCK, BLOCK), (BLOCK + 1, 2 * BLOCK), (1 << 20, 1 << 20)])
 def test_a_buffer_is_whole_aligned_zeroed_blocks(asked: int, given: int) -> None:
     buffer = _native.Buffer(asked)
     assert buffer.capacity == len(buffer) == given
@@ -87,7 +81,7 @@ def test_a_buffer_is_whole_aligned_zeroed_blocks(asked: int, given: int) -> None
 
 @pytest.mark.parametrize("capacity", [0, 2**63 - 1, 2**64 - 1])
 def test_a_buffer_has_a_sensible_capacity(capacity: int) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="capacity"):
         _native.Buffer(capacity)
 
 
@@ -143,9 +137,9 @@ def test_a_buffer_is_let_go_when_its_write_has_been_told(engine: Engine, descrip
     assert sys.getrefcount(data) > before
     engine.wait()
     assert len(engine.completions()) == 1000
+    engine.submit(1, descriptor, 0, data, False)
     with pytest.raises(RuntimeError, match="this id"):
-        for _ in range(2):
-            engine.submit(1, descriptor, 0, data, False)
+        engine.submit(1, descriptor, 0, data, False)
     with pytest.raises(ValueError, match="place"):
         engine.submit(2, descriptor, -1, data, False)
     engine.close()
@@ -226,21 +220,3 @@ def test_a_ring_takes_a_short_write_up_again(ring: Engine, pipe: tuple[int, int]
         got += emptied(pipe[0])
     assert told == [(1, 0)]
     assert got + emptied(pipe[0]) == data
-
-
-def test_a_ring_tries_again_where_the_kernel_says_so(ring: Engine, pipe: tuple[int, int]) -> None:
-    filled(pipe[1])
-    ring.submit(1, pipe[1], 0, b"x" * BLOCK, False)
-    for _ in range(5):
-        assert ring.completions() == []
-    emptied(pipe[0])
-    ring.wait()
-    assert ring.completions() == [(1, 0)]
-    assert emptied(pipe[0]) == b"x" * BLOCK
-
-
-def test_a_ring_does_not_try_again_for_ever(ring: Engine, pipe: tuple[int, int]) -> None:
-    filled(pipe[1])
-    ring.submit(1, pipe[1], 0, b"x" * BLOCK, False)
-    ring.wait()
-    assert ring.completions() == [(1, errno.EAGAIN)]

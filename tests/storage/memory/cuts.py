@@ -58,5 +58,5 @@ class Ending:
 
 
 async def until(*endings: Ending) -> None:
-    while not all(ending.calls for ending in endings):
+    while not all(ending.calls for ending in endings):  # noqa: ASYNC110
         await asyncio.sleep(0)

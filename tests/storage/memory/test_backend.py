@@ -105,7 +105,8 @@ def test_a_short_write_is_completed(durable: bool) -> None:
         ending = Ending()
         backend.submit(file, 0, data, durable, ending)
         await until(ending)
-        assert ending.calls == [None] and file.read(0, 900) == data[:900]
+        assert ending.calls == [None]
+        assert file.read(0, 900) == data[:900]
         file.write(0, data[::-1])
 
     on_loop(work)
@@ -179,7 +180,7 @@ def test_close_lands_what_was_submitted() -> None:
         backend.submit(file, 0, sector("n", 8), True, ending)
         backend.close()
         assert ending.calls == [None]
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match="Bad file"):
             backend.submit_sync(file, ending)
 
     on_loop(work)

@@ -94,10 +94,12 @@ def test_a_full_disk_takes_what_fits_and_has_room_again_after_the_last_close() -
     backend, file = opened(disk)
     with pytest.raises(OSError) as refused:
         file.allocate(0, 3 * BLOCK)
-    assert refused.value.errno == errno.ENOSPC and file.size() == BLOCK
+    assert refused.value.errno == errno.ENOSPC
+    assert file.size() == BLOCK
     with pytest.raises(OSError) as refused:
         file.write(BLOCK, sector("n", 16))
-    assert refused.value.errno == errno.ENOSPC and backend.free() == 0
+    assert refused.value.errno == errno.ENOSPC
+    assert backend.free() == 0
     assert file.read(BLOCK, 2 * BLOCK) == sector("n", 8)
     file.write(0, sector("o", 8))
     open_still = backend.open("b", "r")
@@ -110,7 +112,8 @@ def test_a_full_disk_takes_what_fits_and_has_room_again_after_the_last_close() -
         ending = Ending()
         backend.submit(file, 2 * BLOCK, bytes(2 * BLOCK), True, ending)
         await until(ending)
-        assert isinstance(ending.calls[0], OSError) and ending.calls[0].errno == errno.ENOSPC
+        assert isinstance(ending.calls[0], OSError)
+        assert ending.calls[0].errno == errno.ENOSPC
 
     on_loop(work)
 

@@ -8,7 +8,7 @@ mod tests;
 
 pub use leaf::{RunLeaves, hash_leaves};
 pub use open::{Expected, Group, Opened, Run, open, open_run, check_of_run};
-pub use seal::{Sealed, SealedRun, Sealer, bound};
+pub use seal::{OVERHEAD, Sealed, SealedRun, Sealer, bound};
 
 use crate::format::Hash;
 use crate::keys::{GroupKey, Key, StreamKeys, domain};

@@ -101,17 +101,17 @@ pub struct Sealed {
     pub runs: Vec<SealedRun>,
 }
 
-/// No group of these batches is longer than this, padding included.
-pub fn bound<'a>(batches: impl Iterator<Item = &'a Batch>, quantum: usize) -> usize {
+/// What a batch takes of a group at most. A group is no longer than `OVERHEAD` and the bounds of its batches.
+pub fn bound(batch: &Batch, quantum: usize) -> usize {
     let per_run = RUN_HEADER + 8 + 4 + TAG + 8 + quantum;
-    let of_batch = |batch: &Batch| {
-        let producer = batch.producer.get().map_or(0, |producer| producer.id.len() + 25);
-        // A run is full when the next record no longer fits, so any two of them hold more than one limit.
-        let runs = 2 + 2 * batch.bytes.len() / RUN_PLAINTEXT;
-        batch.bytes.len() + 32 * batch.ends.len() + runs * (per_run + 5) + producer
-    };
-    padded(GROUP_HEADER + 32 + TAG + batches.map(of_batch).sum::<usize>()) + BLOCK
+    let producer = batch.producer.get().map_or(0, |producer| producer.id.len() + 25);
+    // A run is full when the next record no longer fits, so any two of them hold more than one limit.
+    let runs = 2 + 2 * batch.bytes.len() / RUN_PLAINTEXT;
+    batch.bytes.len() + 32 * batch.ends.len() + runs * (per_run + 5) + producer
 }
+
+/// Header, trailer and padding of a group.
+pub const OVERHEAD: usize = 2 * BLOCK;
 
 fn plan<'a>(batches: &'a [(u32, Arc<Batch>)], streams: &mut [Stream], mut position: u64) -> Vec<Plan<'a>> {
     let mut plans: Vec<Plan> = Vec::new();

@@ -29,6 +29,10 @@ fn database(tagged: bool) -> Database {
     Database { id: [1; 16], identity: [2; 32], quantum: 128, tagged, group_key }
 }
 
+fn room(batches: &[(u32, Arc<Batch>)]) -> usize {
+    OVERHEAD + batches.iter().map(|(_, batch)| bound(batch, 128)).sum::<usize>()
+}
+
 fn streams() -> Vec<Stream> {
     vec![
         Stream::new(0, [2; 32], false, None),
@@ -116,7 +120,7 @@ fn what_is_sealed_opens_as_it_was() {
             let count = random.below(6);
             let batches: Vec<_> =
                 (0..count).map(|_| (1 + random.below(3) as u32, Arc::new(batch(&mut random)))).collect();
-            let mut out = vec![0xee; bound(batches.iter().map(|(_, b)| &**b), 128)];
+            let mut out = vec![0xee; room(&batches)];
             let durable = expected.number - 1;
             let mut sealed =
                 sealer.seal(&database, &mut streams, &batches, &SALT, place, durable, random.below(100), 0, &mut out);
@@ -147,7 +151,7 @@ fn every_flipped_bit_is_noticed() {
         small.push(&Record { key: Some(b"k"), headers: b"", event_time: Some(3), payload: &[b'p'; 200] });
         let small = Arc::new(small);
         let batches = vec![(1, small.clone()), (2, small.clone()), (3, small)];
-        let mut out = vec![0; bound(batches.iter().map(|(_, b)| &**b), 128)];
+        let mut out = vec![0; room(&batches)];
         let sealed = sealer.seal(&database, &mut streams, &batches, &SALT, 4096, 0, 7, CLOSING, &mut out);
         out.truncate(sealed.padded);
         let expected = Expected { number: 1, position: 0, previous: [2; 32], timestamp: 0 };
@@ -171,7 +175,7 @@ fn a_stream_without_its_key_shows_commitments_and_no_text() {
     let mut streams = streams();
     let mut random = Random(77);
     let batches = vec![(2, Arc::new(batch(&mut random)))];
-    let mut out = vec![0; bound(batches.iter().map(|(_, b)| &**b), 128)];
+    let mut out = vec![0; room(&batches)];
     let mut sealed = sealer(None).seal(&database, &mut streams, &batches, &SALT, 4096, 0, 7, 0, &mut out);
     let header = GroupHeader::decode(&out, &SALT, 4096).unwrap();
     let expected = Expected { number: 1, position: 0, previous: [2; 32], timestamp: 0 };
@@ -210,7 +214,7 @@ fn what_does_not_compress_spoils_nothing_for_what_does() {
         Arc::new(batch)
     };
     let batches = vec![(1, one(&noise)), (3, one(&[b'a'; 9000])), (2, one(&noise)), (2, one(&[b'a'; 9000]))];
-    let mut out = vec![0; bound(batches.iter().map(|(_, b)| &**b), 128)];
+    let mut out = vec![0; room(&batches)];
     let sealed = sealer(Some(1)).seal(&database, &mut streams, &batches, &SALT, 4096, 0, 7, 0, &mut out);
     assert!(sealed.length < 2500, "{} bytes", sealed.length);
 }

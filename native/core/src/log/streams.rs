@@ -7,6 +7,9 @@ use crate::group::Stream;
 use crate::keys::Key;
 use crate::system::Declaration;
 
+/// Of a declaration in a group, beside itself: record and batch headers and, at worst, a run of its own.
+const DECLARED: usize = 256;
+
 /// What is known of a stream beside what sealing needs.
 pub struct Info {
     pub name: String,
@@ -57,6 +60,12 @@ impl Streams {
     pub fn set_next(&mut self, number: usize, next: u64) {
         self.list[number].next = next;
         (self.info[number].forming, self.info[number].durable) = (next, next);
+    }
+
+    /// What the declarations that are in no group yet take of one at most.
+    pub fn undeclared_bound(&self) -> usize {
+        let waiting = self.info.iter().rev().take_while(|info| !info.declared);
+        waiting.map(|info| info.declaration.len() + DECLARED).sum()
     }
 
     /// Streams below this one, itself included, whose declarations are in no group yet.
