@@ -20,7 +20,6 @@ LEAST_AHEAD: Final = 1 << 20
 MOST_AHEAD: Final = 128 << 20
 #: Kept of what is allocated for the closing group and for records that free space.
 RESERVE: Final = 64 * 1024
-ZEROS: Final = bytes(1 << 20)
 
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -189,9 +188,7 @@ class Tail:
         def fill() -> None:
             file.allocate(start, end - start)
             if zero:
-                for place in range(start, end, len(ZEROS)):
-                    file.write(place, memoryview(ZEROS)[: end - place])
-                file.sync()
+                file.zero(start, end - start)
 
         return fill
 

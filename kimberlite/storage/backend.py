@@ -62,6 +62,10 @@ class File(Protocol):
     def allocate(self, place: int, length: int) -> None:
         """Have blocks for this range (it reads as zeros where nothing was written), extending the file."""
 
+    def zero(self, place: int, length: int) -> None:
+        """Zeros in this range, in whole blocks, and on the disk when this returns: what is written there later
+        costs the file system nothing but the write."""
+
     def truncate(self, length: int) -> None: ...
 
     def lock(self) -> None:

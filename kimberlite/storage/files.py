@@ -54,6 +54,9 @@ NETWORK = {
     0x00C36400: "Ceph",
 }
 
+#: Zeroed at a time.
+_ZEROS = _native.Buffer(1 << 20)
+
 #: Threads for `run`: one for the log's preparations, one so that a long scrub does not hold them up.
 _BACKGROUND = 2
 
@@ -134,6 +137,14 @@ class DiskFile:
 
     def allocate(self, place: int, length: int) -> None:
         os.posix_fallocate(self.fd, place, length)
+
+    def zero(self, place: int, length: int) -> None:
+        """Past the page cache, which would only be emptied again by the direct writes that follow."""
+        with memoryview(_ZEROS) as zeros:
+            end = place + length
+            while place < end:
+                place += os.pwrite(self.direct_fd, zeros[: end - place], place)
+        os.fdatasync(self.direct_fd)
 
     def truncate(self, length: int) -> None:
         os.ftruncate(self.fd, length)

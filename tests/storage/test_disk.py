@@ -6,6 +6,7 @@ import asyncio
 import errno
 import gc
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,9 +47,8 @@ def test_only_regular_files_are_opened(
 ) -> None:
     plant(tmp_path / "planted")
     before = descriptors()
-    with pytest.raises(OSError) as refused:
+    with pytest.raises(OSError, match=re.escape(f"[Errno {number}]")):
         disk.open("planted", mode)
-    assert refused.value.errno == number
     assert descriptors() == before
 
 
@@ -56,9 +56,8 @@ def test_a_directory_that_is_a_symlink_is_not_entered(disk: Backend, tmp_path: P
     (tmp_path / "real").mkdir()
     (tmp_path / "planted").symlink_to("real")
     for entered in (lambda: disk.open("planted/x", "x"), lambda: disk.list("planted"), lambda: disk.mkdir("planted")):
-        with pytest.raises(OSError) as refused:
+        with pytest.raises(OSError, match=rf"\[Errno ({errno.ELOOP}|{errno.ENOTDIR})\]"):
             entered()
-        assert refused.value.errno in (errno.ELOOP, errno.ENOTDIR)
 
 
 def test_new_files_are_private(disk: Backend, tmp_path: Path) -> None:
@@ -156,9 +155,8 @@ def test_reading_only_touches_nothing_and_starts_no_thread(tmp_path: Path) -> No
         lambda: backend.submit(file, 0, pattern(1), True, print),
         lambda: backend.submit_sync(file, print),
     ):
-        with pytest.raises(OSError) as error:
+        with pytest.raises(OSError, match="Read-only"):
             refused()
-        assert error.value.errno == errno.EROFS
     backend.close()
     assert tmp_path.stat().st_mtime_ns == before.st_mtime_ns
     assert own_threads() == threads

@@ -73,6 +73,10 @@ class MemoryFile:
         self._enter("allocate", place, length, writes=True)
         self._disk.resize(self.inode, max(self.inode.cache.size, place + length))
 
+    def zero(self, place: int, length: int) -> None:
+        self.write(place, bytes(length))
+        self.sync()
+
     def truncate(self, length: int) -> None:
         self._enter("truncate", length, writes=True)
         self._disk.resize(self.inode, length)

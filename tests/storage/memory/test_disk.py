@@ -92,13 +92,11 @@ def test_each_file_loses_its_own_sectors() -> None:
 def test_a_full_disk_takes_what_fits_and_has_room_again_after_the_last_close() -> None:
     disk = Disk.from_files({"a": bytes(BLOCK), "b": bytes(BLOCK)}, capacity=3 * BLOCK)
     backend, file = opened(disk)
-    with pytest.raises(OSError) as refused:
+    with pytest.raises(OSError, match="No space"):
         file.allocate(0, 3 * BLOCK)
-    assert refused.value.errno == errno.ENOSPC
     assert file.size() == BLOCK
-    with pytest.raises(OSError) as refused:
+    with pytest.raises(OSError, match="No space"):
         file.write(BLOCK, sector("n", 16))
-    assert refused.value.errno == errno.ENOSPC
     assert backend.free() == 0
     assert file.read(BLOCK, 2 * BLOCK) == sector("n", 8)
     file.write(0, sector("o", 8))
