@@ -21,6 +21,8 @@ from kimberlite.log.names import (
 from kimberlite.storage.backend import Backend
 
 RESERVED = 256 * 1024
+#: What a creation that was interrupted can have left.
+NAMES = frozenset((SEGMENTS, INDEX, PREPARE, QUARANTINE))
 
 
 def write_small(backend: Backend, name: str, data: bytes) -> None:

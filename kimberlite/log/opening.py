@@ -157,6 +157,9 @@ class Opener:
         if identity is None:
             if not create:
                 raise Invalid("there is no database here")
+            strange = set(self.backend.list()) - creation.NAMES
+            if strange:
+                raise Misconfigured(f"the directory is not empty and not a database: {min(strange)!r} is in it")
             identity = creation.create_identity(
                 self.backend,
                 origin,
@@ -258,6 +261,8 @@ class Opener:
     def _finish_segment(self, log: _native.Log, end: Ended) -> None:
         """Cuts off what was torn and ends the segment, so that all but the last end in a closing group."""
         assert end.segment is not None and end.file is not None
+        if end.closed and end.torn_upto is None:
+            return
         end.file.truncate(end.place)
         end.file.sync()
         if end.closed:
@@ -367,6 +372,8 @@ def check_anchor(log: _native.Log, anchor: Receipt | None) -> None:
     """The log must reach what a receipt kept outside the directory says, and agree with it."""
     if anchor is None:
         return
+    if not anchor.durable:
+        raise Invalid("an anchor is a durable receipt")
     size, _ = log.root()
     if size < anchor.tree_size:
         raise RolledBack(f"the log has {size} records; the anchor was given at {anchor.tree_size}")

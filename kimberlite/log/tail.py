@@ -18,6 +18,8 @@ HURRY: Final = 16 << 20
 #: Zeros kept ahead of a log that is hardly written; a busy one gets what it wrote in the last second, up to the most.
 LEAST_AHEAD: Final = 1 << 20
 MOST_AHEAD: Final = 128 << 20
+#: Bytes a second above which zeroing would take from the appends the disk that it is to save them.
+BUSY: Final = 128 << 20
 #: Kept of what is allocated for the closing group and for records that free space.
 RESERVE: Final = 64 * 1024
 
@@ -172,7 +174,8 @@ class Tail:
         behind = max(BLOCK, self._wanted() - self._ahead())
         wanted = max(LEAST_AHEAD, min(HURRY, behind)) if hurry else min(STEP, behind)
         end = min(start + -(-wanted // BLOCK) * BLOCK, self.segment_bytes)
-        await self.backend.run(self._filler(target.file, start, end, zero=not hurry))
+        zero = not hurry and self._rate < BUSY
+        await self.backend.run(self._filler(target.file, start, end, zero=zero))
         target.ready = end
 
     def _create_next(self) -> Prepared:

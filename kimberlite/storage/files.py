@@ -171,7 +171,7 @@ class DiskFile:
             self._close_if_done()
 
     def _close_if_done(self) -> None:
-        if self._closed and not self._submitted:
+        if self._closed and not self._submitted and self._open:
             # A native reader may hold a duplicate of the description that is locked.
             if self._locked:
                 fcntl.flock(self.direct_fd, fcntl.LOCK_UN)

@@ -149,6 +149,8 @@ def test_a_lock_shuts_out_everybody_else_until_it_is_closed(backend: Backend, fi
     file.close()
     other.lock()
     other.close()
+    other.close()
+    file.close()
 
 
 def test_the_file_system_has_room(backend: Backend) -> None:

@@ -75,6 +75,11 @@ impl Log {
         segments.values().rev().find(|segment| segment.header.first_position <= position).cloned()
     }
 
+    /// A copy, so that an index may be read from its file without the lock.
+    fn newest_first(&self) -> Vec<Arc<Segment>> {
+        self.segments.read().unwrap().values().rev().cloned().collect()
+    }
+
     /// The run that holds a position, which must be durable.
     pub fn run_at(&self, position: u64, window: &mut Window, ahead: usize) -> Result<(Arc<CachedRun>, usize), Failure> {
         let lost = |segment: &Segment| Failure::Damaged {
@@ -204,8 +209,7 @@ impl Log {
 
     /// Where a stream's offset is in the log.
     pub fn position_of(&self, stream: u32, offset: u64) -> Option<u64> {
-        let segments = self.segments.read().unwrap();
-        segments.values().rev().find_map(|segment| {
+        self.newest_first().iter().find_map(|segment| {
             let index = segment.index();
             let entry = index.lookup(segment).ok()?.run_of_offset(stream, offset)?;
             Some(entry.position + (offset - entry.offset))
@@ -228,8 +232,7 @@ impl Log {
 
     /// The first durable position whose timestamp is not before this.
     pub fn position_at(&self, timestamp: u64) -> u64 {
-        let segments = self.segments.read().unwrap();
-        let found = segments.values().find_map(|segment| segment.index().lookup(segment).ok()?.first_position_at_or_after(timestamp));
+        let found = self.newest_first().iter().rev().find_map(|segment| segment.index().lookup(segment).ok()?.first_position_at_or_after(timestamp));
         found.unwrap_or(u64::MAX).min(self.durable())
     }
 }

@@ -1,6 +1,7 @@
 //! Groups from the disk, applied as if they had just been sealed. Recovery, verification and readers beside a
 //! writer all come through here.
 
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
 use super::segment::{Index, append, entry};
@@ -98,6 +99,7 @@ impl Log {
     }
 
     fn apply(&self, segment: &Segment, group: &Group, keys: Keys) -> Checked<()> {
+        let keys = self.keys_of(group, keys)?;
         let leaves = self.account(group, keys)?;
         let header = &group.header;
         if let Index::Active(index) = &*segment.index() {
@@ -123,8 +125,24 @@ impl Log {
         Ok(())
     }
 
+    /// The keys of the streams that a group declares, in its order; asked for while no lock is held.
+    fn keys_of(&self, group: &Group, keys: Keys) -> Checked<VecDeque<Option<Key>>> {
+        let mut found = VecDeque::new();
+        for run in group.runs.iter().filter(|run| run.header.stream == 0) {
+            let system = self.streams.read().unwrap().list[0].clone();
+            let opened = group::open_run(&self.database, &system, run)?.ok_or(Damage("the system's stream is plain"))?;
+            for i in 0..opened.count() {
+                let payload = opened.decoded(i).payload;
+                if let System::Declaration(declaration) = System::decode(payload)? {
+                    found.push_back(keys(&declaration, &Declaration::hash(payload))?);
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// Streams, offsets and producers of a group; its leaf hashes.
-    fn account(&self, group: &Group, keys: Keys) -> Checked<Vec<Hash>> {
+    fn account(&self, group: &Group, mut keys: VecDeque<Option<Key>>) -> Checked<Vec<Hash>> {
         let mut producers = self.producers.lock().unwrap();
         let mut streams = self.streams.write().unwrap();
         let time = group.header.timestamp;
@@ -152,7 +170,7 @@ impl Log {
                     let payload = run.decoded(i).payload;
                     match System::decode(payload)? {
                         System::Declaration(declaration) => {
-                            let key = keys(&declaration, &Declaration::hash(payload))?;
+                            let key = keys.pop_front().flatten();
                             streams.add(&declaration, payload, key.as_ref(), true)?;
                         }
                         System::Several(several) => {

@@ -1,0 +1,122 @@
+"""append: append records to a stream, and print the receipt of each batch.
+
+Every line of the input is a record. Without `--expect` and `--producer` lines are appended as they come, so a
+long input is several batches; with one of them the whole input is one batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Final
+
+from kimberlite import sync
+from kimberlite.cli import forms
+from kimberlite.cli.target import add_key_file, add_target, directory
+from kimberlite.cli.terminal import Progress, say
+from kimberlite.errors import Invalid, LimitExceeded
+from kimberlite.log.options import LARGEST_BATCH_BYTES, POLICIES
+from kimberlite.records import Record
+
+#: Read at a time, and records in a batch that comes of it.
+PIECE: Final = 1 << 20
+BATCH_RECORDS: Final = 10_000
+
+Batch = list[bytes | Record]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_target(parser)
+    parser.add_argument("stream", metavar="STREAM")
+    parser.add_argument("--file", metavar="F", help="read F and not stdin")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--jsonl", action="store_true", help="every line is a JSON object with a payload")
+    form.add_argument("--whole", action="store_true", help="the whole input is one record")
+    parser.add_argument("--sync", choices=POLICIES, help="who waits for which sync; group by default")
+    parser.add_argument("--expect", metavar="N", type=int, help="the offset that the first record must get")
+    parser.add_argument("--producer", metavar="ID:SEQ", help="make a repeated call return the first one's receipt")
+    add_key_file(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    path = directory(arguments.target)
+    producer = None if arguments.producer is None else parse_producer(arguments.producer)
+    together = arguments.expect is not None or producer is not None
+    appended = False
+    with open_input(arguments.file) as source, Progress("append") as progress:
+        total = os.fstat(source.fileno()).st_size if arguments.file is not None else 0
+        batches = read_batches(source, arguments, together=together)
+        with sync.open(path, key_file=arguments.key_file) as database:
+            for batch in batches:
+                receipt = database.append(
+                    arguments.stream, batch, expect=arguments.expect, producer=producer, sync=arguments.sync
+                )
+                say(forms.line(forms.receipt_form(receipt)))
+                appended = True
+                if total:
+                    progress(source.tell(), total)
+    if not appended:
+        raise Invalid("there are no records to append")
+    return 0
+
+
+def open_input(file: str | None) -> Any:
+    """Unbuffered, so that a read returns what is there and does not wait for more."""
+    try:
+        return open(sys.stdin.fileno() if file is None else file, "rb", buffering=0, closefd=file is not None)
+    except OSError as error:
+        raise Invalid(f"{file}: {error.strerror}") from None
+
+
+def parse_producer(text: str) -> tuple[str, int]:
+    name, colon, sequence = text.rpartition(":")
+    if not colon or not name or not (sequence.isascii() and sequence.isdigit()):
+        raise Invalid("--producer is ID:SEQ, an id and a sequence that counts from 0")
+    return name, int(sequence)
+
+
+def read_batches(source: BinaryIO, arguments: argparse.Namespace, *, together: bool) -> Iterator[Batch]:
+    if arguments.whole:
+        yield [b"".join(read_all(source))]
+        return
+    make = forms.parse_record if arguments.jsonl else bytes
+    gathered: Batch = []
+    for lines in read_lines(source):
+        records: Batch = [make(line) for line in lines if line or not arguments.jsonl]
+        if together:
+            gathered += records
+            continue
+        for start in range(0, len(records), BATCH_RECORDS):
+            yield records[start : start + BATCH_RECORDS]
+    if gathered:
+        yield gathered
+
+
+def read_all(source: BinaryIO) -> Iterator[bytes]:
+    length = 0
+    while piece := source.read(PIECE):
+        length += len(piece)
+        if length > LARGEST_BATCH_BYTES:
+            raise LimitExceeded(f"a record has at most {LARGEST_BATCH_BYTES} bytes")
+        yield piece
+
+
+def read_lines(source: BinaryIO) -> Iterator[list[bytes]]:
+    """Lines as they come, without their ends; the last one needs none."""
+    begun: list[bytes] = []
+    length = 0
+    while piece := source.read(PIECE):
+        *lines, rest = piece.split(b"\n")
+        if lines:
+            lines[0] = b"".join([*begun, lines[0]])
+            begun, length = [], 0
+            yield lines
+        if rest:
+            begun.append(rest)
+            length += len(rest)
+        if length > LARGEST_BATCH_BYTES:
+            raise LimitExceeded(f"a line has at most {LARGEST_BATCH_BYTES} bytes")
+    if begun:
+        yield [b"".join(begun)]

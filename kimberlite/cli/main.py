@@ -1,0 +1,78 @@
+"""`kimberlite`: the commands and what they end with."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+from typing import Final, NoReturn
+
+from kimberlite.cli import append, demo, info, inspect, keys, read, terminal, verify
+from kimberlite.errors import Invalid, KimberliteError
+
+COMMANDS: Final[dict[str, ModuleType]] = {
+    "append": append,
+    "read": read,
+    "info": info,
+    "verify": verify,
+    "inspect": inspect,
+    "keys": keys,
+    "demo": demo,
+}
+#: What a shell shows for a command that a signal ended.
+INTERRUPTED: Final = 130
+BROKEN_PIPE: Final = 141
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with a call as every other error is said."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Invalid(f"{message} (see {self.prog} --help)")
+
+
+def parser() -> Parser:
+    top = Parser(prog="kimberlite", description="An append-only log database that can be verified.", allow_abbrev=False)
+    top.add_argument("--version", action="version", version=f"kimberlite {installed()}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    for name, module in COMMANDS.items():
+        summary = (module.__doc__ or "").partition("\n")[0]
+        summary = summary.partition(": ")[2]
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        module.add_arguments(command)
+        command.add_argument("--json", action="store_true", help="JSON on stdout, and errors as JSON on stderr")
+        command.set_defaults(run=module.run)
+    return top
+
+
+def installed() -> str:
+    try:
+        return version("kimberlite")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in given
+    try:
+        parsed = parser().parse_args(given)
+        status: int = parsed.run(parsed)
+        sys.stdout.flush()
+    except KimberliteError as error:
+        terminal.complain(error, as_json=as_json)
+        return error.exit_code
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more when it ends, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""What a command says: lines on stdout, errors and progress on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, Final
+
+from kimberlite.cli import forms
+from kimberlite.errors import Conflict, Corrupt, KimberliteError
+
+WIDTH: Final = 40
+#: Seconds between two drawings.
+INTERVAL: Final = 0.1
+
+
+def say(data: bytes | str) -> None:
+    """A line for whoever reads stdout, who sees it at once."""
+    if isinstance(data, str):
+        data = data.encode("utf-8", "backslashreplace") + b"\n"
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def table(rows: dict[str, Any]) -> str:
+    """Names and values, one pair a line."""
+    width = max(map(len, rows)) + 2
+    return "\n".join(f"{name:{width}}{value}" for name, value in rows.items())
+
+
+def harmless(data: bytes) -> bytes:
+    """For a terminal: control characters of a payload are shown and not obeyed."""
+    text = data.decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in text).encode()
+
+
+def complain(error: KimberliteError, *, as_json: bool) -> None:
+    if as_json:
+        text = forms.line(error_form(error))
+    else:
+        text = f"kimberlite: {error.code}: {' '.join(str(error).split())}\n".encode("utf-8", "backslashreplace")
+    clear()
+    sys.stderr.buffer.write(text)
+    sys.stderr.buffer.flush()
+
+
+def error_form(error: KimberliteError) -> dict[str, Any]:
+    form: dict[str, Any] = {"code": error.code, "message": str(error), "exit_code": error.exit_code}
+    if isinstance(error, Corrupt):
+        form |= {"file": error.file, "place": error.place, "group": error.group, "position": error.position}
+    if isinstance(error, Conflict):
+        form["expected"] = error.expected
+    return form
+
+
+def clear() -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
+
+
+class Progress:
+    """A bar on stderr while it is a terminal; nothing anywhere else. `with` takes it away in the end."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._shown = sys.stderr.isatty()
+        self._drawn = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if not self._shown or now - self._drawn < INTERVAL:
+            return
+        self._drawn = now
+        share = min(1.0, done / total) if total else 1.0
+        bar = ("#" * int(share * WIDTH)).ljust(WIDTH, ".")
+        sys.stderr.write(f"\r{self._what} [{bar}] {share:4.0%}")
+        sys.stderr.flush()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._drawn:
+            clear()
