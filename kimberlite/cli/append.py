@@ -17,7 +17,7 @@ from kimberlite.cli import forms
 from kimberlite.cli.target import add_key_file, add_target, directory
 from kimberlite.cli.terminal import Progress, say
 from kimberlite.errors import Invalid, LimitExceeded
-from kimberlite.log.options import LARGEST_BATCH_BYTES, POLICIES
+from kimberlite.log.options import LARGEST_BATCH, LARGEST_BATCH_BYTES, POLICIES
 from kimberlite.records import Record
 
 #: Read at a time, and records in a batch that comes of it.
@@ -87,6 +87,8 @@ def read_batches(source: BinaryIO, arguments: argparse.Namespace, *, together: b
         records: Batch = [make(line) for line in lines if line or not arguments.jsonl]
         if together:
             gathered += records
+            if len(gathered) > LARGEST_BATCH:
+                raise LimitExceeded(f"a batch has at most {LARGEST_BATCH} records")
             continue
         for start in range(0, len(records), BATCH_RECORDS):
             yield records[start : start + BATCH_RECORDS]

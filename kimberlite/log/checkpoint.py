@@ -160,10 +160,11 @@ class Checkpointer:
 
     def published(self) -> None:
         """Called after groups became durable."""
-        if self._task is not None or self._stopped or self._committer.poisoned is not None:
+        committer = self._committer
+        if self._task is not None or self._stopped or committer.rotating or committer.poisoned is not None:
             return
         records = self._derived.log.durable - self._position
-        written = self._committer.written - self._place
+        written = committer.written - self._place
         due = records >= self._options.checkpoint_records or written >= self._options.checkpoint_bytes
         if (due or self._closed) and self._loop.time() - self._last >= LEAST_INTERVAL:
             self._task = self._loop.create_task(self._take(), name="kimberlite-checkpoint")
@@ -175,6 +176,9 @@ class Checkpointer:
         self._last = self._loop.time()
         self._position, self._place = self._derived.log.durable, self._committer.written
         committer, closed = self._committer, self._closed
+        if committer.rotating:
+            self._task = None
+            return
         self._closed = []
         group = self._derived.log.sealed()[0] - 1
         write = self._derived.capture(committer.segment, committer.tail)

@@ -103,6 +103,8 @@ class Committer:
         #: Called after groups became durable, and after a segment was closed.
         self.on_publish: Callable[[], None] = lambda: None
         self.on_rotate: Callable[[_native.Segment], None] = lambda _segment: None
+        #: From the closing group to the next segment: the end of the log is in neither.
+        self.rotating = False
         #: Bytes sealed since the start.
         self.written = 0
         self._loop = asyncio.get_running_loop()
@@ -453,6 +455,7 @@ class Committer:
         """Old segment's closing group durable, then rename, directory, header, sync; only then append."""
         prepared = await self.tail.make_next()
         await self.quiet()
+        self.rotating = True
         flight = self._seal(2 * BLOCK, durable=True, closing=True)
         self._write(flight)
         self.log.finish(flight.sealed)
@@ -463,6 +466,7 @@ class Committer:
         old, old_file, old_end = self.segment, self.tail.file, self.tail.place
         self.segment = self.log.attach(header, prepared.file)
         self.tail.rotated(prepared)
+        self.rotating = False
         await self.backend.run(lambda: old_file.truncate(old_end))
         self.on_rotate(old)
 

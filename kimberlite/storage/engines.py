@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from kimberlite import _native
 from kimberlite.storage.disk import Finished
@@ -21,7 +21,7 @@ ENTRIES = 64
 class Native:
     """An `Engine`."""
 
-    def __init__(self, name: Literal["threads", "uring"], native: _native.Writer | _native.Ring) -> None:
+    def __init__(self, name: str, native: _native.Writer | _native.Ring) -> None:
         self.name = name
         self._native = native
 
