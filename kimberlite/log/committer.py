@@ -45,8 +45,10 @@ class Request:
         #: Whether its producer counts in stream 0, as that of an append to several streams.
         self.several = several
         self.future = future
-        self.size = sum(batch.size for _, _, batch, _ in parts)
-        self.bound = sum(batch.bound(quantum) for _, _, batch, _ in parts)
+        self.size = self.bound = 0
+        for _, _, batch, _ in parts:
+            self.size += batch.size
+            self.bound += batch.bound(quantum)
         if several and producer is not None:
             self.bound += SEVERAL + 16 * len(parts)
 
