@@ -6,10 +6,10 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,29 +57,12 @@ class Tour:
         # The package that this is a part of, and not one of the same name where it happens to be run.
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
         command = [sys.executable, "-P", "-m", "kimberlite.cli.demo_writer", str(self.path), str(self.key)]
-        receipts, last = 0, b""
         with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as child:
-            assert child.stdout is not None
-            started, deadline = time.monotonic(), 0.0
-            for line in child.stdout:
-                # A kill cuts off nothing but the last line.
-                if not line.endswith(b"\n"):
-                    break
-                receipt = json.loads(line)
-                self.lengths[receipt["stream"]] = receipt["last_offset"] + 1
-                receipts, last = receipts + 1, line
-                now = time.monotonic()
-                if not deadline:
-                    deadline = now + SECONDS
-                    self.show("append", f"process {child.pid} appends; its first receipt:", receipt=receipt)
-                    if not self.as_json:
-                        say(f"        {line.decode().rstrip()}")
-                if now > deadline and child.poll() is None:
-                    child.send_signal(signal.SIGKILL)
-                    deadline = now + PATIENCE
-                if now - started > PATIENCE:
-                    child.kill()
-        if child.returncode != -signal.SIGKILL or not last:
+            silent = threading.Timer(PATIENCE, child.kill)
+            silent.start()
+            receipts, killed = self.collect(child)
+            silent.cancel()
+        if not killed:
             raise Broken(f"the writer ended by itself, with status {child.returncode}")
         records = sum(self.lengths.values())
         self.show(
@@ -88,6 +71,24 @@ class Tour:
             receipts=receipts,
             records=records,
         )
+
+    def collect(self, child: subprocess.Popen[bytes]) -> tuple[int, bool]:
+        """Reads receipts, kills, and reads those that were on their way; how many, and whether it came to the kill."""
+        assert child.stdout is not None
+        receipts, killed, deadline = 0, False, 0.0
+        for line in child.stdout:
+            receipt = json.loads(line)
+            self.lengths[receipt["stream"]] = receipt["last_offset"] + 1
+            receipts += 1
+            if not deadline:
+                deadline = time.monotonic() + SECONDS
+                self.show("append", f"process {child.pid} appends; its first receipt:", receipt=receipt)
+                if not self.as_json:
+                    say(f"        {line.decode().rstrip()}")
+            elif time.monotonic() > deadline and not killed:
+                killed = child.poll() is None
+                child.kill()
+        return receipts, killed
 
     def recover(self) -> None:
         started = time.monotonic()

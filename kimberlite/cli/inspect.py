@@ -25,7 +25,7 @@ from kimberlite.storage import BLOCK, Backend, File, open_backend
 
 #: `docs/format.md`, "Segment", "Group" and "Run".
 SEGMENT: Final = struct.Struct("<8sHH4x16sQQQ32s32s")
-GROUP: Final = struct.Struct("<8sIIQQIIQQII32s8s")
+GROUP: Final = struct.Struct("<8sIIQQIIQQI4x32s8s")
 RUN: Final = struct.Struct("<IIB3xIQQI4x16s32s")
 CHECK: Final = 8
 CHAIN: Final = 32
@@ -186,13 +186,13 @@ def text(line: Line) -> str:
     kind = line["kind"]
     indent = {"group": "  ", "run": "    ", "end": "  "}.get(kind, "")
     title = {"segment": f"{line.get('file')}:", "group": f"group {line.get('group')}:"}.get(kind, f"{kind}:")
-    shown = [
-        f"{name} {written(name, value)}"
-        for name, value in line.items()
-        if name not in ("kind", "group", "segment") and value not in (None, False, [])
-        and not (kind == "segment" and name == "file")
-    ]
+    left_out = ("kind", kind, "segment", "file") if kind == "segment" else ("kind", kind)
+    shown = [f"{name} {written(name, value)}" for name, value in line.items() if name not in left_out and shows(value)]
     return f"{indent}{title} {', '.join(shown)}"
+
+
+def shows(value: object) -> bool:
+    return value is not None and value is not False and value != []
 
 
 def written(name: str, value: object) -> str:
@@ -200,4 +200,4 @@ def written(name: str, value: object) -> str:
         return datetime.fromtimestamp(value / 1e9, UTC).isoformat(timespec="milliseconds")
     if name in ("chain", "previous_chain"):
         return f"{value}"[:16] + "…"
-    return ", ".join(value) if isinstance(value, list) else f"{value}"
+    return " and ".join(value) if isinstance(value, list) else f"{value}"

@@ -92,7 +92,7 @@ class Follower:
         moved = place != self._place
         self._place, self._closed = place, stop == "closed"
         group, position, _ = self.log.sealed()
-        if stop == "bad" and not moved and group <= limit:
+        if stop == "damaged" or (stop == "bad" and not moved and group <= limit):
             name = segment_name(self._segment.number)
             raise Corrupt(what, file=name, place=place, group=group, position=position)
         return moved

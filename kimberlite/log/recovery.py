@@ -13,6 +13,7 @@ from typing import Final
 from kimberlite import _native
 from kimberlite.crypto.vault import Vault
 from kimberlite.errors import Busy, Corrupt, KeyUnavailable, Misconfigured
+from kimberlite.log.ahead import Ahead
 from kimberlite.log.creation import read_small
 from kimberlite.log.identity import Identity
 from kimberlite.log.marks import Marks, decode_marks
@@ -231,19 +232,13 @@ class Loader:
             raise Corrupt(what, file=segment_name(number), place=0, group=group, position=position)
 
     def _follow(self, segment: _native.Segment, file: File, scan: File, place: int, *, last: bool) -> Ended:
-        want = 0
         limit = self.watermark_of(segment, scan, place) if last and not self.write else NO_LIMIT
-        size = scan.size()
-        while True:
-            data = scan.read(place, max(CHUNK, want))
-            start = place
-            place, stop, want, what = self.log.replay(segment, place, data, limit, self.keys.data_key)
-            self.bytes += place - start
-            self.on_chunk()
-            if stop == "more" and place + want > size:
-                stop, what = "bad", "the group is cut short"
-            if stop != "more":
-                break
+        with Ahead(scan, place, CHUNK) as ahead:
+            place, stop, what = self._replay_all(segment, ahead, place, limit)
+        if stop == "damaged":
+            group, position, _ = self.log.sealed()
+            name = segment_name(segment.number)
+            raise Corrupt(what, file=name, place=place, group=group, position=position)
         if stop == "closed" or stop == "done":
             torn = self._rest(segment, scan, place)[1] if stop == "closed" else None
             if torn is not None and not last:
@@ -252,6 +247,24 @@ class Loader:
             scan.close()
             return Ended(segment, file, place, stop == "closed", torn)
         return self._judge(segment, file, scan, place, what, last=last)
+
+    def _replay_all(
+        self, segment: _native.Segment, ahead: Ahead, place: int, limit: int
+    ) -> tuple[int, str, str]:
+        """Applies groups until there are no more; where it stopped, how and why."""
+        data = b""
+        while True:
+            piece = ahead.take()
+            data += piece
+            start = place
+            place, stop, _, what = self.log.replay(segment, place, data, limit, self.keys.data_key)
+            self.bytes += place - start
+            self.on_chunk()
+            if stop != "more":
+                return place, stop, what
+            if not piece:
+                return place, "bad", "the group is cut short"
+            data = data[place - start :]
 
     def _judge(
         self, segment: _native.Segment, file: File, scan: File, place: int, what: str, *, last: bool

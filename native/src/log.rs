@@ -587,7 +587,7 @@ impl Log {
         self.inner.enter(&segment.inner).err().map(|Damage(what)| what)
     }
 
-    /// Applies groups up to `last`. Gives the next place, and `done`, `closed`, `more` or `bad` with how many bytes or why.
+    /// Applies groups up to `last`. Gives the next place, and `done`, `closed`, `more`, `bad` or `damaged` with how many bytes or why.
     fn replay(
         &self,
         py: Python<'_>,
@@ -610,6 +610,7 @@ impl Log {
             Stop::Closed => ("closed", 0, ""),
             Stop::More(needed) => ("more", needed, ""),
             Stop::Bad(Damage(what)) => ("bad", 0, what),
+            Stop::Damaged(Damage(what)) => ("damaged", 0, what),
         };
         Ok((replayed.place, kind, needed, what))
     }

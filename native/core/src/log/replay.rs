@@ -1,14 +1,13 @@
 //! Groups from the disk, applied as if they had just been sealed. Recovery, verification and readers beside a
 //! writer all come through here.
 
-use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
 use super::segment::{Index, append, entry};
 use super::{End, Log, Segment};
-use crate::format::{BLOCK, Checked, Damage, GROUP_HEADER, GroupHeader, Hash, ensure, padded, zeros};
-use crate::group::{self, Expected, Group, Opened, RunLeaves, hash_leaves};
-use crate::keys::Key;
+use crate::format::{BLOCK, CLOSING, Checked, Damage, GROUP_HEADER, GroupHeader, Hash, ensure, padded, zeros};
+use crate::group::{self, Expected, Group, Stream, hash_leaves};
+use crate::keys::{Key, TAG};
 use crate::system::{Declaration, System};
 
 /// How far it came, and why not further.
@@ -29,6 +28,8 @@ pub enum Stop {
     Closed,
     /// No sound group is there.
     Bad(Damage),
+    /// A group whose every byte was sealed so is not what a group can be.
+    Damaged(Damage),
 }
 
 type Keys<'a> = &'a mut dyn FnMut(&Declaration, &Hash) -> Checked<Option<Key>>;
@@ -59,55 +60,125 @@ impl Log {
         Ok(())
     }
 
-    /// Applies the groups in `data`, which starts at `place`, up to and including `last`.
+    /// Applies the groups in `data`, which starts at `place`, up to and including `last`: found one after another,
+    /// checked and opened on two cores, and applied in their order.
     pub fn replay(&self, segment: &Segment, place: u64, data: &[u8], last: u64, keys: Keys) -> Replayed {
-        let mut at = 0;
-        let stop = loop {
-            let expected = self.expected();
-            if expected.number > last {
-                break Stop::Done;
-            }
-            match self.replay_one(segment, place + at as u64, &data[at..], &expected, keys) {
-                Ok(Step::Applied { length, closing }) => {
-                    at += length;
-                    if closing {
-                        break Stop::Closed;
-                    }
-                }
-                Ok(Step::More(needed)) => break Stop::More(needed),
-                Err(damage) => break Stop::Bad(damage),
-            }
-        };
-        Replayed { place: place + at as u64, stop }
-    }
-
-    fn replay_one(&self, segment: &Segment, place: u64, data: &[u8], expected: &Expected, keys: Keys) -> Checked<Step> {
-        if data.len() < GROUP_HEADER {
-            return Ok(Step::More(BLOCK));
-        }
+        let tag = if self.database.tagged { TAG } else { 0 };
+        let (frames, mut stop) = find(&segment.header.salt, tag, place, data, last, self.expected());
         let salt = &segment.header.salt;
-        let header = GroupHeader::decode(data, salt, place)?;
-        let length = padded(header.length as usize);
-        if length > data.len() {
-            // A header of another group would ask for the wrong bytes.
-            ensure(header.number == expected.number, "the group's number is not the next one")?;
-            return Ok(Step::More(length));
+        let mut groups = Vec::with_capacity(frames.len());
+        for checked in on_two_cores(&frames, |frame| frame.bytes.len(), |frame| self.check(salt, frame)) {
+            match checked {
+                Ok(group) => groups.push(group),
+                Err(damage) => {
+                    stop = Stop::Bad(damage);
+                    break;
+                }
+            }
         }
-        let group = group::open(&self.database, header, expected, salt, place, &data[..length])?;
-        self.apply(segment, &group, keys)?;
-        Ok(Step::Applied { length, closing: header.flags & crate::format::CLOSING != 0 })
+        let end = groups.len().checked_sub(1).map_or(place, |i| frames[i].place + frames[i].bytes.len() as u64);
+        match self.apply(segment, &groups, keys) {
+            Ok(()) => Replayed { place: end, stop },
+            Err(damage) => Replayed { place, stop: Stop::Damaged(damage) },
+        }
     }
 
-    fn apply(&self, segment: &Segment, group: &Group, keys: Keys) -> Checked<()> {
-        let keys = self.keys_of(group, keys)?;
-        let leaves = self.account(group, keys)?;
+    fn check<'a>(&self, salt: &Hash, frame: &Frame<'a>) -> Checked<Group<'a>> {
+        group::open(&self.database, frame.header, &frame.expected, salt, frame.place, frame.bytes)
+    }
+
+    fn apply(&self, segment: &Segment, groups: &[Group], keys: Keys) -> Checked<()> {
+        for group in groups {
+            let keys = self.keys_of(group, keys)?;
+            self.follow(group, keys)?;
+        }
+        let opened = {
+            let streams = self.streams.read().unwrap();
+            let size = |group: &Group| group.header.length as usize;
+            on_two_cores(groups, size, |group| self.contents(group, &streams.list))
+        };
+        for (group, contents) in groups.iter().zip(opened) {
+            self.accept(segment, group, contents?)?;
+        }
+        Ok(())
+    }
+
+    /// The keys of the streams that a group declares, in its order; asked for while no lock is held.
+    fn keys_of(&self, group: &Group, keys: Keys) -> Checked<Vec<(Declaration, Vec<u8>, Option<Key>)>> {
+        let mut found = Vec::new();
+        for run in group.runs.iter().filter(|run| run.header.stream == 0) {
+            let system = self.streams.read().unwrap().list[0].clone();
+            let opened = group::open_run(&self.database, &system, run)?.ok_or(Damage("the system's stream is plain"))?;
+            for i in 0..opened.count() {
+                let payload = opened.decoded(i).payload;
+                if let System::Declaration(declaration) = System::decode(payload)? {
+                    let key = keys(&declaration, &Declaration::hash(payload))?;
+                    found.push((declaration, payload.to_vec(), key));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The streams that a group declares, and the offsets that its runs go on from.
+    fn follow(&self, group: &Group, declared: Vec<(Declaration, Vec<u8>, Option<Key>)>) -> Checked<()> {
+        let mut streams = self.streams.write().unwrap();
+        for (declaration, payload, key) in declared {
+            streams.add(&declaration, &payload, key.as_ref(), true)?;
+        }
+        for run in &group.runs {
+            let number = run.header.stream as usize;
+            let stream = streams.list.get(number).ok_or(Damage("a run's stream was never declared"))?;
+            ensure(run.header.first_offset == stream.next, "a run's offset is not the next one")?;
+            let next = stream.next + run.header.records as u64;
+            streams.set_next(number, next);
+        }
+        Ok(())
+    }
+
+    /// Leaf hashes and producers of a group.
+    fn contents(&self, group: &Group, streams: &[Stream]) -> Checked<Contents> {
+        let time = group.header.timestamp;
+        let mut runs = Vec::with_capacity(group.runs.len());
+        let mut producers = Vec::new();
+        for run in &group.runs {
+            let stream = &streams[run.header.stream as usize];
+            let Some(opened) = group::open_run(&self.database, stream, run)? else {
+                runs.push(run.stated_leaves(stream, time));
+                continue;
+            };
+            if let Some(key) = stream.index_key(&self.database.identity) {
+                for (_, producer) in &opened.producers {
+                    let id = group::producer(key, &producer.id);
+                    producers.push((stream.number, id, producer.sequence, producer.digest));
+                }
+            }
+            for i in (0..opened.count()).filter(|_| stream.number == 0) {
+                if let System::Several(several) = System::decode(opened.decoded(i).payload)? {
+                    producers.push((0, several.producer, several.sequence, several.digest));
+                }
+            }
+            let leaves = opened.leaves(stream, time);
+            let agrees = !stream.encrypted || leaves.commitments == run.stated();
+            ensure(agrees, "a commitment does not match its record")?;
+            runs.push(leaves);
+        }
+        Ok(Contents { leaves: hash_leaves(&runs), producers })
+    }
+
+    fn accept(&self, segment: &Segment, group: &Group, contents: Contents) -> Checked<()> {
         let header = &group.header;
         if let Index::Active(index) = &*segment.index() {
             let runs: Vec<_> = group.runs.iter().map(|run| entry(&run.header, run.place)).collect();
             append(index, header, group.place, &runs)?;
         }
-        self.tree.write().unwrap().push(&leaves);
         let mut tail = self.tail.lock().unwrap();
+        let mut producers = self.producers.lock().unwrap();
+        for (stream, id, sequence, digest) in &contents.producers {
+            producers.apply(*stream, id, *sequence, digest, header.number, header.timestamp);
+        }
+        drop(producers);
+        self.tree.write().unwrap().push(&contents.leaves);
         tail.sealer.group = header.number + 1;
         tail.sealer.position = header.first_position + header.records as u64;
         tail.position = tail.sealer.position;
@@ -123,79 +194,6 @@ impl Log {
             incarnation: header.incarnation,
         };
         Ok(())
-    }
-
-    /// The keys of the streams that a group declares, in its order; asked for while no lock is held.
-    fn keys_of(&self, group: &Group, keys: Keys) -> Checked<VecDeque<Option<Key>>> {
-        let mut found = VecDeque::new();
-        for run in group.runs.iter().filter(|run| run.header.stream == 0) {
-            let system = self.streams.read().unwrap().list[0].clone();
-            let opened = group::open_run(&self.database, &system, run)?.ok_or(Damage("the system's stream is plain"))?;
-            for i in 0..opened.count() {
-                let payload = opened.decoded(i).payload;
-                if let System::Declaration(declaration) = System::decode(payload)? {
-                    found.push_back(keys(&declaration, &Declaration::hash(payload))?);
-                }
-            }
-        }
-        Ok(found)
-    }
-
-    /// Streams, offsets and producers of a group; its leaf hashes.
-    fn account(&self, group: &Group, mut keys: VecDeque<Option<Key>>) -> Checked<Vec<Hash>> {
-        let mut producers = self.producers.lock().unwrap();
-        let mut streams = self.streams.write().unwrap();
-        let time = group.header.timestamp;
-        let mut opened: Vec<Option<Opened>> = Vec::with_capacity(group.runs.len());
-        for run in &group.runs {
-            let number = run.header.stream as usize;
-            let stream = streams.list.get_mut(number).ok_or(Damage("a run's stream was never declared"))?;
-            ensure(run.header.first_offset == stream.next, "a run's offset is not the next one")?;
-            stream.next += run.header.records as u64;
-            let stream = &streams.list[number];
-            let run_opened = group::open_run(&self.database, stream, run)?;
-            if let Some(run) = &run_opened {
-                if let Some(key) = stream.index_key(&self.database.identity) {
-                    for (_, producer) in &run.producers {
-                        let id = group::producer(key, &producer.id);
-                        producers.apply(number as u32, &id, producer.sequence, &producer.digest, group.header.number, time);
-                    }
-                }
-            }
-            let next = stream.next;
-            streams.set_next(number, next);
-            if number == 0 {
-                let run = run_opened.as_ref().expect("the system's stream is plain");
-                for i in 0..run.count() {
-                    let payload = run.decoded(i).payload;
-                    match System::decode(payload)? {
-                        System::Declaration(declaration) => {
-                            let key = keys.pop_front().flatten();
-                            streams.add(&declaration, payload, key.as_ref(), true)?;
-                        }
-                        System::Several(several) => {
-                            let (id, digest) = (&several.producer, &several.digest);
-                            producers.apply(0, id, several.sequence, digest, group.header.number, time);
-                        }
-                    }
-                }
-            }
-            opened.push(run_opened);
-        }
-        let runs: Checked<Vec<RunLeaves>> = group
-            .runs
-            .iter()
-            .zip(&opened)
-            .map(|(run, opened)| {
-                let stream = &streams.list[run.header.stream as usize];
-                let Some(opened) = opened else { return Ok(run.stated_leaves(stream, time)) };
-                let leaves = opened.leaves(stream, time);
-                let agrees = !stream.encrypted || leaves.commitments == run.stated();
-                ensure(agrees, "a commitment does not match its record")?;
-                Ok(leaves)
-            })
-            .collect();
-        Ok(hash_leaves(&runs?))
     }
 
     /// The highest `durable_upto` of any sound group header from `place` on, and where the last byte that is not
@@ -215,7 +213,92 @@ impl Log {
     }
 }
 
-enum Step {
-    Applied { length: usize, closing: bool },
-    More(usize),
+/// Leaf hashes, and stream, id, sequence and digest of each producer's batch.
+struct Contents {
+    leaves: Vec<Hash>,
+    producers: Vec<(u32, [u8; 16], u64, [u8; 16])>,
 }
+
+/// A group that a header announces, with its padding, and what it must be if those before it are sound.
+struct Frame<'a> {
+    header: GroupHeader,
+    expected: Expected,
+    place: u64,
+    bytes: &'a [u8],
+}
+
+/// The groups in these bytes, by their headers alone, and why there are no more of them.
+fn find<'a>(
+    salt: &Hash,
+    tag: usize,
+    place: u64,
+    data: &'a [u8],
+    last: u64,
+    mut expected: Expected,
+) -> (Vec<Frame<'a>>, Stop) {
+    let mut frames = Vec::new();
+    let mut at = 0;
+    loop {
+        if expected.number > last {
+            return (frames, Stop::Done);
+        }
+        let rest = &data[at..];
+        if rest.len() < GROUP_HEADER {
+            return (frames, Stop::More(BLOCK));
+        }
+        let place = place + at as u64;
+        let header = match GroupHeader::decode(rest, salt, place) {
+            Ok(header) => header,
+            Err(damage) => return (frames, Stop::Bad(damage)),
+        };
+        let length = padded(header.length as usize);
+        if header.number != expected.number {
+            return (frames, Stop::Bad(Damage("the group's number is not the next one")));
+        }
+        if length > rest.len() {
+            return (frames, Stop::More(length));
+        }
+        let (next, closing) = (following(&header, rest, tag), header.flags & CLOSING != 0);
+        frames.push(Frame { header, expected, place, bytes: &rest[..length] });
+        let Some(next) = next else { return (frames, Stop::Bad(Damage("the group is too short"))) };
+        expected = next;
+        at += length;
+        if closing {
+            return (frames, Stop::Closed);
+        }
+    }
+}
+
+/// What comes after a group, if its chain hash is the one it states.
+fn following(header: &GroupHeader, bytes: &[u8], tag: usize) -> Option<Expected> {
+    let chain = bytes.get(..(header.length as usize).checked_sub(tag)?)?;
+    Some(Expected {
+        number: header.number + 1,
+        position: header.first_position + header.records as u64,
+        previous: *chain.last_chunk::<32>()?,
+        timestamp: header.timestamp,
+    })
+}
+
+/// The results in order; the second half, by size, is made on another thread when that is worth it.
+fn on_two_cores<T: Sync, R: Send>(items: &[T], size: impl Fn(&T) -> usize, work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let total: usize = items.iter().map(&size).sum();
+    let mut first = 0;
+    let split = items.iter().position(|item| {
+        first += size(item);
+        first >= total / 2
+    });
+    let split = split.map_or(0, |i| i + 1);
+    if total < WORTH_A_THREAD || split == items.len() {
+        return items.iter().map(work).collect();
+    }
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| items[split..].iter().map(&work).collect::<Vec<_>>());
+        let mut out: Vec<R> = items[..split].iter().map(&work).collect();
+        out.extend(second.join().expect("checking a group does not panic"));
+        out
+    })
+}
+
+/// Fewer bytes are checked sooner than a thread starts.
+const WORTH_A_THREAD: usize = 256 << 10;

@@ -1,0 +1,57 @@
+# The environment that `just` is in comes first, so that `.venv-test/bin/just test` needs no activation.
+export PATH := parent_directory(just_executable()) + ":" + env("PATH")
+export CARGO_TERM_COLOR := "never"
+
+# What there is.
+default:
+    @just --list
+
+# Build the native module and install the package, editable, with what the tests and benches need.
+setup:
+    python -m pip install -e '.[test,bench]'
+
+# Format everything.
+fmt:
+    cargo fmt --manifest-path native/Cargo.toml --all
+    ruff format .
+    ruff check --fix --quiet .
+
+# Everything that can be said without running the package.
+check: check-rust check-python
+
+check-rust:
+    cargo fmt --manifest-path native/Cargo.toml --all --check
+    cargo clippy --manifest-path native/Cargo.toml --workspace --all-targets --locked --quiet -- -D warnings
+
+check-python:
+    ruff format --check --quiet .
+    ruff check --quiet .
+    mypy
+    python -m mypy.stubtest kimberlite._native
+    pytest tests/test_layers.py
+
+# The checks, the tests of the core, and all tests of the package.
+test: check test-rust test-python
+
+test-rust:
+    cargo test --manifest-path native/Cargo.toml --package kimberlite-core --locked --quiet
+
+test-python *arguments:
+    pytest {{ arguments }}
+
+# Simulated crashes and real power cuts in number; with arguments (`just crash --break RULE`) only the first, with them.
+crash *arguments="":
+    python -m tests.crash.simulated {{ if arguments == "" { "--states 1000000 --jobs 2" } else { arguments } }}
+    {{ if arguments == "" { "python -m tests.crash.powercut --cuts 2000" } else { "" } }}
+
+# The benches, one after another: nothing else should run on the machine.
+bench *arguments:
+    python -m benches.disk --seconds 2 --markdown
+    python -m benches.limits --markdown
+    python -m benches.engine {{ arguments }}
+    python -m benches.peers --batch 100 --size 256 --seconds 5 --markdown
+    python -m benches.startup
+
+# The tour: append, kill, recover, verify, tamper.
+demo:
+    kimberlite demo

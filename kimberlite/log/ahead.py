@@ -1,0 +1,43 @@
+"""Reading a file from a place on, the next piece while the last one is worked on."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+from kimberlite.storage.backend import File
+
+
+class Ahead:
+    """Pieces of a file, one after another. A simulated file is read when asked: it belongs to one thread."""
+
+    def __init__(self, file: File, place: int, piece: int) -> None:
+        self._file, self._piece = file, piece
+        self._next = place
+        self._executor = ThreadPoolExecutor(1, "kimberlite-ahead") if file.fd >= 0 else None
+        self._future: Future[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self._begin()
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=True)
+
+    def _begin(self) -> None:
+        if self._executor is not None:
+            self._future = self._executor.submit(self._file.read, self._next, self._piece)
+
+    def take(self) -> bytes:
+        """The next piece; shorter only at the end of the file, and then empty."""
+        data = self._file.read(self._next, self._piece) if self._future is None else self._future.result()
+        self._next += len(data)
+        if len(data) == self._piece:
+            self._begin()
+        else:
+            self._future = None
+        return data
