@@ -10,6 +10,7 @@ import argparse
 import errno
 import mmap
 import os
+import select
 import shutil
 import statistics
 import sys
@@ -21,6 +22,8 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from random import Random
+
+from kimberlite import _native
 
 from benches.table import Table, byte_count, machine, microseconds, quantile, show, write_json
 
@@ -44,8 +47,6 @@ SEGMENTS = 4
 FASTEST = 20e-6
 #: Bytes after which `plain` begins a new file.
 TURN = 1 << 30
-#: What the liburing wheel's code uses without asking: it ends the process where one is missing.
-INSTRUCTIONS = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,45 +175,29 @@ def burst(directory: Path, seconds: float, rounds: int = 5, region: int = REGION
 
 def without_uring() -> str | None:
     """Why the depths cannot be measured here, if so."""
-    cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    if INSTRUCTIONS - set(cpu.split()):
-        return "the processor lacks what the liburing wheel was built for"
     try:
-        import liburing
-    except ImportError:
-        return "the package liburing is not installed"
-    ring = liburing.Ring()
-    try:
-        liburing.io_uring_queue_init(1, ring)
+        _native.Ring(1).close()
     except OSError as problem:
         return f"the kernel gives no ring ({problem.strerror})"
-    liburing.io_uring_queue_exit(ring)
     return None
 
 
 def keep_in_flight(path: Path, size: int, depth: int, length: int, seconds: float) -> tuple[float, list[int]]:
     """Bytes a second and nanoseconds of each write. Goes round the file: its blocks stay what they were."""
-    import liburing
-
     buffers = [payload(size) for _ in range(depth)]
-    vectors = [liburing.Iovec([memoryview(buffer)]) for buffer in buffers]
     started = [0] * depth
     samples: list[int] = []
-    ring, completion = liburing.Ring(), liburing.Cqe()
-    liburing.io_uring_queue_init(depth, ring)
+    ring = _native.Ring(depth)
+    poll = select.poll()
+    poll.register(ring.fileno(), select.POLLIN)
     fd = os.open(path, os.O_RDWR | os.O_DIRECT)
     places = length // size
     submitted = 0
 
     def submit(slot: int) -> None:
         nonlocal submitted
-        entry = liburing.io_uring_get_sqe(ring)
-        assert entry is not None
-        place = submitted % places * size
-        liburing.io_uring_prep_writev(entry, fd, vectors[slot], place, liburing.RWF_DSYNC)
-        entry.user_data = slot + 1
         started[slot] = time.perf_counter_ns()
-        liburing.io_uring_submit(ring)
+        ring.submit(slot, fd, submitted % places * size, buffers[slot], True)
         submitted += 1
 
     try:
@@ -221,24 +206,22 @@ def keep_in_flight(path: Path, size: int, depth: int, length: int, seconds: floa
         for slot in range(depth):
             submit(slot)
         while len(samples) < submitted:
-            liburing.io_uring_wait_cqe(ring, completion)
-            now = time.perf_counter_ns()
-            entry = completion[0]
-            slot, count = entry.user_data - 1, entry.res
-            liburing.io_uring_cqe_seen(ring, entry)
-            if count != size:
-                raise OSError(errno.EIO, "short write")
-            samples.append(now - started[slot])
-            if now < end:
-                submit(slot)
+            poll.poll()
+            for slot, failed in ring.completions():
+                now = time.perf_counter_ns()
+                if failed:
+                    raise OSError(failed, os.strerror(failed))
+                samples.append(now - started[slot])
+                if now < end:
+                    submit(slot)
         return len(samples) * size / (time.perf_counter_ns() - begin) * 1e9, samples
     finally:
-        liburing.io_uring_queue_exit(ring)
+        ring.close()
         os.close(fd)
 
 
 def depths(directory: Path, seconds: float, rounds: int = 5, region: int = REGION) -> list[Depth]:
-    """Only where `without_uring` is None: elsewhere the first call of the ring may end the process."""
+    """Only where `without_uring` is None."""
     if missing := without_uring():
         raise RuntimeError(missing)
     found: dict[tuple[int, int], list[tuple[float, list[int]]]] = {key: [] for key in product(DEPTH_SIZES, DEPTHS)}
