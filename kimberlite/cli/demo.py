@@ -114,7 +114,8 @@ class Tour:
             raise Broken("verify did not see everything")
         self.show(
             "verify",
-            f"{report.records} records in {report.groups} groups, {report.bytes} bytes: sound, tree root {report.root.hex()}",
+            f"{report.records} records in {report.groups} groups, {report.read} bytes: sound, "
+            f"tree root {report.root.hex()}",
             root=report.root.hex(),
             records=report.records,
         )

@@ -108,7 +108,8 @@ def read_receipt(path: Path) -> Receipt:
         raise Invalid(f"anchor {path}: {error.strerror}") from None
     try:
         value = json.loads(lines[-1])
-        receipt = Receipt(**{name: bytes.fromhex(v) if name in HASHES else v for name, v in value.items()})
+        fields: dict[str, Any] = {name: bytes.fromhex(v) if name in HASHES else v for name, v in value.items()}
+        receipt = Receipt(**fields)
     except (ValueError, TypeError, AttributeError, IndexError, RecursionError):
         raise Invalid(f"anchor {path} does not end in a receipt") from None
     for name, kind in Receipt.__annotations__.items():

@@ -161,7 +161,12 @@ def describe_runs(file: File, name: str, place: int, runs: int, end: int) -> Ite
         head = file.read(place, RUN.size)
         length, stream, flags, records, offset, position, plaintext, key_id, _ = RUN.unpack(head)
         if not RUN.size <= length <= end - place:
-            yield {"kind": "damage", "file": name, "place": place, "what": "this run's length does not fit in its group"}
+            yield {
+                "kind": "damage",
+                "file": name,
+                "place": place,
+                "what": "this run's length does not fit in its group",
+            }
             return
         encrypted = bool(flags & 1)
         stored = length - RUN.size - (COMMITMENT * records if encrypted else 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from kimberlite import _native
@@ -53,6 +53,10 @@ class Request:
             self.bound += SEVERAL + 16 * len(parts)
 
 
+#: An append that is in no new group: its error, or the number of the group that it is in already.
+Answer = tuple[Request, KimberliteError | int]
+
+
 class Flight:
     """A sealed group on its way to the disk."""
 
@@ -69,7 +73,7 @@ class Flight:
         self.synced = False
         self.acks: list[tuple[Request, list[tuple[int, int]]]] = []
         #: Refusals that cite what is durable once this group is.
-        self.refused: list[tuple[asyncio.Future[list[Receipt]], KimberliteError]] = []
+        self.refused: list[Answer] = []
 
 
 class Committer:
@@ -191,7 +195,8 @@ class Committer:
     def _take(self, overhead: int) -> tuple[list[Request], int]:
         """The requests of the next group, and its bound: what fits, of one policy."""
         first = self._pool[0]
-        bound, taken = overhead, []
+        bound = overhead
+        taken: list[Request] = []
         while self._pool:
             request = self._pool[0]
             more = bound + request.bound
@@ -212,12 +217,17 @@ class Committer:
 
     def _commit(self, requests: list[Request], bound: int) -> None:
         accepted: list[tuple[Request, list[tuple[int, int]]]] = []
-        refused: list[tuple[asyncio.Future[list[Receipt]], KimberliteError]] = []
+        refused: list[Answer] = []
         for request in requests:
             try:
-                accepted.append((request, self._admit(request)))
+                places = self.log.admit(request.parts, request.producer, request.several, self.clock())
             except KimberliteError as error:
-                refused.append((request.future, error))
+                refused.append((request, error))
+                continue
+            if isinstance(places, int):
+                refused.append((request, places))
+            else:
+                accepted.append((request, places))
         if not accepted:
             self._refuse(refused)
             return
@@ -227,18 +237,30 @@ class Committer:
         self._write(flight)
         self.log.finish(flight.sealed)
 
-    def _admit(self, request: Request) -> list[tuple[int, int]]:
-        """Offset and position of each part's first record; or why not, and then nothing was consumed."""
-        return self.log.admit(request.parts, request.producer, request.several, self.clock())
-
-    def _refuse(self, refused: list[tuple[asyncio.Future[list[Receipt]], KimberliteError]]) -> None:
+    def _refuse(self, refused: list[Answer]) -> None:
         """What they cite is sealed: they are told when it is durable."""
         if self._flights:
             self._flights[-1].refused += refused
             if not self._flights[-1].durable:
                 self._sync()
         else:
-            settle(refused)
+            self._answer(refused)
+
+    def _answer(self, refused: list[Answer]) -> None:
+        """What they cite is durable: they get their error, or the receipt that they were given before."""
+        for request, outcome in refused:
+            if request.future.done():
+                continue
+            if isinstance(outcome, KimberliteError):
+                request.future.set_exception(outcome)
+                continue
+            assert request.producer is not None
+            try:
+                receipts = self.log.reread(outcome, request.parts, request.producer, request.several)
+            except (KimberliteError, OSError) as error:
+                request.future.set_exception(error)
+            else:
+                request.future.set_result(receipts)
 
     def _seal(self, bound: int, *, durable: bool, closing: bool) -> Flight:
         buffer = self._buffer(bound)
@@ -270,8 +292,8 @@ class Committer:
                 self._buffers.append(buffer)
             try:
                 self._written(flight)
-            except BaseException as error:
-                self.poison(error)
+            except BaseException as problem:
+                self.poison(problem)
                 raise
 
         self.backend.submit(self.tail.file, flight.sealed.place, view, flight.alone, done)
@@ -343,7 +365,7 @@ class Committer:
             published.append(flight)
         for flight in published:
             self._acknowledge(flight, durable=True)
-            settle(flight.refused)
+            self._answer(flight.refused)
         if published:
             self._wake()
             self.on_publish()
@@ -420,6 +442,9 @@ class Committer:
                 self._out_of_space(error)
             except OSError as error:
                 self.poison(error)
+            except UnknownOutcome:
+                # Poisoned while it waited: everybody has been told.
+                assert self.poisoned is not None
             finally:
                 self._busy = None
             self._pump()
@@ -508,7 +533,7 @@ class Committer:
         waiting = [request.future for request in self._pool]
         for flight in self._flights:
             waiting += [request.future for request, _ in flight.acks]
-            waiting += [future for future, _ in flight.refused]
+            waiting += [request.future for request, _ in flight.refused]
         settle([(future, UnknownOutcome(message)) for future in waiting])
         self._wake()
         self._pool.clear()
@@ -516,7 +541,7 @@ class Committer:
         self.on_publish()
 
 
-def settle(refused: list[tuple[asyncio.Future[list[Receipt]], KimberliteError]]) -> None:
+def settle(refused: Sequence[tuple[asyncio.Future[list[Receipt]], KimberliteError]]) -> None:
     for future, error in refused:
         if not future.done():
             future.set_exception(error)

@@ -315,7 +315,7 @@ class Loader:
     def _last_block(self, file: File) -> tuple[int, bytes]:
         """Place and bytes of the last block that is not all zeros: a crash can leave room behind the end."""
         place = (file.size() - 1) // BLOCK * BLOCK
-        while place > BLOCK:
+        while place >= BLOCK:
             block = file.read(place, BLOCK)
             if block.strip(b"\0"):
                 return place, block

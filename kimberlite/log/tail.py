@@ -93,7 +93,7 @@ class Tail:
         while self.next is None or self.next.ready < 2 * BLOCK:
             self.refused = None
             await self._next_progress(hurry=True)
-            if self.refused is not None and self.next is None:
+            if self.refused is not None and (self.next is None or self.next.ready < 2 * BLOCK):
                 raise NoSpace(f"no room for another segment: {self.refused.strerror}")
         return self.next
 

@@ -29,7 +29,8 @@ class Report:
     streams: int
     groups: int
     segments: int
-    bytes: int
+    #: Bytes of groups that were read.
+    read: int
     tree_size: int
     root: bytes
     chain: bytes
@@ -96,7 +97,7 @@ def verify(
         streams=len(log.streams()),
         groups=group,
         segments=len(loader.segments),
-        bytes=loader.bytes,
+        read=loader.bytes,
         tree_size=size,
         root=root,
         chain=chain,

@@ -261,6 +261,26 @@ impl Log {
         }
     }
 
+    /// The receipts of a producer's append that is in a durable group already.
+    fn reread<'py>(
+        &self,
+        py: Python<'py>,
+        number: u64,
+        parts: Vec<(Py<PyAny>, u32, Py<Batch>, Option<u64>)>,
+        producer: (Vec<u8>, u64),
+        several: bool,
+    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let core: Vec<Part> = parts
+            .iter()
+            .map(|(_, stream, batch, expect)| Part { stream: *stream, batch: batch.get().inner.clone(), expect: *expect })
+            .collect();
+        let (id, sequence) = producer;
+        let receipts = py.detach(|| self.inner.reread(number, &core, &id, sequence, several));
+        let receipts = receipts.map_err(|failure| self.failure(py, failure))?;
+        let named = parts.iter().zip(&receipts);
+        named.map(|((name, ..), r)| crate::records::receipt(py, name.bind(py), r, &r.mac(&self.inner))).collect()
+    }
+
     /// What a group takes at most beside its batches.
     fn overhead(&self) -> usize {
         group::OVERHEAD + self.inner.streams.read().unwrap().undeclared_bound()

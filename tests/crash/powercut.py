@@ -65,7 +65,8 @@ def lacking() -> str | None:
 
 def payloads(seed: int, count: int) -> list[bytes]:
     rng = Random(seed)
-    return [rng.randbytes(rng.choice((0, 20, 300, 3000, 9000))) for _ in range(count)]
+    sizes = (0, 20, 300, 3000, 9000) if seed % 16 else (60_000, 90_000)
+    return [rng.randbytes(rng.choice(sizes)) for _ in range(count)]
 
 
 class Mount:
@@ -144,11 +145,15 @@ async def work(path: Path, engine: Engine, key: Path | None, seed: int, say: Cal
     db = await opened(path, engine, key, rng)
     say(["engine", (await db.info())["backend"]])
 
+    # Large groups are in flight together: one can land without the one before it.
+    heavy = rng.random() < 0.3
+
     async def client(rng: Random) -> None:
         while True:
             policy = rng.choice(["group", "group", "batch", "os", "record"])
             count = 1 if policy == "record" else rng.randrange(1, 9)
-            stream, records = f"s{rng.randrange(40)}", rng.getrandbits(48)
+            stream = f"s{rng.randrange(40)}" if rng.random() < 0.9 else f"new{rng.randrange(10**6)}"
+            records = rng.getrandbits(48) & (~15 if heavy and rng.random() < 0.7 else -1)
             r = await db.append(stream, payloads(records, count), sync=policy)  # type: ignore[arg-type]
             if r.durable:
                 say(["ack", [stream, r.first_offset, r.first_position, records, count]])
@@ -205,8 +210,9 @@ class Child:
             say([kind, text[-1500:]])
         os._exit(0)
 
-    def listen(self, seconds: float) -> bool:
-        """Whether it ended in that time."""
+    def listen(self, seconds: float, until: str | None = None) -> bool:
+        """Whether it ended in that time; returns sooner if it begins that step."""
+        begins = json.dumps(["begin", until]).encode()
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             if select.select([self._pipe], [], [], left)[0]:
@@ -214,6 +220,8 @@ class Child:
                 if not data:
                     return True
                 self._said += data
+                if begins in data:
+                    break
         return False
 
     def end(self) -> list[Any]:
@@ -234,7 +242,10 @@ class Database:
     def cut(self, mount: Mount, rng: Random, counts: Counter[str]) -> None:
         seed, engine = rng.getrandbits(40), rng.choice(["threads", "auto"])
         writer = Child(lambda say: (report_steps(say), work(self.path, engine, self.key, seed, say))[1])
-        ended = writer.listen(rng.choice((0.05, 0.25, 0.8)) * rng.random() + 0.002)
+        ended = writer.listen(rng.choice((0.05, 0.2, 0.6)) * rng.random() + 0.002)
+        if not ended and rng.random() < 0.6:
+            ended = writer.listen(0.2, until=rng.choice([*STEPS, "mark"]))
+            time.sleep(rng.choice((0, 0.0003, 0.002)) * rng.random())
         mount.cut()
         said = writer.end()
         mount.unmount()

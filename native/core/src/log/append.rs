@@ -40,10 +40,10 @@ pub enum Admission {
 }
 
 /// A producer and what it sends, as tables know it.
-struct Named {
-    stream: u32,
-    id: [u8; 16],
-    digest: [u8; 16],
+pub(super) struct Named {
+    pub stream: u32,
+    pub id: [u8; 16],
+    pub digest: [u8; 16],
 }
 
 impl Log {
@@ -102,7 +102,7 @@ impl Log {
         Ok(Admission::New(parts.iter().map(|part| tail.add(&mut streams, part.stream, part.batch.clone())).collect()))
     }
 
-    fn name(&self, streams: &super::Streams, parts: &[Part], id: &[u8], several: bool) -> Named {
+    pub(super) fn name(&self, streams: &super::Streams, parts: &[Part], id: &[u8], several: bool) -> Named {
         if let (false, [part]) = (several, parts) {
             let stream = &streams.list[part.stream as usize];
             let key = stream.index_key(&self.database.identity).expect("streams without a key were refused");

@@ -4,6 +4,7 @@ mod append;
 mod cache;
 mod read;
 mod replay;
+mod reread;
 mod segment;
 mod snapshot;
 mod streams;

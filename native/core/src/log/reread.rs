@@ -1,0 +1,106 @@
+//! The receipt of an append that was acknowledged before, read back from its group.
+
+use std::io;
+
+use super::append::Named;
+use super::read::Failure;
+use super::{Log, Part, Receipt, Segment};
+use crate::format::{Damage, GROUP_HEADER, GroupHeader, Hash, RunHeader};
+use crate::group::{self, Opened, Run};
+use crate::keys::TAG;
+use crate::system::{Several, System};
+
+/// The state of the log at the end of a group.
+struct State {
+    header: GroupHeader,
+    chain: Hash,
+    size: u64,
+    root: Hash,
+}
+
+impl Log {
+    /// The receipts of a producer's append, one a part, from the durable group that it is in.
+    pub fn reread(&self, number: u64, parts: &[Part], id: &[u8], sequence: u64, several: bool) -> Result<Vec<Receipt>, Failure> {
+        let named = self.name(&self.streams.read().unwrap(), parts, id, several);
+        let lost = || Failure::Io(io::Error::new(io::ErrorKind::NotFound, "the group of a remembered append is not there"));
+        let (segment, place) = self.group_place(number)?.ok_or_else(lost)?;
+        let (state, bytes) = self.state_at(&segment, place, number)?;
+        let mut at = GROUP_HEADER;
+        for _ in 0..state.header.runs {
+            let start = place + at as u64;
+            let damaged = |Damage(what)| self.damage(&segment, start, number, what);
+            let header = RunHeader::decode(&bytes[at..]).map_err(damaged)?;
+            let run = Run { header, place: start, bytes: &bytes[at..at + header.length as usize] };
+            at += header.length as usize;
+            if header.stream != named.stream {
+                continue;
+            }
+            let stream = self.streams.read().unwrap().list[header.stream as usize].clone();
+            let opened = group::open_run(&self.database, &stream, &run).map_err(damaged)?;
+            let opened = opened.ok_or(Failure::NoKey { stream: header.stream })?;
+            if several {
+                if let Some(record) = find_several(&opened, &named, sequence) {
+                    return record.parts.iter().map(|part| self.part_receipt(&state, *part)).collect();
+                }
+            } else if let Some((first, _)) = opened.producers.iter().find(|(_, p)| p.sequence == sequence && p.id == id) {
+                let offset = header.first_offset + *first as u64;
+                return Ok(vec![self.part_receipt(&state, (named.stream, offset, parts[0].batch.ends.len() as u32))?]);
+            }
+        }
+        Err(lost())
+    }
+
+    fn group_place(&self, number: u64) -> Result<Option<(std::sync::Arc<Segment>, u64)>, Failure> {
+        for segment in self.newest_first() {
+            if segment.header.first_group <= number {
+                let index = segment.index();
+                let found = index.lookup(&segment)?.group_of_number(number);
+                return Ok(found.map(|group| (segment.clone(), group.place as u64)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn state_at(&self, segment: &Segment, place: u64, number: u64) -> Result<(State, Vec<u8>), Failure> {
+        let head = segment.source.read(place, GROUP_HEADER)?;
+        let damaged = |Damage(what)| self.damage(segment, place, number, what);
+        let header = GroupHeader::decode(&head, &segment.header.salt, place).map_err(damaged)?;
+        let bytes = segment.source.read(place, header.length as usize)?;
+        let tag = if self.database.tagged { TAG } else { 0 };
+        let chain = bytes.len().checked_sub(32 + tag).and_then(|at| bytes[at..].first_chunk::<32>());
+        let chain = *chain.ok_or_else(|| damaged(Damage("the group is cut short")))?;
+        let size = header.first_position + header.records as u64;
+        let root = self.root_at(size)?.ok_or(Failure::HashesDamaged { position: size })?;
+        Ok((State { header, chain, size, root }, bytes))
+    }
+
+    fn part_receipt(&self, state: &State, (stream, offset, records): (u32, u64, u32)) -> Result<Receipt, Failure> {
+        let position = self.position_of(stream, offset).ok_or(Failure::HashesDamaged { position: state.size })?;
+        let more = records as u64 - 1;
+        Ok(Receipt {
+            group: state.header.number,
+            tree_size: state.size,
+            root: state.root,
+            chain: state.chain,
+            incarnation: state.header.incarnation,
+            durable: true,
+            stream,
+            first_offset: offset,
+            last_offset: offset + more,
+            first_position: position,
+            last_position: position + more,
+            timestamp: state.header.timestamp,
+        })
+    }
+
+    fn damage(&self, segment: &Segment, place: u64, group: u64, what: &'static str) -> Failure {
+        Failure::Damaged { segment: segment.header.number, place, group, position: segment.header.first_position, what }
+    }
+}
+
+fn find_several(opened: &Opened, named: &Named, sequence: u64) -> Option<Several> {
+    (0..opened.count()).find_map(|i| match System::decode(opened.decoded(i).payload) {
+        Ok(System::Several(several)) if several.producer == named.id && several.sequence == sequence => Some(several),
+        _ => None,
+    })
+}

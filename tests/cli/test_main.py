@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from kimberlite.cli.main import COMMANDS
+from tests.cli.conftest import Call, command, environment
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["nonsense"], ["read"], ["append", "t", "s", "--sync", "never"], ["info", "t", "--js"]]
+)
+def test_a_call_that_cannot_be_parsed_exits_with_64(call: Call, arguments: list[str]) -> None:
+    outcome = call(*arguments)
+    assert (outcome.status, outcome.out) == (64, b"")
+    assert outcome.err.startswith(b"kimberlite: INVALID: ")
+    assert outcome.err.count(b"\n") == 1
+
+
+def test_with_json_an_error_is_an_object(call: Call) -> None:
+    error = json.loads(call("read", "--json").err)
+    assert (error["code"], error["exit_code"]) == ("INVALID", 64)
+
+
+@pytest.mark.parametrize("name", ["append", "read", "info", "verify", "inspect"])
+def test_a_url_is_refused_for_want_of_a_daemon(call: Call, name: str) -> None:
+    stream = ["s"] if name == "append" else []
+    outcome = call(name, "kimberlite://host:1", *stream)
+    assert outcome.status == 64
+    assert b"there is no daemon in this version" in outcome.err
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_explains_itself(process: Call, name: str) -> None:
+    outcome = process(name, "--help")
+    assert (outcome.status, outcome.err) == (0, b"")
+    assert b"--json" in outcome.out
+
+
+def test_a_link_in_the_directory_is_a_configuration_error(ledger: Path, call: Call) -> None:
+    (ledger / "marks").rename(ledger / "elsewhere")
+    (ledger / "marks").symlink_to(ledger / "elsewhere")
+    assert call("verify", ledger).status == 78
+
+
+def test_an_interrupt_ends_an_append_that_waits_and_keeps_what_it_has(path: Path, call: Call) -> None:
+    with subprocess.Popen(
+        command("append", path, "s"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdin.write(b"line\n")
+        child.stdin.flush()
+        assert child.stdout.readline()
+        child.send_signal(signal.SIGINT)
+        assert child.wait(30) == 130
+        assert child.stderr.read() == b""
+    assert call("read", path, "s").out == b"line\n"
+
+
+def test_a_bar_is_drawn_on_a_terminal_and_taken_away(path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "lines"
+    file.write_bytes(b"x\n" * 50_000)
+    parent, child = pty.openpty()
+    done = subprocess.run(
+        command("append", path, "s", "--file", file),
+        stdout=subprocess.DEVNULL,
+        stderr=child,
+        timeout=60,
+        check=False,
+        env=environment(),
+    )
+    time.sleep(0.1)
+    shown = os.read(parent, 65536)
+    os.close(parent)
+    os.close(child)
+    assert done.returncode == 0
+    assert shown.startswith(b"\rappend [")
+    assert shown.endswith(b"\r\x1b[K")
+
+
+def test_no_bar_is_drawn_elsewhere(ledger: Path, call: Call) -> None:
+    assert call("verify", ledger).err == b""

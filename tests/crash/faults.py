@@ -1,0 +1,202 @@
+"""The n-th call of the disk fails, for every n until a run is clean: nothing acknowledged may be lost, nothing hangs.
+
+The workload is fixed and runs over the simulated disk. After each fault the database is opened again without one,
+held against what was acknowledged, appended to and verified.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import errno
+import os
+import sys
+import traceback
+from collections import Counter
+from pathlib import Path
+from random import Random
+from typing import Final
+
+from kimberlite.crypto.master import create_master, load_master
+from kimberlite.errors import KimberliteError
+from kimberlite.log import checkpoint
+from kimberlite.log.log import Log
+from kimberlite.log.opening import Injected, open_log
+from kimberlite.log.options import Options
+from kimberlite.log.verify import verify
+from kimberlite.storage.backend import BLOCK
+from kimberlite.storage.memory import Disk, MemoryBackend
+
+#: What is made to fail, and how: an error, or None for a short write after which the disk goes on.
+VERBS: Final = {
+    "write": (errno.EIO, errno.ENOSPC, None),
+    "submit": (errno.EIO, errno.ENOSPC, None),
+    "sync": (errno.EIO,),
+    "submit_sync": (errno.EIO,),
+    "sync_directory": (errno.EIO,),
+    "allocate": (errno.EIO, errno.ENOSPC),
+    "truncate": (errno.EIO,),
+    "rename": (errno.EIO, errno.ENOSPC),
+    "open": (errno.EIO, errno.ENOSPC, errno.EMFILE),
+    "mkdir": (errno.EIO, errno.ENOSPC),
+    "unlink": (errno.EIO,),
+    "read": (errno.EIO,),
+    "lock_directory": (errno.EIO,),
+}
+#: Seconds after which a handle that has not answered hangs.
+PATIENCE: Final = 10.0
+OPTIONS: Final = Options(segment_bytes=64 * 1024, checkpoint_records=20, idle=0.0005)
+
+
+class Failing:
+    """A `Fault`: the n-th call of one verb fails, and, if it lasts, every one after it."""
+
+    def __init__(self, verb: str, nth: int, number: int | None, *, lasting: bool) -> None:
+        self.verb, self.left, self.number, self.lasting = verb, nth, number, lasting
+        self.hit: str | None = None
+
+    def __call__(self, verb: str, name: str, place: int, length: int) -> OSError | int | None:
+        if verb != self.verb:
+            return None
+        self.left -= 1
+        if self.left > 0 or (self.left < 0 and not self.lasting):
+            return None
+        self.hit = self.hit or f"{verb} {name} at {place}"
+        if self.number is not None:
+            return OSError(self.number, os.strerror(self.number), name)
+        # Whole blocks on the commit path, as O_DIRECT gives.
+        short = length // 2 // BLOCK * BLOCK if verb == "submit" else length // 2
+        return short or None
+
+
+class Outcome:
+    """What one run acknowledged, and what went wrong that a caller could not have expected."""
+
+    def __init__(self) -> None:
+        self.acknowledged: list[tuple[str, int, bytes]] = []
+        self.wrong: list[str] = []
+        self.refused = 0
+
+    async def attempt(self, step: str, coroutine: object) -> object:
+        """What it gives; None if it was refused with an error that is ours."""
+        try:
+            return await asyncio.wait_for(coroutine, PATIENCE)  # type: ignore[arg-type]
+        except KimberliteError:
+            self.refused += 1
+        except TimeoutError:
+            self.wrong.append(f"{step} hangs")
+        except Exception:
+            self.wrong.append(f"{step}: escaped\n{traceback.format_exc()[-1200:]}")
+        return None
+
+
+def opening(backend: MemoryBackend, key: Path | None) -> object:
+    async def start() -> Log:
+        return await open_log(
+            "x", create=True, read_only=False, key_file=key, backend=backend, origin=None, anchor=None,
+            options=OPTIONS, injected=Injected(),
+        )  # fmt: skip
+
+    return start()
+
+
+async def append(db: Log, outcome: Outcome, stream: str, payloads: list[bytes], sync: str) -> None:
+    receipt = await db.append(stream, payloads, sync=sync)  # type: ignore[arg-type]
+    if receipt.durable:
+        outcome.acknowledged += [(stream, receipt.first_offset + i, p) for i, p in enumerate(payloads)]
+
+
+async def workload(disk: Disk, key: Path | None, fault: Failing, outcome: Outcome) -> None:
+    """Create, append until it rotates and takes checkpoints, rest, close, open again, append, close."""
+    rng = Random(7)
+    for generation in range(2):
+        db = await outcome.attempt("open", opening(MemoryBackend(disk, Random(3), fault), key))
+        if not isinstance(db, Log):
+            continue
+        for turn in range(4):
+            sync = ("group", "batch", "os", "group")[turn]
+            appends = [
+                outcome.attempt(
+                    "append",
+                    append(db, outcome, f"s{generation}.{i % 5}", [rng.randbytes(2500) for _ in range(2)], sync),
+                )
+                for i in range(8)
+            ]
+            await asyncio.gather(*appends)
+            await asyncio.sleep(0.002)
+        await outcome.attempt("close", db.close())
+
+
+async def judge(disk: Disk, key: Path | None, outcome: Outcome) -> None:
+    """The same process crashed or gave up; the disk works again."""
+    db = await asyncio.wait_for(opening(MemoryBackend(disk), key), PATIENCE)  # type: ignore[arg-type]
+    found: dict[str, list[bytes]] = {}
+    async for record in db.read():
+        found.setdefault(record.stream, []).append(record.payload)
+    for stream, offset, payload in outcome.acknowledged:
+        if found.get(stream, [])[offset : offset + 1] != [payload]:
+            outcome.wrong.append(f"lost: {stream} offset {offset} of {len(found.get(stream, []))}")
+    await db.append("after", b"x")
+    await db.close()
+    verify(MemoryBackend(disk), load_master(key))
+
+
+async def run_one(key: Path | None, fault: Failing, *, cut: bool) -> Outcome:
+    outcome, disk = Outcome(), Disk()
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _, context: outcome.wrong.append(f"unhandled: {context.get('exception') or context['message']!r}")
+    )
+    await workload(disk, key, fault, outcome)
+    try:
+        if cut:
+            disk = disk.crash(Random(fault.left))
+        disk.holder = None
+        for inode in disk.tree.values():
+            if inode is not None:
+                inode.holder = None
+        await judge(disk, key, outcome)
+    except Exception:
+        outcome.wrong.append(f"recovery\n{traceback.format_exc()[-1200:]}")
+    return outcome
+
+
+def run(key: Path | None, *, stride: int = 1, only: str | None = None) -> tuple[Counter[str], list[str]]:
+    """Counts, and what went wrong. A stride above 1 takes a sample of the places."""
+    counts, wrong = Counter[str](), list[str]()
+    checkpoint.LEAST_INTERVAL = 0.002  # type: ignore[misc]
+    kinds = [(verb, number) for verb, numbers in VERBS.items() for number in numbers if only in (None, verb)]
+    for i, (verb, number) in enumerate(kinds):
+        nth = 1 + i % stride
+        while True:
+            fault = Failing(verb, nth, number, lasting=nth % 2 == 0 and number is not None)
+            outcome = asyncio.run(run_one(key, fault, cut=nth % 3 == 0))
+            what = f"{verb} {errno.errorcode[number] if number else 'short'}"
+            for text in outcome.wrong:
+                wrong.append(f"{what} n={nth} lasting={fault.lasting} ({fault.hit}): {text}")
+            if fault.hit is None and fault.left > 0:
+                break
+            counts["runs"] += 1
+            counts[what] += 1
+            counts["refused"] += outcome.refused
+            counts["acknowledged"] += len(outcome.acknowledged)
+            nth += stride
+    return counts, wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.crash.faults", description=__doc__)
+    parser.add_argument("--key", type=Path, help="a file for the master key, made if it is not there")
+    parser.add_argument("--stride", type=int, default=1)
+    parser.add_argument("--only", choices=VERBS)
+    arguments = parser.parse_args()
+    if arguments.key is not None and not arguments.key.exists():
+        create_master(arguments.key)
+    counts, wrong = run(arguments.key, stride=arguments.stride, only=arguments.only)
+    for text in wrong:
+        print(text)
+    print(dict(counts), f"wrong: {len(wrong)}")
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
