@@ -23,9 +23,8 @@ from itertools import product
 from pathlib import Path
 from random import Random
 
-from kimberlite import _native
-
 from benches.table import Table, byte_count, machine, microseconds, quantile, show, write_json
+from kimberlite import _native
 
 BLOCK = 4096
 KIB = 1 << 10

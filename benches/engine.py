@@ -136,7 +136,9 @@ def headline() -> list[Cell]:
 
 def matrix() -> Iterator[Cell]:
     """Batch × size × policy × backend × mode."""
-    for batch, size, mode in itertools.product((1, 100, 1000), (64, 256, 1024, 4096), ("plain", "encrypted", "json+zstd")):
+    for batch, size, mode in itertools.product(
+        (1, 100, 1000), (64, 256, 1024, 4096), ("plain", "encrypted", "json+zstd")
+    ):
         for sync, backend in itertools.product(("group", "os"), ("threads", "uring")):
             yield Cell(8, batch, size, sync, backend, mode)  # type: ignore[arg-type]
 
@@ -165,7 +167,16 @@ def table(found: Sequence[Outcome], raws: dict[tuple[int, int], tuple[float, flo
                 f"{outcome.stored:.2f}",
             )
         )
-    headings = ("clients × batch × size", "records/s", "p50 µs", "p99 µs", "raw plain/s", "raw best/s", "÷ best", "stored ÷ payload")
+    headings = (
+        "clients × batch × size",
+        "records/s",
+        "p50 µs",
+        "p99 µs",
+        "raw plain/s",
+        "raw best/s",
+        "÷ best",
+        "stored ÷ payload",
+    )
     return Table("Appends, embedded; raw: one such batch a sync, one at a time", headings, tuple(rows))
 
 

@@ -147,7 +147,11 @@ def main() -> None:
             "yes" if dropped else "no",
         )
         headings = ("log", "median s", "worst s", "only import s", "GiB on disk", "caches dropped")
-        show(machine(directory), [Table("From exec to the first read and the first durable append", headings, (row,))], markdown=False)
+        show(
+            machine(directory),
+            [Table("From exec to the first read and the first durable append", headings, (row,))],
+            markdown=False,
+        )
     finally:
         shutil.rmtree(directory)
 

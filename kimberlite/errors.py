@@ -1,19 +1,19 @@
 """What can go wrong, named by what the caller should do.
 
-    KimberliteError
-    ├── Conflict         CONFLICT          re-read and decide again: `expect` or a producer's sequence did not hold
-    ├── Duplicate        DUPLICATE         stop: it was appended before, too long ago to return its receipt
-    ├── Busy             BUSY              retry later: another writer holds the database
-    ├── Corrupt          CORRUPT           stop and look: acknowledged data is damaged; the place is named
-    ├── NoSpace          NO_SPACE          make room, then retry: nothing was appended
-    ├── UnknownOutcome   UNKNOWN_OUTCOME   reopen and look: it may be appended or not
-    ├── KeyUnavailable   KEY_UNAVAILABLE   supply the right key
-    ├── RolledBack       ROLLED_BACK       stop and look: the log is behind what was acknowledged
-    ├── LimitExceeded    LIMIT_EXCEEDED    send less at a time
-    ├── Invalid          INVALID           fix the call
-    │   └── Misconfigured  INVALID         fix the directory, the file system or the setting
-    ├── Closed           CLOSED            open again
-    └── Unavailable      UNAVAILABLE       the disk refused; nothing was appended
+KimberliteError
+├── Conflict         CONFLICT          re-read and decide again: `expect` or a producer's sequence did not hold
+├── Duplicate        DUPLICATE         stop: it was appended before, too long ago to return its receipt
+├── Busy             BUSY              retry later: another writer holds the database
+├── Corrupt          CORRUPT           stop and look: acknowledged data is damaged; the place is named
+├── NoSpace          NO_SPACE          make room, then retry: nothing was appended
+├── UnknownOutcome   UNKNOWN_OUTCOME   reopen and look: it may be appended or not
+├── KeyUnavailable   KEY_UNAVAILABLE   supply the right key
+├── RolledBack       ROLLED_BACK       stop and look: the log is behind what was acknowledged
+├── LimitExceeded    LIMIT_EXCEEDED    send less at a time
+├── Invalid          INVALID           fix the call
+│   └── Misconfigured  INVALID         fix the directory, the file system or the setting
+├── Closed           CLOSED            open again
+└── Unavailable      UNAVAILABLE       the disk refused; nothing was appended
 """
 
 from __future__ import annotations

@@ -113,9 +113,7 @@ class Database:
         reverse: bool = False,
         system: bool = False,
     ) -> Iteration:
-        reader = self._log.read(
-            stream, start=start, until=until, limit=limit, reverse=reverse, system=system
-        )
+        reader = self._log.read(stream, start=start, until=until, limit=limit, reverse=reverse, system=system)
         return Iteration(self, reader.batches())
 
     def tail(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from kimberlite import _native
@@ -46,9 +46,7 @@ class Vault:
         self._places: dict[tuple[int, bytes], int] = {}
 
     @classmethod
-    def create(
-        cls, database_id: bytes, identity_hash: bytes, master: bytes, random: Callable[[int], bytes]
-    ) -> Vault:
+    def create(cls, database_id: bytes, identity_hash: bytes, master: bytes, random: Callable[[int], bytes]) -> Vault:
         head = HEADER.pack(MAGIC, database_id, 1, _native.key_id(master)).ljust(BLOCK - CHECK, b"\0")
         image = bytearray(head + _native.blake3(head, identity_hash)[:CHECK])
         vault = cls(image, database_id, identity_hash, master, random)
@@ -137,6 +135,10 @@ class Vault:
         places, self._dirty = sorted(self._dirty), set()
         return [(place, bytes(self._image[place : place + BLOCK])) for place in places]
 
+    def unwritten(self, places: Iterable[int]) -> None:
+        """These blocks may be in one copy, both or neither: the next write takes them along."""
+        self._dirty.update(places)
+
     def image(self) -> bytes:
         return bytes(self._image)
 
@@ -146,9 +148,9 @@ class Vault:
         head = struct.pack("<II", kind, stream)
         identified = _native.key_id(key) + bound
         wrapped = _native.xaes_seal(self._wrapping, nonce, self._aad(head, identified), key)
-        slot = SLOT_HEAD.pack(
-            kind, stream, self.generation, identified[:16], bound, nonce, wrapped
-        ).ljust(SLOT - CHECK, b"\0")
+        slot = SLOT_HEAD.pack(kind, stream, self.generation, identified[:16], bound, nonce, wrapped).ljust(
+            SLOT - CHECK, b"\0"
+        )
         check = _native.blake3(slot + place.to_bytes(8, "little"), self._identity_hash)[:CHECK]
         self._image[place : place + SLOT] = slot + check
         self._dirty.add(place // BLOCK * BLOCK)

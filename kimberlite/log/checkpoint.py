@@ -194,9 +194,7 @@ class Checkpointer:
     def _write(self, write: Callable[[], None], closed: list[_native.Segment]) -> None:
         for segment in closed:
             self._derived.write_index(segment)
-            self._derived.log.close_segment(
-                segment, self._derived.backend.open(index_name(segment.number), "r")
-            )
+            self._derived.log.close_segment(segment, self._derived.backend.open(index_name(segment.number), "r"))
         write()
 
     async def stop(self) -> None:
@@ -212,4 +210,3 @@ class Checkpointer:
                 self._write(write, self._closed)
             except OSError as error:
                 self.failed = error
-

@@ -145,9 +145,7 @@ class Committer:
             self._room.clear()
             await self._room.wait()
         self.check()
-        request = Request(
-            parts, policy, producer, several, self._loop.create_future(), self.quantum
-        )
+        request = Request(parts, policy, producer, several, self._loop.create_future(), self.quantum)
         if request.bound + self.log.overhead() + 2 * BLOCK > self.options.segment_bytes:
             raise LimitExceeded("the append does not fit in a segment")
         self._pool.append(request)
@@ -264,9 +262,7 @@ class Committer:
 
     def _seal(self, bound: int, *, durable: bool, closing: bool) -> Flight:
         buffer = self._buffer(bound)
-        sealed = self.log.seal(
-            self.segment, self.tail.place, self.durable, self.clock(), closing, buffer
-        )
+        sealed = self.log.seal(self.segment, self.tail.place, self.durable, self.clock(), closing, buffer)
         self.tail.advance(sealed.padded)
         self.written += sealed.padded
         flight = Flight(sealed, buffer, durable)
@@ -381,9 +377,7 @@ class Committer:
             request.future.set_result(
                 [
                     self.log.receipt(flight.sealed, name, number, len(batch), offset, position, durable)
-                    for (name, number, batch, _), (offset, position) in zip(
-                        request.parts, places, strict=True
-                    )
+                    for (name, number, batch, _), (offset, position) in zip(request.parts, places, strict=True)
                 ]
             )
 
@@ -510,6 +504,7 @@ class Committer:
             else:
                 self._pump()
                 await asyncio.sleep(0)
+        self.check()
 
     async def close(self) -> None:
         """Drains, then writes both marks clean."""

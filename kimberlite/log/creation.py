@@ -57,7 +57,9 @@ def make_directories(backend: Backend) -> None:
     backend.sync_directory()
 
 
-def create_identity(backend: Backend, origin: str | None, *, tagged: bool, clock: Callable[[], int], random: Callable[[int], bytes]) -> Identity:
+def create_identity(
+    backend: Backend, origin: str | None, *, tagged: bool, clock: Callable[[], int], random: Callable[[int], bytes]
+) -> Identity:
     """The identity file comes first: whatever is missing after it is made by `complete`."""
     make_directories(backend)
     identity = Identity.new(origin, tagged=tagged, created=clock(), random=random)

@@ -24,9 +24,7 @@ class Follower:
     * Nothing in the directory is written or locked.
     """
 
-    def __init__(
-        self, backend: Backend, identity: Identity, keys: Keys, fresh: Callable[[], _native.Log]
-    ) -> None:
+    def __init__(self, backend: Backend, identity: Identity, keys: Keys, fresh: Callable[[], _native.Log]) -> None:
         self.backend, self.identity, self.keys = backend, identity, keys
         marks = load_marks(backend, identity)
         self.log = fresh()
@@ -65,9 +63,7 @@ class Follower:
 
     def refresh(self) -> None:
         """Takes what has become durable since."""
-        self.loader.watermark = max(
-            self.loader.watermark, load_marks(self.backend, self.identity).newest.group
-        )
+        self.loader.watermark = max(self.loader.watermark, load_marks(self.backend, self.identity).newest.group)
         while self._step():
             pass
 
@@ -81,14 +77,10 @@ class Follower:
         data = self._scan.read(self._place, PIECE)
         limit = max(self.loader.watermark, _native.Log.watermark(self._segment, self._place, data)[0])
         want, place = 0, self._place
-        place, stop, want, what = self.log.replay(
-            self._segment, place, data, limit, self.keys.data_key
-        )
+        place, stop, want, what = self.log.replay(self._segment, place, data, limit, self.keys.data_key)
         if stop == "more" and want > PIECE:
             data = self._scan.read(place, want)
-            place, stop, want, what = self.log.replay(
-                self._segment, place, data, limit, self.keys.data_key
-            )
+            place, stop, want, what = self.log.replay(self._segment, place, data, limit, self.keys.data_key)
         moved = place != self._place
         self._place, self._closed = place, stop == "closed"
         group, position, _ = self.log.sealed()

@@ -34,9 +34,7 @@ class Identity:
     created: int
 
     @classmethod
-    def new(
-        cls, origin: str | None, *, tagged: bool, created: int, random: Callable[[int], bytes]
-    ) -> Self:
+    def new(cls, origin: str | None, *, tagged: bool, created: int, random: Callable[[int], bytes]) -> Self:
         database_id = random(16)
         if origin is None:
             origin = f"kimberlite/{database_id.hex()}"

@@ -198,9 +198,7 @@ class Log:
             checked_name(stream)
         if limit is not None and (not isinstance(limit, int) or limit < 0):
             raise Invalid("limit is a number of records")
-        return Reader(
-            self, stream, checked_bound(start), checked_bound(until), limit, reverse=reverse, system=system
-        )
+        return Reader(self, stream, checked_bound(start), checked_bound(until), limit, reverse=reverse, system=system)
 
     async def get(self, position: int) -> Record:
         """The record at a position of the log."""
@@ -215,9 +213,7 @@ class Log:
         """The records at these positions, in the order asked for."""
         return [await self.get(position) for position in positions]
 
-    def tail(
-        self, stream: str | None = None, *, start: int | datetime | None = None, system: bool = False
-    ) -> Tail:
+    def tail(self, stream: str | None = None, *, start: int | datetime | None = None, system: bool = False) -> Tail:
         """A live iterator: what is durable, from the end as of this call unless `start` says otherwise."""
         self._check()
         if stream is not None:

@@ -32,9 +32,9 @@ class Marks(NamedTuple):
 
 
 def encode_mark(mark: Mark, database_id: bytes, identity_hash: bytes) -> bytes:
-    head = LAYOUT.pack(
-        MAGIC, database_id, mark.counter, mark.incarnation, mark.clean, mark.group, mark.chain
-    ).ljust(BLOCK - CHECK, b"\0")
+    head = LAYOUT.pack(MAGIC, database_id, mark.counter, mark.incarnation, mark.clean, mark.group, mark.chain).ljust(
+        BLOCK - CHECK, b"\0"
+    )
     return head + _native.blake3(head, identity_hash)[:CHECK]
 
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from kimberlite import _native
 from kimberlite.crypto.master import load_master
-from kimberlite.crypto.vault import Vault
 from kimberlite.errors import (
     Busy,
-    Corrupt,
     Invalid,
-    KeyUnavailable,
     KimberliteError,
     Misconfigured,
     NoSpace,
@@ -98,7 +93,7 @@ def open_log(
     async def start() -> Log:
         try:
             if isinstance(backend, str):
-                if not create and not Path(path).is_dir():
+                if not create and not os.path.isdir(path):  # noqa: ASYNC240 (once, before anything runs)
                     raise Invalid(f"there is no database at {os.fspath(path)}")
                 storage: Backend = open_backend(path, backend, read_only=read_only, create=create)
             else:
@@ -172,9 +167,7 @@ class Opener:
         fresh = not self.backend.list("segments")
         if fresh and identity.tagged == (self.master is not None):
             creation.complete(self.backend, identity, self.master, self.injected.random)
-        return identity, load_keys(
-            self.backend, identity, self.master, self.injected.random, read_only=self.read_only
-        )
+        return identity, load_keys(self.backend, identity, self.master, self.injected.random, read_only=self.read_only)
 
     def _prepare(
         self, create: bool, origin: str | None
@@ -260,7 +253,8 @@ class Opener:
 
     def _finish_segment(self, log: _native.Log, end: Ended) -> None:
         """Cuts off what was torn and ends the segment, so that all but the last end in a closing group."""
-        assert end.segment is not None and end.file is not None
+        assert end.segment is not None
+        assert end.file is not None
         if end.closed and end.torn_upto is None:
             return
         end.file.truncate(end.place)
@@ -311,6 +305,8 @@ class Opener:
                 await committer.close()
                 await tail.stop()
                 await self.backend.run(lambda: self._close_files(committer, checkpointer))
+            except OSError as error:
+                raise translate(error, "at the close, with everything durable") from error
             finally:
                 await tail.stop()
                 self.backend.close()
@@ -318,10 +314,8 @@ class Opener:
         def info() -> dict[str, Any]:
             return describe(identity, native, self.backend, committer, self.notes)
 
-        log = Log(
-            self.backend, native, committer, streams, options, info, close, None, identity.quantum
-        )
-        
+        log = Log(self.backend, native, committer, streams, options, info, close, None, identity.quantum)
+
         def published() -> None:
             log._published()
             checkpointer.published()
@@ -334,7 +328,6 @@ class Opener:
         tail.file.truncate(tail.place)
         tail.file.sync()
         checkpointer.write_last()
-
 
     async def _open_reader(self) -> Log:
         follower, identity = await self.backend.run(self._follow)
@@ -350,20 +343,14 @@ class Opener:
         def info() -> dict[str, Any]:
             return describe(identity, native, self.backend, None, self.notes)
 
-        return Log(
-            self.backend, native, None, None, self.options, info, close, refresh, identity.quantum
-        )
+        return Log(self.backend, native, None, None, self.options, info, close, refresh, identity.quantum)
 
     def _follow(self) -> tuple[Follower, Identity]:
         identity = load_identity(self.backend)
         if identity is None:
             raise Invalid("there is no database here")
-        keys = load_keys(
-            self.backend, identity, self.master, self.injected.random, read_only=True
-        )
-        follower = Follower(
-            self.backend, identity, keys, lambda: new_log(identity, keys, self.options, None)
-        )
+        keys = load_keys(self.backend, identity, self.master, self.injected.random, read_only=True)
+        follower = Follower(self.backend, identity, keys, lambda: new_log(identity, keys, self.options, None))
         check_anchor(follower.log, self.anchor)
         return follower, identity
 
@@ -412,4 +399,3 @@ def size_of(backend: Backend, name: str) -> int:
         return file.size()
     finally:
         file.close()
-

@@ -93,9 +93,7 @@ class Reader:
 class Tail:
     """A live async iterator: it waits for records that are not there yet, and ends with the database."""
 
-    def __init__(
-        self, log: Log, stream: str | None, start: int | datetime | None, *, system: bool
-    ) -> None:
+    def __init__(self, log: Log, stream: str | None, start: int | datetime | None, *, system: bool) -> None:
         self._log, self._stream, self._system = log, stream, system
         self._at: int | None
         if start is not None:
@@ -152,4 +150,3 @@ class Tail:
                     continue
             await self._log._wait_for_change()
         return []
-

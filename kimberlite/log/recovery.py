@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from kimberlite import _native
@@ -94,9 +95,7 @@ def load_keys(
     copies = [read_small(backend, name) for name in VAULTS]
     if not identity.tagged:
         if master is not None or any(copy is not None for copy in copies):
-            raise KeyUnavailable(
-                "the identity says that groups carry no tag, yet there is a master key or a vault"
-            )
+            raise KeyUnavailable("the identity says that groups carry no tag, yet there is a master key or a vault")
         receipt = read_small(backend, RECEIPT_KEY, 64)
         if receipt is None or len(receipt) != 32:
             receipt = bytes(32)
@@ -105,9 +104,7 @@ def load_keys(
         if not read_only:
             raise KeyUnavailable("this database has a master key: without it, it opens read-only")
         return Keys(identity, None, bytes(32), None)
-    vault = Vault.load(
-        copies[0], copies[1], identity.database_id, identity.hash, master, random
-    )
+    vault = Vault.load(copies[0], copies[1], identity.database_id, identity.hash, master, random)
     return Keys(identity, vault, vault.receipt_key, vault.group_key)
 
 
@@ -248,9 +245,7 @@ class Loader:
             return Ended(segment, file, place, stop == "closed", torn)
         return self._judge(segment, file, scan, place, what, last=last)
 
-    def _replay_all(
-        self, segment: _native.Segment, ahead: Ahead, place: int, limit: int
-    ) -> tuple[int, str, str]:
+    def _replay_all(self, segment: _native.Segment, ahead: Ahead, place: int, limit: int) -> tuple[int, str, str]:
         """Applies groups until there are no more; where it stopped, how and why."""
         data = b""
         while True:
@@ -266,9 +261,7 @@ class Loader:
                 return place, "bad", "the group is cut short"
             data = data[place - start :]
 
-    def _judge(
-        self, segment: _native.Segment, file: File, scan: File, place: int, what: str, *, last: bool
-    ) -> Ended:
+    def _judge(self, segment: _native.Segment, file: File, scan: File, place: int, what: str, *, last: bool) -> Ended:
         """No sound group is at `place`: the end of the log, a torn tail, or damage to what was acknowledged."""
         group, position, _ = self.log.sealed()
         name = segment_name(segment.number)
@@ -290,7 +283,7 @@ class Loader:
     def attach_closed(self, numbers: list[int]) -> None:
         """Looks at every segment before the checkpoint: presence, size, header and closing group."""
         headers = [self._header(number) for number in [*numbers, len(numbers)]]
-        for number, (header, after) in enumerate(zip(headers, headers[1:], strict=False)):
+        for number, (header, after) in enumerate(pairwise(headers)):
             name = segment_name(number)
             file = self.backend.open(name, "r")
             what = _native.closes(header, after, *self._last_block(file))
@@ -348,4 +341,3 @@ class Loader:
     def watermark_of(self, segment: _native.Segment, scan: File, place: int) -> int:
         """What a reader beside a writer may judge and show: no group after this."""
         return max(self.watermark, self._rest(segment, scan, place)[0])
-

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from kimberlite import _native
 from kimberlite.crypto.vault import Vault
+from kimberlite.errors import NoSpace, Unavailable
+from kimberlite.log.tail import FULL
 from kimberlite.storage.backend import Backend, File
 
 
@@ -26,9 +28,7 @@ class Streams:
     to; appends to other streams wait for none of it.
     """
 
-    def __init__(
-        self, native: _native.Log, backend: Backend, vault: Vault | None, copies: list[File]
-    ) -> None:
+    def __init__(self, native: _native.Log, backend: Backend, vault: Vault | None, copies: list[File]) -> None:
         self._native, self._backend, self._vault, self._copies = native, backend, vault, copies
         self._wanted: dict[str, asyncio.Future[None]] = {}
         self._task: asyncio.Task[None] | None = None
@@ -76,9 +76,11 @@ class Streams:
         try:
             await self._backend.run(lambda: self._write(blocks))
         except OSError as error:
+            vault.unwritten(place for place, _ in blocks)
+            kind = NoSpace if error.errno in FULL else Unavailable
             for future in wanted.values():
                 if not future.done():
-                    future.set_exception(error)
+                    future.set_exception(kind(f"the vault did not take the key of a new stream: {error.strerror}"))
             return
         for (_, declaration, _), key in zip(drafts, keys, strict=True):
             self._native.add_stream(declaration, key)

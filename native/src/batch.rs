@@ -52,7 +52,9 @@ fn nanoseconds(value: &Bound<'_, PyAny>) -> PyResult<i64> {
     if value.is_instance_of::<pyo3::types::PyInt>() {
         return value.extract().map_err(|_| PyValueError::new_err("an event time does not fit in 64 bits of ns"));
     }
-    let tzinfo = value.getattr("tzinfo").map_err(|_| PyTypeError::new_err("an event time is an int of ns or an aware datetime"))?;
+    let tzinfo = value
+        .getattr("tzinfo")
+        .map_err(|_| PyTypeError::new_err("an event time is an int of ns or an aware datetime"))?;
     if tzinfo.is_none() {
         return Err(PyValueError::new_err("an event time must be aware: it has no time zone"));
     }
@@ -135,9 +137,9 @@ pub fn encode(records: &Bound<'_, PyAny>) -> PyResult<Batch> {
     } else if records.is_instance_of::<PyString>() {
         return Err(PyTypeError::new_err("records are bytes, not str: encode the text first"));
     } else {
-        let items = records.try_iter().map_err(|_| {
-            PyTypeError::new_err("records are bytes, a kimberlite.Record, or a sequence of either")
-        })?;
+        let items = records
+            .try_iter()
+            .map_err(|_| PyTypeError::new_err("records are bytes, a kimberlite.Record, or a sequence of either"))?;
         for item in items {
             push(&mut batch, &item?, &mut headers)?;
         }

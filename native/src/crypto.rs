@@ -1,9 +1,8 @@
 //! Hashes, key derivation and sealing of small things, for the vault and the small files.
-use kimberlite_core::keys::{self, NONCE, Xaes};
 use crate::log::exactly;
+use kimberlite_core::keys::{self, NONCE, Xaes};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-
 
 /// BLAKE3 of some bytes, keyed if there is a key.
 #[pyfunction]

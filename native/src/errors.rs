@@ -11,10 +11,19 @@ pub fn raise(py: Python<'_>, name: &str, message: &str) -> PyErr {
 }
 
 pub fn conflict(py: Python<'_>, message: String, expected: Option<u64>) -> PyErr {
-    class(py, "Conflict").and_then(|class| class.call1((message, expected))).map_or_else(|error| error, PyErr::from_value)
+    class(py, "Conflict")
+        .and_then(|class| class.call1((message, expected)))
+        .map_or_else(|error| error, PyErr::from_value)
 }
 
-pub fn corrupt(py: Python<'_>, message: &str, file: &str, place: Option<u64>, group: Option<u64>, position: Option<u64>) -> PyErr {
+pub fn corrupt(
+    py: Python<'_>,
+    message: &str,
+    file: &str,
+    place: Option<u64>,
+    group: Option<u64>,
+    position: Option<u64>,
+) -> PyErr {
     let build = || {
         let named = PyDict::new(py);
         named.set_item("file", file)?;

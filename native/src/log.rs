@@ -43,6 +43,9 @@ pub fn source_of(file: &Bound<'_, PyAny>) -> PyResult<Arc<dyn Source>> {
     Ok(Arc::new(Descriptor::duplicate(borrowed).map_err(os_error)?))
 }
 
+/// A stream's name and number, its batch, and the offset it must get.
+type PyPart = (Py<PyAny>, u32, Py<Batch>, Option<u64>);
+
 /// A segment that can be read.
 #[pyclass(frozen, module = "kimberlite._native")]
 pub struct Segment {
@@ -171,7 +174,9 @@ impl Log {
             Refused::DigestDiffers => {
                 errors::conflict(py, "the producer has used this sequence for other records".into(), None)
             }
-            Refused::Forgotten => errors::raise(py, "Duplicate", "appended before; its receipt is no longer remembered"),
+            Refused::Forgotten => {
+                errors::raise(py, "Duplicate", "appended before; its receipt is no longer remembered")
+            }
             Refused::NoKey { stream } => {
                 errors::raise(py, "KeyUnavailable", &format!("the key of stream {:?} is missing", name(stream)))
             }
@@ -244,14 +249,18 @@ impl Log {
     fn admit<'py>(
         &self,
         py: Python<'py>,
-        parts: Vec<(Py<PyAny>, u32, Py<Batch>, Option<u64>)>,
+        parts: Vec<PyPart>,
         producer: Option<(Vec<u8>, u64)>,
         several: bool,
         now: u64,
     ) -> PyResult<Bound<'py, PyAny>> {
         let parts: Vec<Part> = parts
             .iter()
-            .map(|(_, stream, batch, expect)| Part { stream: *stream, batch: batch.get().inner.clone(), expect: *expect })
+            .map(|(_, stream, batch, expect)| Part {
+                stream: *stream,
+                batch: batch.get().inner.clone(),
+                expect: *expect,
+            })
             .collect();
         let producer = producer.as_ref().map(|(id, sequence)| (&id[..], *sequence));
         match self.inner.admit(&parts, producer, several, now) {
@@ -266,13 +275,17 @@ impl Log {
         &self,
         py: Python<'py>,
         number: u64,
-        parts: Vec<(Py<PyAny>, u32, Py<Batch>, Option<u64>)>,
+        parts: Vec<PyPart>,
         producer: (Vec<u8>, u64),
         several: bool,
     ) -> PyResult<Vec<Bound<'py, PyAny>>> {
         let core: Vec<Part> = parts
             .iter()
-            .map(|(_, stream, batch, expect)| Part { stream: *stream, batch: batch.get().inner.clone(), expect: *expect })
+            .map(|(_, stream, batch, expect)| Part {
+                stream: *stream,
+                batch: batch.get().inner.clone(),
+                expect: *expect,
+            })
             .collect();
         let (id, sequence) = producer;
         let receipts = py.detach(|| self.inner.reread(number, &core, &id, sequence, several));
@@ -287,6 +300,7 @@ impl Log {
     }
 
     /// Seals what was admitted into the buffer.
+    #[allow(clippy::too_many_arguments)]
     fn seal(
         &self,
         py: Python<'_>,
@@ -423,7 +437,12 @@ impl Log {
 
     /// A closed segment, whose index is read from a file, or made again, when it is needed.
     #[pyo3(signature = (header, file, index))]
-    fn attach_closed(&self, header: &[u8], file: &Bound<'_, PyAny>, index: Option<&Bound<'_, PyAny>>) -> PyResult<Segment> {
+    fn attach_closed(
+        &self,
+        header: &[u8],
+        file: &Bound<'_, PyAny>,
+        index: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Segment> {
         let header = SegmentHeader::decode(header).map_err(|Damage(what)| PyValueError::new_err(what))?;
         let index = index.map(source_of).transpose()?;
         let inner = Arc::new(log::Segment::closed(header, source_of(file)?, index, self.inner.keys.receipt));

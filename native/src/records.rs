@@ -18,9 +18,15 @@ fn named<'py>(class: &Bound<'py, PyType>, fields: Bound<'py, PyTuple>) -> PyResu
     new.bind(py).call1((class, fields))
 }
 
-pub fn receipt<'py>(py: Python<'py>, name: &Bound<'py, PyAny>, r: &Receipt, mac: &[u8; 16]) -> PyResult<Bound<'py, PyAny>> {
+pub fn receipt<'py>(
+    py: Python<'py>,
+    name: &Bound<'py, PyAny>,
+    r: &Receipt,
+    mac: &[u8; 16],
+) -> PyResult<Bound<'py, PyAny>> {
     let class = RECEIPT.import(py, "kimberlite.records", "Receipt")?;
-    let places = (r.first_offset, r.last_offset, r.first_position, r.last_position, r.timestamp, r.durable, r.tree_size);
+    let places =
+        (r.first_offset, r.last_offset, r.first_position, r.last_position, r.timestamp, r.durable, r.tree_size);
     let (a, b, c, d, e, f, g) = places;
     let state = (PyBytes::new(py, &r.root), PyBytes::new(py, &r.chain), r.incarnation, r.group, PyBytes::new(py, mac));
     let (h, i, j, k, l) = state;
@@ -43,7 +49,13 @@ pub fn receipt<'py>(py: Python<'py>, name: &Bound<'py, PyAny>, r: &Receipt, mac:
 }
 
 /// Puts the records that were found, `reverse` or not, behind those that are in the list.
-pub fn append_records(py: Python<'_>, log: &Log, found: &Found, reverse: bool, out: &Bound<'_, PyList>) -> PyResult<()> {
+pub fn append_records(
+    py: Python<'_>,
+    log: &Log,
+    found: &Found,
+    reverse: bool,
+    out: &Bound<'_, PyList>,
+) -> PyResult<()> {
     let class = record_type(py)?;
     let header = &found.run.opened.header;
     let name = PyString::new(py, &log.streams.read().unwrap().info[header.stream as usize].name);
@@ -75,4 +87,3 @@ fn headers<'py>(py: Python<'py>, record: &Record) -> PyResult<Bound<'py, PyTuple
         .collect();
     PyTuple::new(py, pairs.expect("headers were decoded when the run was opened"))
 }
-

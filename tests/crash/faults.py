@@ -106,6 +106,11 @@ async def append(db: Log, outcome: Outcome, stream: str, payloads: list[bytes], 
         outcome.acknowledged += [(stream, receipt.first_offset + i, p) for i, p in enumerate(payloads)]
 
 
+async def read(db: Log) -> None:
+    async for _ in db.read():
+        pass
+
+
 async def workload(disk: Disk, key: Path | None, fault: Failing, outcome: Outcome) -> None:
     """Create, append until it rotates and takes checkpoints, rest, close, open again, append, close."""
     rng = Random(7)
@@ -124,6 +129,7 @@ async def workload(disk: Disk, key: Path | None, fault: Failing, outcome: Outcom
             ]
             await asyncio.gather(*appends)
             await asyncio.sleep(0.002)
+        await outcome.attempt("read", read(db))
         await outcome.attempt("close", db.close())
 
 

@@ -222,8 +222,7 @@ mod tests {
             let root = slow_root(&leaves[..size]);
             assert_eq!(tree.root(), root, "size {size}");
             let places = peak_places(size as u64);
-            let peaks: Vec<Hash> =
-                places.iter().map(|&at| *tree.pending_get(at).unwrap()).collect();
+            let peaks: Vec<Hash> = places.iter().map(|&at| *tree.pending_get(at).unwrap()).collect();
             assert_eq!(peaks, tree.peaks());
             assert_eq!(root_from_peaks(&peaks), root);
             let mut again = Tree::from_peaks(size as u64, peaks).unwrap();

@@ -7,7 +7,7 @@ mod seal;
 mod tests;
 
 pub use leaf::{RunLeaves, hash_leaves};
-pub use open::{Expected, Group, Opened, Run, open, open_run, check_of_run};
+pub use open::{Expected, Group, Opened, Run, check_of_run, open, open_run};
 pub use seal::{OVERHEAD, Sealed, SealedRun, Sealer, bound};
 
 use crate::format::Hash;

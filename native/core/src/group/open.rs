@@ -197,7 +197,7 @@ pub fn open_run(database: &Database, stream: &Stream, run: &Run) -> Checked<Opti
     let opened = take_apart(header, plain, seed)?;
     if header.encrypted() {
         let ends = header.flags & ENDS != 0;
-        ensure(ends == !opened.ends.is_empty(), "an encrypted run and its header disagree on where the batch ends")?;
+        ensure(ends != opened.ends.is_empty(), "an encrypted run and its header disagree on where the batch ends")?;
     }
     Ok(Some(opened))
 }

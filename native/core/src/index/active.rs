@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use super::{
-    Column, GroupEntry, Lookup, RunEntry, STRIDE, StreamEntry, last_at_most, partition, run_number,
-    share, unpack,
+    Column, GroupEntry, Lookup, RunEntry, STRIDE, StreamEntry, last_at_most, partition, run_number, share, unpack,
 };
 use crate::format::{Checked, Damage, SegmentHeader, ensure};
 
@@ -125,10 +124,7 @@ impl SegmentIndex {
             ensure(run.place >= place, "a run's place is not behind the one before")?;
             let expected = ends.get(&run.stream).copied();
             let expected = expected.or_else(|| streams.get(&run.stream).map(|stream| stream.next));
-            ensure(
-                expected.is_none_or(|next| next == run.offset),
-                "a stream's offsets have a gap",
-            )?;
+            ensure(expected.is_none_or(|next| next == run.offset), "a stream's offsets have a gap")?;
             let next = run.offset.checked_add(run.records as u64);
             ends.insert(run.stream, next.ok_or(Damage("a stream's offsets run over"))?);
             let end = run.place.checked_add(run.length);

@@ -2,9 +2,7 @@
 
 use std::ops::Range;
 
-use super::{
-    GroupEntry, Lookup, RunEntry, STRIDE, StreamEntry, last_at_most, run_number, share, unpack,
-};
+use super::{GroupEntry, Lookup, RunEntry, STRIDE, StreamEntry, last_at_most, run_number, share, unpack};
 use crate::format::{Checked, Damage, SegmentHeader, ensure, put, u32_at};
 
 const MAGIC: &[u8; 8] = b"KIMBIDX1";
@@ -74,17 +72,7 @@ impl ClosedIndex {
         ensure(first_position.checked_add(records).is_some(), "positions run over")?;
         let [groups, runs, streams, sorted] = tables;
         let (bytes, samples, records) = (bytes.into(), Vec::new(), records as u32);
-        let mut index = Self {
-            bytes,
-            groups,
-            runs,
-            streams,
-            sorted,
-            samples,
-            first_group,
-            first_position,
-            records,
-        };
+        let mut index = Self { bytes, groups, runs, streams, sorted, samples, first_group, first_position, records };
         index.judge_groups()?;
         index.judge_runs()?;
         index.judge_streams()?;
@@ -100,8 +88,7 @@ impl ClosedIndex {
         };
         ensure(rows.is_sorted_by(follows), "an index has groups out of order")?;
         let (first, last) = (rows.first(), rows.last());
-        let within = first.is_none_or(|row| position(row) == 0)
-            && last.is_none_or(|row| position(row) <= self.records);
+        let within = first.is_none_or(|row| position(row) == 0) && last.is_none_or(|row| position(row) <= self.records);
         ensure(within, "an index has groups in wrong positions")
     }
 

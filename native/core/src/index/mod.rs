@@ -173,12 +173,7 @@ fn partition(range: Range<usize>, before: impl Fn(usize) -> bool) -> usize {
 
 /// Of ascending keys the last in the range that is at most `target`. It is looked for from `guess`
 /// at ever greater distance: what a look-up costs is the memory lines it touches.
-fn last_at_most(
-    range: Range<usize>,
-    guess: usize,
-    target: u64,
-    key: impl Fn(usize) -> u64,
-) -> Option<usize> {
+fn last_at_most(range: Range<usize>, guess: usize, target: u64, key: impl Fn(usize) -> u64) -> Option<usize> {
     let (mut low, mut high, mut step) = (range.start, range.end, 1);
     let guess = guess.clamp(low, high);
     if guess < high && key(guess) <= target {

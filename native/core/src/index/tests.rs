@@ -37,9 +37,7 @@ impl Model {
     }
 
     fn run_of_offset(&self, stream: u32, offset: u64) -> Option<RunEntry> {
-        self.run(|run| {
-            run.stream == stream && (run.offset..run.offset + run.records as u64).contains(&offset)
-        })
+        self.run(|run| run.stream == stream && (run.offset..run.offset + run.records as u64).contains(&offset))
     }
 
     fn of_stream(&self, stream: u32) -> Vec<RunEntry> {
@@ -51,11 +49,7 @@ impl Model {
             .filter_map(|stream| {
                 let runs = self.of_stream(stream);
                 let last = runs.last()?;
-                Some(StreamEntry {
-                    stream,
-                    first: runs[0].offset,
-                    next: last.offset + last.records as u64,
-                })
+                Some(StreamEntry { stream, first: runs[0].offset, next: last.offset + last.records as u64 })
             })
             .collect()
     }
@@ -98,8 +92,7 @@ fn agree(index: &dyn Lookup, model: &Model) {
     let first = header().first_position;
     assert_eq!((index.first_position(), index.next_position()), (first, model.next));
     for position in (first - 2..model.next + 2).chain([0, u64::MAX]) {
-        let run =
-            model.run(|run| (run.position..run.position + run.records as u64).contains(&position));
+        let run = model.run(|run| (run.position..run.position + run.records as u64).contains(&position));
         assert_eq!(index.run_of_position(position), run);
         assert_eq!(index.group_of_position(position), run.and(model.group_of_position(position)));
     }
@@ -154,12 +147,7 @@ fn a_group_that_does_not_follow_changes_nothing() {
     let (index, model) = grow(&mut Chance(5), 20);
     let group = GroupEntry { number: 920, position: model.next, timestamp: 1000, place: 9 << 20 };
     let last = model.runs.last().unwrap();
-    let run = RunEntry {
-        position: model.next,
-        offset: last.offset + last.records as u64,
-        place: 10 << 20,
-        ..*last
-    };
+    let run = RunEntry { position: model.next, offset: last.offset + last.records as u64, place: 10 << 20, ..*last };
     let second = RunEntry { position: run.position + run.records as u64, place: 11 << 20, ..run };
     let groups = [
         GroupEntry { number: 921, ..group },

@@ -8,9 +8,9 @@ use super::{End, Log, Segment};
 use crate::format::{CLOSING, Checked, Damage, Hash, SegmentHeader};
 use crate::group::{self, Sealed};
 use crate::index::{GroupEntry, RunEntry};
+use crate::keys::{Key, domain};
 use crate::producers::Verdict;
 use crate::record::{Batch, Producer, Record};
-use crate::keys::{Key, domain};
 use crate::system::{Several, System};
 
 /// One stream's share of an append.
@@ -119,7 +119,15 @@ impl Log {
     }
 
     /// The bytes of the group that is forming, into `out`.
-    pub fn seal(&self, segment: &Segment, place: u64, durable_upto: u64, now: u64, closing: bool, out: &mut [u8]) -> Sealed {
+    pub fn seal(
+        &self,
+        segment: &Segment,
+        place: u64,
+        durable_upto: u64,
+        now: u64,
+        closing: bool,
+        out: &mut [u8],
+    ) -> Sealed {
         let mut tail = self.tail.lock().unwrap();
         let mut streams = self.streams.write().unwrap();
         let forming = std::mem::take(&mut tail.forming);

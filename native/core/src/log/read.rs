@@ -18,10 +18,20 @@ const WINDOW: usize = 256 << 10;
 #[derive(Debug)]
 pub enum Failure {
     Io(io::Error),
-    Damaged { segment: u64, place: u64, group: u64, position: u64, what: &'static str },
+    Damaged {
+        segment: u64,
+        place: u64,
+        group: u64,
+        position: u64,
+        what: &'static str,
+    },
     /// The leaf hash on file is not that of a record whose group is sound.
-    HashesDamaged { position: u64 },
-    NoKey { stream: u32 },
+    HashesDamaged {
+        position: u64,
+    },
+    NoKey {
+        stream: u32,
+    },
 }
 
 impl From<io::Error> for Failure {
@@ -232,7 +242,11 @@ impl Log {
 
     /// The first durable position whose timestamp is not before this.
     pub fn position_at(&self, timestamp: u64) -> u64 {
-        let found = self.newest_first().iter().rev().find_map(|segment| segment.index().lookup(segment).ok()?.first_position_at_or_after(timestamp));
+        let found = self
+            .newest_first()
+            .iter()
+            .rev()
+            .find_map(|segment| segment.index().lookup(segment).ok()?.first_position_at_or_after(timestamp));
         found.unwrap_or(u64::MAX).min(self.durable())
     }
 }

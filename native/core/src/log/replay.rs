@@ -104,11 +104,12 @@ impl Log {
     }
 
     /// The keys of the streams that a group declares, in its order; asked for while no lock is held.
-    fn keys_of(&self, group: &Group, keys: Keys) -> Checked<Vec<(Declaration, Vec<u8>, Option<Key>)>> {
+    fn keys_of(&self, group: &Group, keys: Keys) -> Checked<Vec<Declared>> {
         let mut found = Vec::new();
         for run in group.runs.iter().filter(|run| run.header.stream == 0) {
             let system = self.streams.read().unwrap().list[0].clone();
-            let opened = group::open_run(&self.database, &system, run)?.ok_or(Damage("the system's stream is plain"))?;
+            let opened =
+                group::open_run(&self.database, &system, run)?.ok_or(Damage("the system's stream is plain"))?;
             for i in 0..opened.count() {
                 let payload = opened.decoded(i).payload;
                 if let System::Declaration(declaration) = System::decode(payload)? {
@@ -121,7 +122,7 @@ impl Log {
     }
 
     /// The streams that a group declares, and the offsets that its runs go on from.
-    fn follow(&self, group: &Group, declared: Vec<(Declaration, Vec<u8>, Option<Key>)>) -> Checked<()> {
+    fn follow(&self, group: &Group, declared: Vec<Declared>) -> Checked<()> {
         let mut streams = self.streams.write().unwrap();
         for (declaration, payload, key) in declared {
             streams.add(&declaration, &payload, key.as_ref(), true)?;
@@ -212,6 +213,9 @@ impl Log {
         (highest, last)
     }
 }
+
+/// A declaration, its bytes and the stream's key.
+type Declared = (Declaration, Vec<u8>, Option<Key>);
 
 /// Leaf hashes, and stream, id, sequence and digest of each producer's batch.
 struct Contents {

@@ -20,9 +20,17 @@ struct State {
 
 impl Log {
     /// The receipts of a producer's append, one a part, from the durable group that it is in.
-    pub fn reread(&self, number: u64, parts: &[Part], id: &[u8], sequence: u64, several: bool) -> Result<Vec<Receipt>, Failure> {
+    pub fn reread(
+        &self,
+        number: u64,
+        parts: &[Part],
+        id: &[u8],
+        sequence: u64,
+        several: bool,
+    ) -> Result<Vec<Receipt>, Failure> {
         let named = self.name(&self.streams.read().unwrap(), parts, id, several);
-        let lost = || Failure::Io(io::Error::new(io::ErrorKind::NotFound, "the group of a remembered append is not there"));
+        let lost =
+            || Failure::Io(io::Error::new(io::ErrorKind::NotFound, "the group of a remembered append is not there"));
         let (segment, place) = self.group_place(number)?.ok_or_else(lost)?;
         let (state, bytes) = self.state_at(&segment, place, number)?;
         let mut at = GROUP_HEADER;
@@ -42,7 +50,8 @@ impl Log {
                 if let Some(record) = find_several(&opened, &named, sequence) {
                     return record.parts.iter().map(|part| self.part_receipt(&state, *part)).collect();
                 }
-            } else if let Some((first, _)) = opened.producers.iter().find(|(_, p)| p.sequence == sequence && p.id == id) {
+            } else if let Some((first, _)) = opened.producers.iter().find(|(_, p)| p.sequence == sequence && p.id == id)
+            {
                 let offset = header.first_offset + *first as u64;
                 return Ok(vec![self.part_receipt(&state, (named.stream, offset, parts[0].batch.ends.len() as u32))?]);
             }

@@ -29,7 +29,9 @@ impl Source for Descriptor {
         while out.len() < length {
             let (at, room) = (place + out.len() as u64, length - out.len());
             // SAFETY: the spare capacity is ours and at least `room` long; the kernel says how much it filled.
-            let got = unsafe { libc::pread(self.0.as_raw_fd(), out.as_mut_ptr().add(out.len()).cast(), room, at as libc::off_t) };
+            let got = unsafe {
+                libc::pread(self.0.as_raw_fd(), out.as_mut_ptr().add(out.len()).cast(), room, at as libc::off_t)
+            };
             match got {
                 0 => break,
                 -1 => {
@@ -48,9 +50,13 @@ impl Source for Descriptor {
 
 /// Where the runs of a segment are. The compressed form of a closed segment joins here.
 pub enum Index {
-    Active(SegmentIndex),
+    Active(Box<SegmentIndex>),
     /// Of a closed segment: read from its file, which is not believed without its MAC, when it is first needed.
-    Closed { file: Option<Arc<dyn Source>>, key: Key, loaded: OnceLock<Box<dyn Lookup>> },
+    Closed {
+        file: Option<Arc<dyn Source>>,
+        key: Key,
+        loaded: OnceLock<Box<dyn Lookup>>,
+    },
 }
 
 pub struct Segment {
@@ -61,7 +67,7 @@ pub struct Segment {
 
 impl Segment {
     pub fn active(header: SegmentHeader, source: Arc<dyn Source>) -> Self {
-        let index = Index::Active(SegmentIndex::new(&header));
+        let index = Index::Active(Box::new(SegmentIndex::new(&header)));
         Self { header, source, index: RwLock::new(Arc::new(index)) }
     }
 
@@ -69,7 +75,7 @@ impl Segment {
     pub fn resumed(header: SegmentHeader, source: Arc<dyn Source>, place: u64) -> io::Result<Self> {
         let segment = Self::active(header, source);
         let index = scan(&segment, place)?;
-        *segment.index.write().unwrap() = Arc::new(Index::Active(index));
+        *segment.index.write().unwrap() = Arc::new(Index::Active(Box::new(index)));
         Ok(segment)
     }
 
@@ -100,7 +106,7 @@ impl Index {
 
     pub fn lookup(&self, segment: &Segment) -> io::Result<&dyn Lookup> {
         match self {
-            Self::Active(index) => Ok(index),
+            Self::Active(index) => Ok(&**index),
             Self::Closed { file, key, loaded } => {
                 if let Some(index) = loaded.get() {
                     return Ok(&**index);
@@ -169,8 +175,13 @@ pub fn append(index: &SegmentIndex, group: &GroupHeader, place: u64, runs: &[Run
 
 /// Why a segment does not end where the next one begins; `last` is its last block and that block's place.
 pub fn closes(header: &SegmentHeader, after: &SegmentHeader, place: u64, last: &[u8]) -> Option<&'static str> {
-    let Ok(group) = GroupHeader::decode(last, &header.salt, place) else { return Some("its closing group is not there") };
-    if group.flags & CLOSING == 0 || group.number + 1 != after.first_group || group.first_position != after.first_position {
+    let Ok(group) = GroupHeader::decode(last, &header.salt, place) else {
+        return Some("its closing group is not there");
+    };
+    if group.flags & CLOSING == 0
+        || group.number + 1 != after.first_group
+        || group.first_position != after.first_position
+    {
         return Some("it does not end where the next one begins");
     }
     let chain = last.get(GROUP_HEADER..GROUP_HEADER + 32);

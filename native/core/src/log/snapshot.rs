@@ -82,7 +82,11 @@ impl Log {
     }
 
     /// Makes an empty log what it was when the checkpoint was taken.
-    pub fn restore(&self, bytes: &[u8], keys: &mut dyn FnMut(&Declaration, &Hash) -> Checked<Option<Key>>) -> Checked<()> {
+    pub fn restore(
+        &self,
+        bytes: &[u8],
+        keys: &mut dyn FnMut(&Declaration, &Hash) -> Checked<Option<Key>>,
+    ) -> Checked<()> {
         let bytes = checked(&self.keys.receipt, bytes).ok_or(Damage("the checkpoint's MAC is wrong"))?;
         let mut tail = self.tail.lock().unwrap();
         let mut streams = self.streams.write().unwrap();

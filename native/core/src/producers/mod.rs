@@ -157,34 +157,18 @@ impl Producers {
         };
         let expected = producer.last.saturating_add(1);
         if sequence > producer.last {
-            return if sequence == expected {
-                Verdict::New
-            } else {
-                Verdict::Conflict { expected }
-            };
+            return if sequence == expected { Verdict::New } else { Verdict::Conflict { expected } };
         }
         let Some(at) = sequence.checked_sub(producer.first()) else {
             return Verdict::Forgotten;
         };
         let batch = &producer.batches[at as usize];
-        if batch.digest == *digest {
-            Verdict::Duplicate { group: batch.group }
-        } else {
-            Verdict::Conflict { expected }
-        }
+        if batch.digest == *digest { Verdict::Duplicate { group: batch.group } } else { Verdict::Conflict { expected } }
     }
 
     /// Remembers a batch that the log has, or will have with this group. Batches come in the order
     /// of the log; one that is known already, as when the log is read again, changes nothing.
-    pub fn apply(
-        &mut self,
-        stream: u32,
-        id: &Id,
-        sequence: u64,
-        digest: &Digest,
-        group: u64,
-        time: u64,
-    ) {
+    pub fn apply(&mut self, stream: u32, id: &Id, sequence: u64, digest: &Digest, group: u64, time: u64) {
         let batch = Batch { digest: *digest, group };
         let fresh = Fresh { key: (stream, *id), sequence, batch, time };
         if self.remember(&fresh) {

@@ -111,14 +111,7 @@ fn live(seed: u64, limits: Limits) {
         }
         if group % 10 == 0 {
             model.apply(&limits, (9, id(9)), (0, digest(0), group), time);
-            table.apply(
-                9,
-                &id(9),
-                model.batches[&(9, id(9))].len() as u64 - 1,
-                &digest(0),
-                group,
-                time,
-            );
+            table.apply(9, &id(9), model.batches[&(9, id(9))].len() as u64 - 1, &digest(0), group, time);
             agree(&table, &model, &limits);
             file.extend(table.drain_new(group));
             agree(&Producers::load(&file, limits).unwrap(), &model, &limits);
@@ -250,8 +243,7 @@ fn a_dropped_stream_leaves_nothing_to_write() {
 fn an_entry_has_the_bytes_of_the_format() {
     let mut table = Producers::with_limits(WIDE);
     table.apply(0x0403_0201, &id(0xaa), 0, &[0xbb; 16], 0x1111, 0x2222);
-    let mut expected =
-        [&[0xaa; 16][..], &[0xbb; 16], &[0; 8], &[0x11, 0x11, 0, 0, 0, 0, 0, 0]].concat();
+    let mut expected = [&[0xaa; 16][..], &[0xbb; 16], &[0; 8], &[0x11, 0x11, 0, 0, 0, 0, 0, 0]].concat();
     expected.extend([0x22, 0x22, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 0, 0, 0, 0]);
     assert_eq!(table.compact(u64::MAX), expected);
 }
