@@ -20,7 +20,7 @@ from kimberlite.log.options import (
     Options,
     Sync,
 )
-from kimberlite.log.reading import Reader, Tail
+from kimberlite.log.reading import Reader, Tail, reading_disk
 from kimberlite.log.streams import StreamInfo, Streams
 from kimberlite.records import Receipt, Record, nanoseconds
 from kimberlite.storage.backend import Backend
@@ -207,7 +207,8 @@ class Log:
             await self._refresh()
         if not isinstance(position, int) or not 0 <= position < self._native.durable:
             raise Invalid(f"there is no record at position {position}: the log has {self._native.durable}")
-        return self._native.get(position)
+        with reading_disk():
+            return self._native.get(position)
 
     async def get_many(self, positions: Iterable[int]) -> list[Record]:
         """The records at these positions, in the order asked for."""
@@ -275,8 +276,9 @@ class Log:
         """A bound as an offset of a stream, or as a position."""
         if isinstance(bound, int):
             return bound
-        position = self._native.position_at(max(0, nanoseconds(bound)))
-        return position if stream is None else self._native.offset_at(stream, position)
+        with reading_disk():
+            position = self._native.position_at(max(0, nanoseconds(bound)))
+            return position if stream is None else self._native.offset_at(stream, position)
 
     async def _wait_for_change(self) -> None:
         """Returns when more may be durable, or the handle is closed."""

@@ -29,6 +29,7 @@ from kimberlite.log.log import Log
 from kimberlite.log.marks import Mark, encode_mark
 from kimberlite.log.names import MARKS, PREPARE, QUARANTINE, VAULTS, prepared_name, segment_name
 from kimberlite.log.options import Options
+from kimberlite.log.reading import reading_disk
 from kimberlite.log.recovery import Ended, Keys, Loader, load_identity, load_keys, load_marks, new_log
 from kimberlite.log.streams import Streams
 from kimberlite.log.tail import FULL, LEAST_AHEAD, Prepared, Tail, install
@@ -338,7 +339,8 @@ class Opener:
             self.backend.close()
 
         async def refresh() -> None:
-            await self.backend.run(follower.refresh)
+            with reading_disk():
+                await self.backend.run(follower.refresh)
 
         def info() -> dict[str, Any]:
             return describe(identity, native, self.backend, None, self.notes)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
+from kimberlite.errors import Unavailable
 from kimberlite.records import Record
 
 if TYPE_CHECKING:
@@ -16,6 +18,15 @@ BATCH_BYTES: Final = 1 << 20
 FIRST_BYTES: Final = 64 << 10
 BATCH_RECORDS: Final = 8192
 NO_END: Final = (1 << 63) - 1
+
+
+@contextmanager
+def reading_disk() -> Iterator[None]:
+    """What the disk refuses to a reader is said as one of our errors; the handle goes on."""
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable(f"the disk cannot be read: {error}") from error
 
 
 class Reader:
@@ -74,15 +85,16 @@ class Reader:
         while start < end and self._left > 0 and not self._closed:
             log._check()
             limit = min(self._left, BATCH_RECORDS)
-            if first:
-                found = native.read(number, start, end, self._reverse, limit, size, self._system)
-            else:
-                low, high = start, end
-                found = await log._backend.run(
-                    lambda low=low, high=high, limit=limit: native.read(  # type: ignore[misc]
-                        number, low, high, self._reverse, limit, BATCH_BYTES, self._system
+            with reading_disk():
+                if first:
+                    found = native.read(number, start, end, self._reverse, limit, size, self._system)
+                else:
+                    low, high = start, end
+                    found = await log._backend.run(
+                        lambda low=low, high=high, limit=limit: native.read(  # type: ignore[misc]
+                            number, low, high, self._reverse, limit, BATCH_BYTES, self._system
+                        )
                     )
-                )
             records, start, end = found
             first = False
             self._left -= len(records)
@@ -142,9 +154,10 @@ class Tail:
                     self._at = self._log._resolve(self._start, number)
                 end = native.durable if number is None else native.length(number)
                 if self._at < end:
-                    records, self._at, _ = native.read(
-                        number, self._at, end, False, BATCH_RECORDS, BATCH_BYTES, self._system
-                    )
+                    with reading_disk():
+                        records, self._at, _ = native.read(
+                            number, self._at, end, False, BATCH_RECORDS, BATCH_BYTES, self._system
+                        )
                     if records:
                         return records
                     continue
