@@ -27,7 +27,7 @@ check-python:
     ruff format --check --quiet .
     ruff check --quiet .
     mypy
-    python -m mypy.stubtest kimberlite._native
+    python -m mypy.stubtest --allowlist native/stubtest.allow --ignore-unused-allowlist kimberlite._native
     pytest tests/test_layers.py
 
 # The checks, the tests of the core, and all tests of the package.
@@ -39,7 +39,7 @@ test-rust:
 test-python *arguments:
     pytest {{ arguments }}
 
-# Simulated crashes and real power cuts in number; with arguments (`just crash --break RULE`) only the first, with them.
+# Simulated crashes and real power cuts in number; with arguments (`just crash --states 5000`) only the first, with them.
 crash *arguments="":
     python -m tests.crash.simulated {{ if arguments == "" { "--states 1000000 --jobs 2" } else { arguments } }}
     {{ if arguments == "" { "python -m tests.crash.powercut --cuts 2000" } else { "" } }}

@@ -28,6 +28,9 @@ from kimberlite.storage.backend import Backend
 #: `expect` for a stream that must not exist yet: the offset its first record gets.
 NEW: Final = 0
 
+#: The last time that a timestamp can be.
+LATEST: Final = (1 << 64) - 1
+
 Records = bytes | Record | Iterable[bytes | Record]
 Producer = tuple[str | bytes, int]
 
@@ -131,7 +134,7 @@ class Log:
         native = self._native
         missing = []
         for stream, offset in expect.items():
-            if offset is not None and (not isinstance(offset, int) or isinstance(offset, bool) or offset < 0):
+            if offset is not None and (type(offset) is not int or not 0 <= offset < 1 << 63):
                 raise Invalid("expect is an offset, kimberlite.NEW or None")
             if not isinstance(stream, str) or native.stream(stream) is None:
                 checked_name(stream)
@@ -277,7 +280,7 @@ class Log:
         if isinstance(bound, int):
             return bound
         with reading_disk():
-            position = self._native.position_at(max(0, nanoseconds(bound)))
+            position = self._native.position_at(min(max(0, nanoseconds(bound)), LATEST))
             return position if stream is None else self._native.offset_at(stream, position)
 
     async def _wait_for_change(self) -> None:

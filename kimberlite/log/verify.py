@@ -130,20 +130,21 @@ class Hashes:
         self._log = log
         self._file = backend.open(HASHES, "r") if backend.exists(HASHES) else None
         self._first_wrong: int | None = None
+        log.set_hashes(self._file)
 
     def compare(self) -> None:
+        """What is in the file as it should be need not be kept; what is not stays in memory for `root_at`."""
         first, hashes = self._log.take_hashes()
-        if self._file is not None and self._first_wrong is None:
-            found = self._file.read(HASHES_HEADER + 32 * first, len(hashes))
-            if found != hashes[: len(found)]:
-                wrong = next(i for i in range(0, len(found), 32) if found[i : i + 32] != hashes[i : i + 32])
-                self._first_wrong = first + wrong // 32
-        self._log.flushed_hashes(first + len(hashes) // 32)
+        if self._file is None or self._first_wrong is not None:
+            return
+        found = self._file.read(HASHES_HEADER + 32 * first, len(hashes))
+        if found != hashes[: len(found)]:
+            wrong = next(i for i in range(0, len(found), 32) if found[i : i + 32] != hashes[i : i + 32])
+            self._first_wrong = first + wrong // 32
+            found = found[:wrong]
+        self._log.flushed_hashes(first + len(found) // 32)
 
     def notes(self) -> list[str]:
-        if self._file is None:
-            return []
-        self._file.close()
         if self._first_wrong is None:
             return []
         return [f"{HASHES}: hash {self._first_wrong} is wrong; delete the file to have it made again"]

@@ -6,6 +6,7 @@ reached however the operator likes). What raises `OSError`, and with which errno
 * `ELOOP` or `ENOTDIR` a symlink stands where a file or a directory is wanted; `EISDIR` a directory where a file is;
   `ENXIO` a FIFO, socket or device.
 * `EROFS` the backend was opened for reading only.
+* `EPERM` others than the owner may write to a file.
 * `EREMOTE` the directory is on a network file system.
 * `EWOULDBLOCK` (BlockingIOError) the lock is held.
 * `ESTALE` a file was replaced while it was being opened.
@@ -53,6 +54,9 @@ NETWORK = {
     0x6B414653: "AFS",
     0x00C36400: "Ceph",
 }
+
+#: Whoever can write to a file of the directory is the database.
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 #: Zeroed at a time.
 _ZEROS = _native.Buffer(1 << 20)
@@ -342,6 +346,9 @@ def _open_regular(parent: int, leaf: str, flags: int) -> int:
     if not stat.S_ISREG(kind):
         os.close(fd)
         raise error(errno.EISDIR if stat.S_ISDIR(kind) else errno.ENXIO, leaf)
+    if kind & _OTHERS_WRITE:
+        os.close(fd)
+        raise OSError(errno.EPERM, "others may write to it: chmod go-w", leaf)
     # With O_NONBLOCK left on, io_uring answers EAGAIN where it should wait.
     os.set_blocking(fd, True)
     return fd

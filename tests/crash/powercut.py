@@ -48,7 +48,8 @@ STEPS: dict[str, tuple[Any, str]] = {
     "checkpoint": (checkpoint.Checkpointer, "_write"),
     "opening": (opening.Opener, "_prepare"),
 }
-Engine = Literal["auto", "threads", "uring"]
+Engine = Literal["auto", "threads"]
+ENGINES: tuple[Engine, ...] = ("auto", "threads")
 #: Stream, first offset, first position, seed, records.
 Ack = tuple[str, int, int, int, int]
 
@@ -125,8 +126,12 @@ def report_steps(say: Callable[[Any], None]) -> None:
     mark = committer.Committer._write_mark
 
     def write_mark(self: committer.Committer, *, clean: bool, done: Callable[[], None] = lambda: None) -> None:
+        def finished() -> None:
+            say(["end", "mark"])
+            done()
+
         say(["begin", "mark"])
-        mark(self, clean=clean, done=lambda: (say(["end", "mark"]), done())[1])
+        mark(self, clean=clean, done=finished)
 
     committer.Committer._write_mark = write_mark  # type: ignore[method-assign]
     checkpoint.LEAST_INTERVAL = 0.02  # type: ignore[misc]
@@ -141,6 +146,7 @@ async def opened(path: Path, engine: Engine, key: Path | None, rng: Random) -> L
 
 
 async def work(path: Path, engine: Engine, key: Path | None, seed: int, say: Callable[[Any], None]) -> None:
+    report_steps(say)
     rng = Random(seed)
     db = await opened(path, engine, key, rng)
     say(["engine", (await db.info())["backend"]])
@@ -166,13 +172,13 @@ async def work(path: Path, engine: Engine, key: Path | None, seed: int, say: Cal
 async def check(path: Path, key: Path | None, acks: list[Ack], seed: int, say: Callable[[Any], None]) -> None:
     """Opens what the cut left; says what is lost, whether it verifies and that it goes on."""
     rng = Random(seed)
-    db = await opened(path, rng.choice(["threads", "auto"]), key, rng)  # type: ignore[arg-type]
+    db = await opened(path, rng.choice(ENGINES), key, rng)
     say(["torn", sum("torn" in note for note in (await db.info())["notes"])])
     by_stream: dict[str, list[tuple[int, bytes]]] = {}
-    async for r in db.read():
-        of_stream = by_stream.setdefault(r.stream, [])
-        assert r.offset == len(of_stream)
-        of_stream.append((r.position, r.payload))
+    async for record in db.read():
+        of_stream = by_stream.setdefault(record.stream, [])
+        assert record.offset == len(of_stream)
+        of_stream.append((record.position, record.payload))
     for stream, offset, position, records, count in acks:
         found = by_stream.get(stream, [])[offset : offset + count]
         if [payload for _, payload in found] != payloads(records, count) or found[0][0] != position:
@@ -240,8 +246,8 @@ class Database:
         self.path, self.key, self.acks = path, key, list[Ack]()
 
     def cut(self, mount: Mount, rng: Random, counts: Counter[str]) -> None:
-        seed, engine = rng.getrandbits(40), rng.choice(["threads", "auto"])
-        writer = Child(lambda say: (report_steps(say), work(self.path, engine, self.key, seed, say))[1])
+        seed, engine = rng.getrandbits(40), rng.choice(ENGINES)
+        writer = Child(lambda say: work(self.path, engine, self.key, seed, say))
         ended = writer.listen(rng.choice((0.05, 0.2, 0.6)) * rng.random() + 0.002)
         if not ended and rng.random() < 0.6:
             ended = writer.listen(0.2, until=rng.choice([*STEPS, "mark"]))
@@ -262,7 +268,7 @@ class Database:
 
     def _count(self, said: list[Any], counts: Counter[str]) -> None:
         new = [tuple(what) for kind, what in said if kind == "ack"]
-        self.acks += new  # type: ignore[arg-type]
+        self.acks += new
         counts["acknowledged"] += len(new)
         for name in (*STEPS, "mark"):
             edges = [kind for kind, what in said if what == name]

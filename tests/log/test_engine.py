@@ -218,3 +218,21 @@ def test_the_blocking_face_does_the_same(tmp_path: Path) -> None:
         assert next(db.tail("s", start=1)).payload == b"b"
         assert [s.name for s in db.streams()] == ["s"]
         assert db.get(1).payload == b"a"
+
+
+@pytest.mark.parametrize("planted", ["link", "fifo", "loose"])
+async def test_what_is_planted_in_the_directory_is_refused(opened: Open, tmp_path: Path, planted: str) -> None:
+    async with opened() as db:
+        await db.append("s", b"x")
+    victim = tmp_path / "db" / "marks"
+    if planted == "loose":
+        victim.chmod(0o666)
+    else:
+        victim.rename(tmp_path / "moved")
+        if planted == "link":
+            victim.symlink_to(tmp_path / "moved")
+        else:
+            os.mkfifo(victim, 0o600)
+    with pytest.raises(kimberlite.Misconfigured) as refused:
+        await opened()
+    assert refused.value.exit_code == 78
