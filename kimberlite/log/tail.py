@@ -19,7 +19,7 @@ HURRY: Final = 16 << 20
 LEAST_AHEAD: Final = 1 << 20
 MOST_AHEAD: Final = 128 << 20
 #: Bytes a second above which zeroing would take from the appends the disk that it is to save them.
-BUSY: Final = 128 << 20
+BUSY: Final = 512 << 20
 #: Kept of what is allocated for the closing group and for records that free space.
 RESERVE: Final = 64 * 1024
 
