@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from kimberlite.errors import Invalid, KeyUnavailable, Misconfigured
+from kimberlite.errors import Invalid, KeyUnavailable, Misconfigured, Unavailable
 
 PREFIX: Final = "kimberlite-master-1 "
 CREDENTIAL: Final = "kimberlite.key"
@@ -29,8 +29,8 @@ def load_master(key_file: str | os.PathLike[str] | None) -> bytes | None:
         found["KIMBERLITE_KEY"] = parse_key(text, "KIMBERLITE_KEY")
     if directory := os.environ.get("CREDENTIALS_DIRECTORY"):
         credential = Path(directory) / CREDENTIAL
-        if credential.exists():
-            found["the systemd credential"] = parse_key(credential.read_text(), str(credential))
+        if is_there(credential):
+            found["the systemd credential"] = parse_key(read_text(credential, private=False), str(credential))
     if len(set(found.values())) > 1:
         raise Misconfigured(f"different master keys in {' and '.join(found)}")
     return next(iter(found.values()), None)
@@ -38,19 +38,44 @@ def load_master(key_file: str | os.PathLike[str] | None) -> bytes | None:
 
 def read_key_file(path: Path) -> bytes:
     """A key that only its owner can read. A symlink is followed: secrets are often mounted as one."""
+    return parse_key(read_text(path, private=True), str(path))
+
+
+def is_there(path: Path) -> bool:
+    """Only a name that does not exist is not there: what cannot be looked at must not pass for no key."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def read_text(path: Path, *, private: bool) -> str:
+    """The start of a regular file. A credential is not private: systemd guards its directory, and may let groups in."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise KeyUnavailable(f"key file {path}: {error.strerror}") from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise Misconfigured(f"key file {path} is not a regular file")
-        if status.st_mode & 0o077:
-            raise Misconfigured(f"key file {path} can be read by others: chmod 0400 {path}")
-        if status.st_uid not in (0, os.geteuid()):
-            raise Misconfigured(f"key file {path} belongs to somebody else")
-        return parse_key(file.read(4096).decode("ascii", "replace"), str(path))
+        if private:
+            check_private(path, status)
+        return os.read(descriptor, 4096).decode("ascii", "replace")
+    except OSError as error:
+        raise KeyUnavailable(f"key file {path}: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
+
+
+def check_private(path: Path, status: os.stat_result) -> None:
+    if status.st_mode & 0o077:
+        raise Misconfigured(f"key file {path} can be read by others: chmod 0400 {path}")
+    if status.st_uid not in (0, os.geteuid()):
+        raise Misconfigured(f"key file {path} belongs to somebody else")
 
 
 def parse_key(text: str, where: str) -> bytes:
@@ -64,7 +89,7 @@ def parse_key(text: str, where: str) -> bytes:
 
 
 def create_master(path: str | os.PathLike[str]) -> None:
-    """A new key in a new file, 0400, synced; what is there is never overwritten."""
+    """A new key in a new file, 0400: create, write, fsync, fsync directory. What is there is never overwritten."""
     path = Path(path)
     text = f"{PREFIX}{base64.b64encode(os.urandom(32)).decode()}\n"
     try:
@@ -73,11 +98,20 @@ def create_master(path: str | os.PathLike[str]) -> None:
         raise Invalid(f"{path} exists already; a key is never overwritten") from None
     except OSError as error:
         raise Misconfigured(f"{path}: {error.strerror}") from None
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(descriptor)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(descriptor)
+        sync_directory(path.parent)
+    except OSError as error:
+        # Nobody has used this key yet, and half of one would stand in the way of the next.
+        path.unlink(missing_ok=True)
+        raise Unavailable(f"{path}: {error.strerror}") from None
+
+
+def sync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)
     finally:

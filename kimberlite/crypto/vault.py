@@ -25,6 +25,7 @@ class Vault:
 
     * Keys are in memory only when asked for; the image holds them wrapped.
     * A slot is written once. Slots 0 and 1 are the group and the receipt key.
+    * A slot that no copy has sound stays as it is: its key may still be in it. It opens nothing and is never reused.
     * `dirty` are the blocks that neither copy has yet: the caller writes and syncs copy 0, then copy 1.
     """
 
@@ -76,33 +77,36 @@ class Vault:
             raise KeyUnavailable("this is not the master key that the vault was wrapped with")
         best = next(i for i in (0, 1) if headers[i] == (generation, master_id))
         image = bytearray(copies[best])
-        del image[len(image) // SLOT * SLOT :]
         vault = cls(image, database_id, identity_hash, master, random)
         vault.generation = generation
         if copies[0] != copies[1]:
-            vault._merge(copies[1 - best])
-            image_now = bytes(vault._image)
-            vault.stale = {i for i in (0, 1) if copies[i] != image_now}
+            vault._merge(copies[1 - best], known=headers[1 - best] is not None)
+        image.extend(bytes(-len(image) % BLOCK))
+        vault.stale = {i for i in (0, 1) if copies[i] != image}
         vault._index()
         return vault
 
-    def _merge(self, other: bytes) -> None:
-        """Takes from the other copy each slot that is not sound here."""
-        size = max(len(self._image), len(other) // SLOT * SLOT)
+    def _merge(self, other: bytes, *, known: bool) -> None:
+        """Takes from the other copy each slot that is not sound here and is there.
+
+        Of a copy with a header of ours (`known`) a damaged slot is kept too, if there is nothing here.
+        """
+        size = max(len(self._image), len(other))
+        size += -size % SLOT
         self._image.extend(bytes(size - len(self._image)))
+        other = other.ljust(size, b"\0")
         for place in range(BLOCK, size, SLOT):
-            if not self._sound(place, self._image[place : place + SLOT]):
-                theirs = other[place : place + SLOT]
-                self._image[place : place + SLOT] = (
-                    theirs if len(theirs) == SLOT and self._sound(place, theirs) else bytes(SLOT)
-                )
+            ours, theirs = self._image[place : place + SLOT], other[place : place + SLOT]
+            if ours == theirs or self._sound(place, ours):
+                continue
+            if self._sound(place, theirs) or (known and not any(ours)):
+                self._image[place : place + SLOT] = theirs
         while len(self._image) > BLOCK and not any(self._image[-SLOT:]):
             del self._image[-SLOT:]
-        self._image.extend(bytes(-len(self._image) % BLOCK))
 
     def _sound(self, place: int, slot: bytes | bytearray) -> bool:
         check = _native.blake3(bytes(slot[:-CHECK]) + place.to_bytes(8, "little"), self._identity_hash)
-        return check[:CHECK] == slot[-CHECK:]
+        return check[:CHECK] == slot[-CHECK:] and not any(slot[SLOT_HEAD.size : -CHECK])
 
     def _index(self) -> None:
         """Where each stream's slot is, by what it is bound to; nothing is checked or unwrapped yet."""
@@ -187,4 +191,6 @@ def read_header(copy: bytes, database_id: bytes, identity_hash: bytes) -> tuple[
     if len(block) != BLOCK or _native.blake3(block[:-CHECK], identity_hash)[:CHECK] != block[-CHECK:]:
         return None
     magic, database, generation, master_id = HEADER.unpack_from(block)
-    return (generation, master_id) if magic == MAGIC and database == database_id else None
+    if magic != MAGIC or database != database_id or any(block[HEADER.size : -CHECK]):
+        return None
+    return generation, master_id

@@ -38,7 +38,8 @@ class Identity:
         database_id = random(16)
         if origin is None:
             origin = f"kimberlite/{database_id.hex()}"
-        check_origin(origin)
+        if wrong := origin_fault(origin):
+            raise Misconfigured(wrong)
         return cls(origin, database_id, tagged, QUANTUM, created)
 
     def _checked(self) -> bytes:
@@ -59,7 +60,11 @@ class Identity:
         magic, version, hashes, tagged, quantum, database_id, created, length = LAYOUT.unpack_from(data)
         if magic != MAGIC or (version, hashes) != (VERSION, HASHES):
             raise Misconfigured(f"format version {version} is not one this version can read")
+        if quantum.bit_count() != 1:
+            raise Corrupt(f"a padding quantum of {quantum} is not a power of two", file=IDENTITY, place=12)
         origin = data[LAYOUT.size : LAYOUT.size + length].decode(errors="replace")
+        if wrong := origin_fault(origin):
+            raise Corrupt(wrong, file=IDENTITY, place=LAYOUT.size)
         identity = cls(origin, database_id, bool(tagged), quantum, created)
         if identity.encode() != data:
             raise Corrupt("unnamed bytes are not zero", file=IDENTITY)
@@ -71,8 +76,10 @@ class Identity:
         return hashlib.sha256(DOMAIN + self._checked()).digest()
 
 
-def check_origin(origin: str) -> None:
-    if not 1 <= len(origin.encode()) <= 255:
-        raise Misconfigured("an origin has 1 to 255 bytes")
+def origin_fault(origin: str) -> str | None:
+    """Why this cannot be the name of a database; None if it can."""
     if any(c.isspace() or c == "+" or not c.isprintable() for c in origin):
-        raise Misconfigured("an origin has no spaces, no + and no control characters")
+        return "an origin has no spaces, no + and no control characters"
+    if not 1 <= len(origin.encode()) <= 255:
+        return "an origin has 1 to 255 bytes"
+    return None

@@ -40,6 +40,8 @@ def encode_mark(mark: Mark, database_id: bytes, identity_hash: bytes) -> bytes:
 
 def decode_marks(data: bytes, database_id: bytes, identity_hash: bytes) -> Marks:
     """The newest sound mark; Corrupt if there is none."""
+    if len(data) > 2 * BLOCK:
+        raise Corrupt("there is something behind the watermarks", file=MARKS, place=2 * BLOCK)
     sound, damaged = [], []
     for block in (0, 1):
         mark = decode_mark(data[block * BLOCK : (block + 1) * BLOCK], database_id, identity_hash)
@@ -47,7 +49,7 @@ def decode_marks(data: bytes, database_id: bytes, identity_hash: bytes) -> Marks
             damaged.append(block)
         else:
             sound.append(mark)
-    if not sound or len(data) > 2 * BLOCK:
+    if not sound:
         raise Corrupt("neither watermark is sound", file=MARKS, place=0)
     return Marks(max(sound), tuple(damaged))
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import os
+import resource
 from pathlib import Path
 
 import pytest
 
 from kimberlite.crypto.master import create_master, load_master
-from kimberlite.errors import Invalid, KeyUnavailable, Misconfigured
+from kimberlite.errors import Invalid, KeyUnavailable, Misconfigured, Unavailable
+
+TEXT = base64.b64encode(bytes(32)).decode()
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +54,10 @@ def test_a_file_that_others_may_read_is_refused(tmp_path: Path) -> None:
         load_master(tmp_path / "key")
 
 
-@pytest.mark.parametrize("text", ["", "short", "!" * 44, "kimberlite-master-1 AAAA"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "short", "!" * 44, "kimberlite-master-1 AAAA", f"kimberlite-master-2 {TEXT}", f"{TEXT}\n{TEXT}", "\u00e9"],
+)
 def test_what_is_no_key_is_a_missing_key(tmp_path: Path, text: str) -> None:
     (tmp_path / "key").write_text(text)
     (tmp_path / "key").chmod(0o600)
@@ -58,3 +65,91 @@ def test_what_is_no_key_is_a_missing_key(tmp_path: Path, text: str) -> None:
         load_master(tmp_path / "key")
     with pytest.raises(KeyUnavailable):
         load_master(tmp_path / "nowhere")
+
+
+def test_the_text_of_a_key_is_one_line(tmp_path: Path) -> None:
+    create_master(tmp_path / "key")
+    text = (tmp_path / "key").read_text()
+    assert text.startswith("kimberlite-master-1 ")
+    assert text.endswith("\n")
+    assert base64.b64decode(text.split()[1]) == load_master(tmp_path / "key")
+
+
+def test_the_environment_takes_a_key_with_and_without_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in (TEXT, f"kimberlite-master-1 {TEXT}", f"{TEXT}\n"):
+        monkeypatch.setenv("KIMBERLITE_KEY", text)
+        assert load_master(None) == bytes(32)
+    monkeypatch.setenv("KIMBERLITE_KEY", "not a key")
+    with pytest.raises(KeyUnavailable, match="KIMBERLITE_KEY"):
+        load_master(None)
+
+
+def test_a_file_that_is_asked_for_is_alone_what_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_master(tmp_path / "key")
+    monkeypatch.setenv("KIMBERLITE_KEY", TEXT)
+    assert load_master(tmp_path / "key") not in (None, bytes(32))
+
+
+def test_a_link_to_a_key_is_followed(tmp_path: Path) -> None:
+    create_master(tmp_path / "key")
+    (tmp_path / "link").symlink_to("key")
+    assert load_master(tmp_path / "link") == load_master(tmp_path / "key")
+
+
+def test_what_is_not_a_regular_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe", 0o400)
+    (tmp_path / "directory").mkdir(0o700)
+    for name in ("pipe", "directory"):
+        with pytest.raises(Misconfigured, match="regular file"):
+            load_master(tmp_path / name)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    create_master(tmp_path / "key")
+    os.chown(tmp_path / "key", 12345, 12345)
+    with pytest.raises(Misconfigured, match="somebody else"):
+        load_master(tmp_path / "key")
+
+
+def test_a_credential_that_cannot_be_used_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    credential = tmp_path / "kimberlite.key"
+    assert load_master(None) is None
+    credential.write_bytes(b"\xff\xfe")
+    with pytest.raises(KeyUnavailable):
+        load_master(None)
+    credential.unlink()
+    credential.symlink_to("nowhere")
+    with pytest.raises(KeyUnavailable):
+        load_master(None)
+    credential.unlink()
+    credential.mkdir()
+    with pytest.raises(Misconfigured):
+        load_master(None)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(credential / "kimberlite.key" / "deeper"))
+    assert load_master(None) is None
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "file"))
+    with pytest.raises(KeyUnavailable):
+        load_master(None)
+
+
+def test_a_credential_may_be_readable_by_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_master(tmp_path / "kimberlite.key")
+    key = load_master(tmp_path / "kimberlite.key")
+    (tmp_path / "kimberlite.key").chmod(0o440)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert load_master(None) == key
+
+
+def test_a_key_that_could_not_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(Unavailable):
+            create_master(tmp_path / "key")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+    create_master(tmp_path / "key")
