@@ -18,7 +18,8 @@ KimberliteError
 
 from __future__ import annotations
 
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 
 class KimberliteError(Exception):
@@ -76,7 +77,13 @@ class Corrupt(KimberliteError):
         if position is not None:
             where.append(f"position {position}")
         super().__init__(f"{', '.join(where)}: {message}")
+        self.message = message
         self.file, self.place, self.group, self.position = file, place, group, position
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # One process raises it to another by pickling it.
+        place, group, position = self.place, self.group, self.position
+        return partial(type(self), file=self.file, place=place, group=group, position=position), (self.message,)
 
 
 class NoSpace(KimberliteError):

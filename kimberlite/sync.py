@@ -14,9 +14,10 @@ from datetime import datetime
 from typing import Any, Literal, Self, TypeVar
 
 from kimberlite import api
-from kimberlite.errors import Closed
+from kimberlite.errors import Closed, Invalid
 from kimberlite.log.log import NEW, Log, Producer, Records
 from kimberlite.log.options import MIB, Sync
+from kimberlite.log.reading import Reader, Tail
 from kimberlite.log.streams import StreamInfo
 from kimberlite.records import Receipt, Record
 from kimberlite.storage import Backend
@@ -29,8 +30,8 @@ __all__ = ["NEW", "Database", "open"]
 class Iteration(Iterator[Record]):
     """A blocking iterator over an asynchronous one, a batch at a time. `close` ends it."""
 
-    def __init__(self, database: Database, batches: AsyncIterator[list[Record]]) -> None:
-        self._database, self._batches = database, batches
+    def __init__(self, database: Database, source: Reader | Tail) -> None:
+        self._database, self._source, self._batches = database, source, source.batches()
         self._batch: list[Record] = []
         self._next = 0
 
@@ -58,9 +59,12 @@ class Iteration(Iterator[Record]):
 
     def close(self) -> None:
         self._batch = []
-        aclose = getattr(self._batches, "aclose", None)
-        if aclose is not None:
-            self._database._call(aclose())
+        self._database._call(self._source.aclose())
+
+
+def at_hand(records: Records) -> Records:
+    """What is made as it is read, perhaps from this very database, is made before the call is handed over."""
+    return list(records) if isinstance(records, Iterator) else records
 
 
 async def anext_of(batches: AsyncIterator[list[Record]]) -> list[Record]:
@@ -72,10 +76,13 @@ class Database:
 
     def __init__(self, opening: Coroutine[Any, Any, Log]) -> None:
         self._loop = asyncio.new_event_loop()
+        #: Held while a call is handed over, so that none comes behind the end.
+        self._handing, self._stopped = threading.Lock(), False
+        #: Held by whoever closes.
+        self._closing = threading.Lock()
         self._thread = threading.Thread(target=self._loop.run_forever, name="kimberlite", daemon=True)
         self._thread.start()
         self._pid = os.getpid()
-        self._lock = threading.Lock()
         try:
             self._log = self._call(opening)
         except BaseException:
@@ -91,7 +98,7 @@ class Database:
         producer: Producer | None = None,
         sync: Sync | None = None,
     ) -> Receipt:
-        return self._call(self._log.append(stream, records, expect=expect, producer=producer, sync=sync))
+        return self._call(self._log.append(stream, at_hand(records), expect=expect, producer=producer, sync=sync))
 
     def append_many(
         self,
@@ -101,6 +108,7 @@ class Database:
         producer: Producer | None = None,
         sync: Sync | None = None,
     ) -> dict[str, Receipt]:
+        batches = {stream: at_hand(records) for stream, records in batches.items()}
         return self._call(self._log.append_many(batches, expect=expect, producer=producer, sync=sync))
 
     def read(
@@ -114,13 +122,13 @@ class Database:
         system: bool = False,
     ) -> Iteration:
         reader = self._log.read(stream, start=start, until=until, limit=limit, reverse=reverse, system=system)
-        return Iteration(self, reader.batches())
+        return Iteration(self, reader)
 
     def tail(
         self, stream: str | None = None, *, start: int | datetime | None = None, system: bool = False
     ) -> Iteration:
-        async def begin() -> AsyncIterator[list[Record]]:
-            return self._log.tail(stream, start=start, system=system).batches()
+        async def begin() -> Tail:
+            return self._log.tail(stream, start=start, system=system)
 
         return Iteration(self, self._call(begin()))
 
@@ -146,8 +154,11 @@ class Database:
 
     def close(self) -> None:
         """Finishes what was accepted and lets the directory go. Twice is fine."""
-        with self._lock:
-            if self._thread.is_alive():
+        if os.getpid() != self._pid:
+            return
+        self._check_thread()
+        with self._closing:
+            if not self._stopped:
                 try:
                     self._call(self._log.close())
                 finally:
@@ -160,15 +171,38 @@ class Database:
         self.close()
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        if os.getpid() != self._pid or not self._thread.is_alive():
+        try:
+            if os.getpid() != self._pid:
+                raise Closed("the database belongs to the process that this one was forked from")
+            self._check_thread()
+            with self._handing:
+                if self._stopped:
+                    raise Closed("the database is closed")
+                handed = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except BaseException:
             coroutine.close()
-            raise Closed("the database is closed, or belongs to the process this one was forked from")
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+            raise
+        return handed.result()
+
+    def _check_thread(self) -> None:
+        if threading.current_thread() is self._thread:
+            raise Invalid("a call from the database's own thread would wait for itself")
 
     def _stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        with self._handing:
+            self._stopped = True
+        asyncio.run_coroutine_threadsafe(self._finish(), self._loop)
         self._thread.join()
         self._loop.close()
+
+    async def _finish(self) -> None:
+        """Those whose calls were handed over in time are answered before the loop ends."""
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        if others:
+            _, late = await asyncio.wait(others, timeout=1)
+            for task in late:
+                task.cancel()
+        self._loop.call_soon(self._loop.stop)
 
 
 def open(

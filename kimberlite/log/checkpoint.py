@@ -19,10 +19,12 @@ from kimberlite.log.names import CHECKPOINT, HASHES, PRODUCERS, index_name
 from kimberlite.log.options import Options
 from kimberlite.log.recovery import Ended, Loader, segment_numbers
 from kimberlite.log.tail import Tail
-from kimberlite.storage.backend import Backend, File
+from kimberlite.storage.backend import Backend, File, let_go
 
 #: Before the first hash.
 HASHES_HEADER: Final = 4096
+#: Hashes written at a time. What the disk takes at once, appends wait for.
+PIECE: Final = 16_384
 #: Seconds between two checkpoints at least: a busy log would otherwise do nothing else.
 LEAST_INTERVAL: Final = 0.5
 #: The file of producers is made anew when it is this much longer than it must be.
@@ -38,6 +40,8 @@ class Derived:
         self.producers: File | None = None
         self.producers_size = 0
         self.group = 0
+        #: What was replayed at the start: no index file is known to be of it.
+        self.replayed: list[_native.Segment] = []
 
     def load(self, loader: Loader, fresh: Callable[[], _native.Log]) -> tuple[_native.Log, Ended]:
         """The log as of its last sound group, from the checkpoint if there is one that matches."""
@@ -45,16 +49,19 @@ class Derived:
         resume = None if data is None else self.log.resume(data)
         if data is not None and resume is not None and self._usable(resume, data, loader):
             end = loader.run(resume.segment, resume.place, entered=True)
+            self.replayed = loader.segments[resume.segment :]
         else:
             self.log = loader.log = fresh()
             loader.segments = []
-            self._start_hashes()
             end = loader.run()
+            self.replayed = loader.segments
             if resume is not None and self.log.sealed()[0] <= resume.group:
                 raise RolledBack(
                     f"the log ends at group {self.log.sealed()[0] - 1}, "
                     f"and there was a checkpoint of group {resume.group}"
                 )
+            # Only now: a checkpoint that refused this open must refuse the next one too.
+            self._start_hashes()
         return self.log, end
 
     def _usable(self, resume: _native.Resume, data: bytes, loader: Loader) -> bool:
@@ -70,11 +77,11 @@ class Derived:
         try:
             loader.attach_closed(numbers[: resume.segment])
             self.log.restore(data, loader.keys.data_key)
+            self.log.load_producers(producers)
         except ValueError:
             return False
         if not loader.matches(resume):
             return False
-        self.log.load_producers(producers)
         self.hashes, self.producers_size, self.group = hashes, resume.producers, resume.group
         return True
 
@@ -111,23 +118,29 @@ class Derived:
         """What to write once everything sealed so far is durable: the returned call does it, off the loop."""
         self.log.settle()
         group = self.log.sealed()[0] - 1
-        first, hashes = self.log.take_hashes()
         entries = self.log.take_producers(group)
         place, size = self.producers_size, self.producers_size + len(entries)
         snapshot = self.log.snapshot(segment, tail.place, size)
         self.producers_size = size
 
         def write() -> None:
-            if self.hashes is not None and hashes:
-                self.hashes.write(HASHES_HEADER + 32 * first, hashes)
-                self.hashes.sync()
-                self.log.flushed_hashes(first + len(hashes) // 32)
+            self._write_hashes()
             if entries:
                 self._append_producers(place, entries)
             write_small(self.backend, CHECKPOINT, snapshot)
             self.group = group
 
         return write
+
+    def _write_hashes(self) -> None:
+        """All there are by now, which may be more than the checkpoint names: the next one names those."""
+        while True:
+            first, hashes = self.log.take_hashes(PIECE)
+            if not hashes or self.hashes is None:
+                return
+            self.hashes.write(HASHES_HEADER + 32 * first, hashes)
+            self.hashes.sync()
+            self.log.flushed_hashes(first + len(hashes) // 32)
 
     def _append_producers(self, place: int, entries: bytes) -> None:
         if self.producers is None:
@@ -152,7 +165,7 @@ class Checkpointer:
         self._place = 0
         self._task: asyncio.Task[None] | None = None
         self._last = self._loop.time() - LEAST_INTERVAL
-        self._closed: list[_native.Segment] = []
+        self._closed = [segment for segment in derived.replayed if segment is not committer.segment]
         self._stopped = False
         #: Why there are no more checkpoints, if there are none.
         self.failed: OSError | None = None
@@ -194,7 +207,9 @@ class Checkpointer:
     def _write(self, write: Callable[[], None], closed: list[_native.Segment]) -> None:
         for segment in closed:
             self._derived.write_index(segment)
-            self._derived.log.close_segment(segment, self._derived.backend.open(index_name(segment.number), "r"))
+            index = self._derived.backend.open(index_name(segment.number), "r")
+            self._derived.log.close_segment(segment, index)
+            let_go(index)
         write()
 
     async def stop(self) -> None:

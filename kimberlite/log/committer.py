@@ -4,57 +4,29 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 from kimberlite import _native
-from kimberlite.errors import KimberliteError, LimitExceeded, NoSpace, UnknownOutcome
+from kimberlite.errors import Closed, KimberliteError, LimitExceeded, NoSpace, UnknownOutcome
 from kimberlite.log.marks import Mark, encode_mark
 from kimberlite.log.options import Options, Sync
 from kimberlite.log.tail import Tail, install
 from kimberlite.records import Receipt
-from kimberlite.storage.backend import BLOCK, Backend, File
+from kimberlite.storage.backend import BLOCK, Backend, File, let_go
 
 #: Seconds after which what the kernel only holds is synced.
 OS_DELAY: Final = 1.0
-#: Of the system record of an append to several streams, beside its parts.
-SEVERAL: Final = 512
+#: Behind every group.
+NO_LIMIT: Final = (1 << 64) - 1
 #: Buffers kept for the next groups.
 SPARE_BUFFERS: Final = 16
 
 Part = tuple[str, int, _native.Batch, int | None]
 
 
-class Request:
-    """One append: its parts, what it waits for, and the future that answers it."""
-
-    __slots__ = ("bound", "future", "parts", "policy", "producer", "several", "size")
-
-    def __init__(
-        self,
-        parts: list[Part],
-        policy: Sync,
-        producer: tuple[bytes, int] | None,
-        several: bool,
-        future: asyncio.Future[list[Receipt]],
-        quantum: int,
-    ) -> None:
-        self.parts = parts
-        self.policy = policy
-        self.producer = producer
-        #: Whether its producer counts in stream 0, as that of an append to several streams.
-        self.several = several
-        self.future = future
-        self.size = self.bound = 0
-        for _, _, batch, _ in parts:
-            self.size += batch.size
-            self.bound += batch.bound(quantum)
-        if several and producer is not None:
-            self.bound += SEVERAL + 16 * len(parts)
-
-
 #: An append that is in no new group: its error, or the number of the group that it is in already.
-Answer = tuple[Request, KimberliteError | int]
+Answer = tuple[_native.Request, KimberliteError | int]
 
 
 class Flight:
@@ -71,7 +43,7 @@ class Flight:
         self.alone = False
         self.written = False
         self.synced = False
-        self.acks: list[tuple[Request, list[tuple[int, int]]]] = []
+        self.acks: list[_native.Request] = []
         #: Refusals that cite what is durable once this group is.
         self.refused: list[Answer] = []
 
@@ -105,6 +77,7 @@ class Committer:
         self.options, self.clock, self.quantum = options, clock, quantum
         self.database_id, self.identity_hash = database_id, identity_hash
         self.poisoned: BaseException | None = None
+        self.closed = False
         self.durable = log.durable_group()[0]
         #: Called after groups became durable, and after a segment was closed.
         self.on_publish: Callable[[], None] = lambda: None
@@ -116,11 +89,16 @@ class Committer:
         self._loop = asyncio.get_running_loop()
         self._marks, self._mark, self._marking = marks, mark, False
         self._marked_at = mark.group
-        self._pool: deque[Request] = deque()
-        self._pool_bytes = 0
-        self._room = asyncio.Event()
-        self._room.set()
+        self._pool = _native.Pool()
+        #: Appends that wait for room in the pool, in their order.
+        self._turns: deque[asyncio.Future[None]] = deque()
         self._flights: deque[Flight] = deque()
+        #: Of those, in order, the ones that are being written.
+        self._writing: list[Flight] = []
+        #: And the last that somebody waits for; 0 if nobody ever did.
+        self._wanted = 0
+        #: Of those, in order, the ones whose waiters are content with the kernel, until they are answered.
+        self._unanswered: deque[Flight] = deque()
         self._syncing = False
         self._busy: asyncio.Task[None] | None = None
         self._pump_due = False
@@ -141,22 +119,50 @@ class Committer:
         several: bool = False,
     ) -> list[Receipt]:
         """The receipts, one a part, when they are as durable as the policy says."""
-        while self._pool_bytes >= self.options.pool_bytes and self.poisoned is None:
-            self._room.clear()
-            await self._room.wait()
+        if self.crowded:
+            await self.turn()
+        future = self._loop.create_future()
+        self.enter(_native.Request(parts, policy, producer, several, future, self.quantum))
+        answer = await future
+        return answer if several else [answer]
+
+    @property
+    def crowded(self) -> bool:
+        """Whether an append has to wait for its `turn` before it may `enter`."""
+        return bool(self._turns) or self._pool.bytes >= self.options.pool_bytes
+
+    def enter(self, request: _native.Request) -> None:
+        """Puts an append behind those in the pool. Its future is answered when it is as durable as it wants to be."""
         self.check()
-        request = Request(parts, policy, producer, several, self._loop.create_future(), self.quantum)
-        if request.bound + self.log.overhead() + 2 * BLOCK > self.options.segment_bytes:
-            raise LimitExceeded("the append does not fit in a segment")
-        self._pool.append(request)
-        self._pool_bytes += request.size
-        if not self._pump_due:
+        if self.closed:
+            raise Closed("the database was closed before this was appended")
+        self._pool.push(request)
+        if self._pool.bytes >= self.options.group_bytes and self._busy is None:
+            # Sealed while the others are still asking, so that it is written while the next is sealed.
+            self._pump()
+        elif not self._pump_due:
             self._pump_due = True
             if self.options.max_delay and not self._flights:
                 self._loop.call_later(self.options.max_delay, self._pump)
             else:
                 self._loop.call_soon(self._pump)
-        return await request.future
+
+    async def turn(self) -> None:
+        """Waits for room in the pool, behind whoever waits already."""
+        turn = self._loop.create_future()
+        self._turns.append(turn)
+        try:
+            self.check()
+            await turn
+        finally:
+            self._turns.remove(turn)
+            # When this one is in the pool, or gone.
+            self._loop.call_soon(self._let_in)
+
+    def _let_in(self) -> None:
+        room = self._pool.bytes < self.options.pool_bytes or self.poisoned is not None
+        if room and self._turns and not self._turns[0].done():
+            self._turns[0].set_result(None)
 
     def check(self) -> None:
         if self.poisoned is not None:
@@ -176,8 +182,10 @@ class Committer:
     def _pump_all(self) -> None:
         while self._pool and self.poisoned is None and self._busy is None and self._may_seal():
             overhead = self.log.overhead()
-            bound = self._pool[0].bound + overhead
-            if self.tail.full(bound):
+            bound = self._pool.first + overhead
+            if bound > self.tail.most:
+                self._pool.take(0)[0][0].refuse(LimitExceeded("the append does not fit in a segment"))
+            elif self.tail.full(bound):
                 self._start(self._rotate())
             elif not self.tail.has_room(bound):
                 self._start(self.tail.make_room(bound))
@@ -185,53 +193,27 @@ class Committer:
                 self._commit(*self._take(overhead))
 
     def _may_seal(self) -> bool:
-        in_flight = sum(not flight.written for flight in self._flights)
-        if in_flight == 0:
+        if not self._writing:
             return True
-        return in_flight < self.options.depth and self._pool_bytes >= self.options.group_bytes
+        return len(self._writing) < self.options.depth and self._pool.bytes >= self.options.group_bytes
 
-    def _take(self, overhead: int) -> tuple[list[Request], int]:
+    def _take(self, overhead: int) -> tuple[list[_native.Request], int]:
         """The requests of the next group, and its bound: what fits, of one policy."""
-        first = self._pool[0]
-        bound = overhead
-        taken: list[Request] = []
-        while self._pool:
-            request = self._pool[0]
-            more = bound + request.bound
-            if taken and (
-                first.policy in ("record", "batch")
-                or request.policy != first.policy
-                or more > self.options.largest_group
-                or self.tail.full(more)
-                or not self.tail.has_room(more)
-            ):
-                break
-            bound = more
-            taken.append(self._pool.popleft())
-            self._pool_bytes -= request.size
-        if not self._room.is_set() and self._pool_bytes < self.options.pool_bytes:
-            self._room.set()
-        return taken, bound
+        taken, bound = self._pool.take(max(0, min(self.options.largest_group, self.tail.largest()) - overhead))
+        self._let_in()
+        return taken, bound + overhead
 
-    def _commit(self, requests: list[Request], bound: int) -> None:
-        accepted: list[tuple[Request, list[tuple[int, int]]]] = []
-        refused: list[Answer] = []
-        for request in requests:
-            try:
-                places = self.log.admit(request.parts, request.producer, request.several, self.clock())
-            except KimberliteError as error:
-                refused.append((request, error))
-                continue
-            if isinstance(places, int):
-                refused.append((request, places))
-            else:
-                accepted.append((request, places))
+    def _commit(self, requests: list[_native.Request], bound: int) -> None:
+        # One time for all of the group: what is kept of producers must not be of another time, or go back.
+        now = self.clock()
+        accepted, refused = self.log.admit(requests, now)
         if not accepted:
             self._refuse(refused)
             return
-        durable = requests[0].policy != "os"
-        flight = self._seal(bound, durable=durable, closing=False)
+        flight = self._seal(bound, now, durable=requests[0].durable, closing=False)
         flight.acks, flight.refused = accepted, refused
+        if refused:
+            self._wanted = flight.sealed.number
         self._write(flight)
         self.log.finish(flight.sealed)
 
@@ -239,6 +221,7 @@ class Committer:
         """What they cite is sealed: they are told when it is durable."""
         if self._flights:
             self._flights[-1].refused += refused
+            self._wanted = self._flights[-1].sealed.number
             if not self._flights[-1].durable:
                 self._sync()
         else:
@@ -247,28 +230,28 @@ class Committer:
     def _answer(self, refused: list[Answer]) -> None:
         """What they cite is durable: they get their error, or the receipt that they were given before."""
         for request, outcome in refused:
-            if request.future.done():
-                continue
             if isinstance(outcome, KimberliteError):
-                request.future.set_exception(outcome)
+                request.refuse(outcome)
                 continue
-            assert request.producer is not None
             try:
-                receipts = self.log.reread(outcome, request.parts, request.producer, request.several)
+                self.log.answer_again(outcome, request)
             except (KimberliteError, OSError) as error:
-                request.future.set_exception(error)
-            else:
-                request.future.set_result(receipts)
+                request.refuse(error)
 
-    def _seal(self, bound: int, *, durable: bool, closing: bool) -> Flight:
+    def _seal(self, bound: int, now: int, *, durable: bool, closing: bool) -> Flight:
         buffer = self._buffer(bound)
-        sealed = self.log.seal(self.segment, self.tail.place, self.durable, self.clock(), closing, buffer)
+        sealed = self.log.seal(self.segment, self.tail.place, self.durable, now, closing, buffer)
         self.tail.advance(sealed.padded)
         self.written += sealed.padded
         flight = Flight(sealed, buffer, durable)
         # A write that is durable by itself says nothing of those before it that are not.
         flight.alone = durable and all(other.alone for other in self._flights)
         self._flights.append(flight)
+        self._writing.append(flight)
+        if durable:
+            self._wanted = sealed.number
+        else:
+            self._unanswered.append(flight)
         return flight
 
     def _write(self, flight: Flight) -> None:
@@ -281,13 +264,14 @@ class Committer:
                 self.poison(error)
                 return
             flight.written = True
+            self._writing.remove(flight)
             flight.synced = flight.synced or flight.alone
             flight.buffer = None
             view.release()
             if len(self._buffers) < SPARE_BUFFERS:
                 self._buffers.append(buffer)
             try:
-                self._written(flight)
+                self._written()
             except BaseException as problem:
                 self.poison(problem)
                 raise
@@ -304,22 +288,21 @@ class Committer:
 
     # ---- disk to receipts
 
-    def _written(self, flight: Flight) -> None:
+    def _written(self) -> None:
         if self.poisoned is not None:
             return
-        if not flight.durable:
-            self._answer_os(flight)
-        if not flight.synced and (flight.durable or flight.refused):
+        self._answer_os()
+        if self._sync_due():
             self._sync()
         self._advance()
 
-    def _answer_os(self, flight: Flight) -> None:
+    def _answer_os(self) -> None:
         """What the kernel has taken is said to be so, in order, and to be nothing more."""
-        for other in self._flights:
-            if not other.written:
-                break
-            if not other.durable:
-                self._acknowledge(other, durable=False)
+        limit = self._writing[0].sealed.number if self._writing else NO_LIMIT
+        if not self._unanswered or self._unanswered[0].sealed.number >= limit:
+            return
+        while self._unanswered and self._unanswered[0].sealed.number < limit:
+            self._acknowledge(self._unanswered.popleft(), durable=False)
         self._rest()
         if self._os_timer is None:
             self._os_timer = self._loop.call_later(OS_DELAY, self._os_due)
@@ -328,6 +311,16 @@ class Committer:
         self._os_timer = None
         if self.poisoned is None:
             self._sync()
+
+    def _sync_due(self) -> bool:
+        """Whether somebody waits for a group that is written and not synced, or for one behind it."""
+        last = NO_LIMIT if self._waiting else self._wanted
+        for flight in self._flights:
+            if flight.sealed.number > last:
+                return False
+            if flight.written and not flight.synced:
+                return True
+        return False
 
     def _sync(self) -> None:
         """Syncs every group whose write has completed; those that are needed and have not come back for it."""
@@ -344,7 +337,7 @@ class Committer:
             for flight in covered:
                 flight.synced = True
             self._advance()
-            if any(f.written and not f.synced and (f.durable or f.refused) for f in self._flights):
+            if self._sync_due():
                 self._sync()
 
         self.backend.submit_sync(self.tail.file, done)
@@ -371,15 +364,7 @@ class Committer:
 
     def _acknowledge(self, flight: Flight, *, durable: bool) -> None:
         acks, flight.acks = flight.acks, []
-        for request, places in acks:
-            if request.future.done():
-                continue
-            request.future.set_result(
-                [
-                    self.log.receipt(flight.sealed, name, number, len(batch), offset, position, durable)
-                    for (name, number, batch, _), (offset, position) in zip(request.parts, places, strict=True)
-                ]
-            )
+        self.log.acknowledge(flight.sealed, acks, durable)
 
     # ---- quiet, mark, rotation
 
@@ -423,6 +408,9 @@ class Committer:
             else:
                 self._marked_at = group
                 done()
+                if group != self.durable:
+                    # The timer that was to mark what became durable meanwhile may have come and gone.
+                    self._rest()
 
         self.backend.submit(self._marks, self._mark.counter % 2 * BLOCK, view, True, finished)
 
@@ -447,11 +435,9 @@ class Committer:
 
     def _out_of_space(self, error: NoSpace) -> None:
         """Everything in the pool is refused: nothing of it was numbered or sealed."""
-        refused = [(request.future, NoSpace(str(error))) for request in self._pool]
-        self._pool.clear()
-        self._pool_bytes = 0
-        self._room.set()
-        settle(list(refused))
+        for request in self._pool.clear():
+            request.refuse(NoSpace(str(error)))
+        self._let_in()
 
     async def quiet(self) -> None:
         """Returns when everything sealed is durable."""
@@ -477,7 +463,7 @@ class Committer:
         prepared = await self.tail.make_next()
         await self.quiet()
         self.rotating = True
-        flight = self._seal(2 * BLOCK, durable=True, closing=True)
+        flight = self._seal(2 * BLOCK, self.clock(), durable=True, closing=True)
         self._write(flight)
         self.log.finish(flight.sealed)
         await self.quiet()
@@ -489,13 +475,14 @@ class Committer:
         self.tail.rotated(prepared)
         self.rotating = False
         await self.backend.run(lambda: old_file.truncate(old_end))
+        let_go(old_file)
         self.on_rotate(old)
 
     # ---- out
 
     async def drain(self) -> None:
         """Everything accepted is durable and answered."""
-        while self._pool or self._busy is not None or self._flights or self._marking:
+        while self._pool or self._turns or self._busy is not None or self._flights or self._marking:
             self.check()
             if self._busy is not None:
                 await asyncio.wait([self._busy])
@@ -509,6 +496,8 @@ class Committer:
     async def close(self) -> None:
         """Drains, then writes both marks clean."""
         await self.drain()
+        # Nothing follows a clean mark.
+        self.closed = True
         for timer in (self._idle, self._os_timer):
             if timer is not None:
                 timer.cancel()
@@ -525,18 +514,13 @@ class Committer:
             return
         self.poisoned = error
         message = f"a write or a sync failed ({error}); whether this was appended is unknown"
-        waiting = [request.future for request in self._pool]
+        waiting = self._pool.clear()
         for flight in self._flights:
-            waiting += [request.future for request, _ in flight.acks]
-            waiting += [request.future for request, _ in flight.refused]
-        settle([(future, UnknownOutcome(message)) for future in waiting])
+            waiting += flight.acks + [request for request, _ in flight.refused]
+            # A request leads through its future's error to the caller's frame, and so back here, where no collector looks.
+            flight.acks, flight.refused = [], []
+        for request in waiting:
+            request.refuse(UnknownOutcome(message))
         self._wake()
-        self._pool.clear()
-        self._room.set()
+        self._let_in()
         self.on_publish()
-
-
-def settle(refused: Sequence[tuple[asyncio.Future[list[Receipt]], KimberliteError]]) -> None:
-    for future, error in refused:
-        if not future.done():
-            future.set_exception(error)

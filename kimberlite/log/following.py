@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Final
 
@@ -11,7 +12,7 @@ from kimberlite.log.creation import read_small
 from kimberlite.log.identity import Identity
 from kimberlite.log.names import CHECKPOINT, HASHES, segment_name
 from kimberlite.log.recovery import Keys, Loader, load_marks, segment_numbers
-from kimberlite.storage.backend import BLOCK, Backend, File
+from kimberlite.storage.backend import BLOCK, Backend, File, let_go
 
 #: Read at a time when looking for what is new.
 PIECE: Final = 256 * 1024
@@ -22,13 +23,23 @@ class Follower:
 
     * A group is applied only if a sound header or mark says that it is durable; nothing behind that is judged.
     * Nothing in the directory is written or locked.
+    * `refresh` may be called from any thread; one at a time moves on.
     """
 
-    def __init__(self, backend: Backend, identity: Identity, keys: Keys, fresh: Callable[[], _native.Log]) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        identity: Identity,
+        keys: Keys,
+        fresh: Callable[[], _native.Log],
+        acknowledged: int = 0,
+    ) -> None:
         self.backend, self.identity, self.keys = backend, identity, keys
+        self._lock = threading.Lock()
         marks = load_marks(backend, identity)
         self.log = fresh()
         self.loader = Loader(backend, identity, keys, marks, self.log, write=False)
+        self.loader.acknowledged = acknowledged
         self._load(fresh)
 
     def _load(self, fresh: Callable[[], _native.Log]) -> None:
@@ -53,7 +64,7 @@ class Follower:
             hashes.close()
             return False
         self.log.set_hashes(hashes)
-        hashes.close()
+        let_go(hashes)
         try:
             self.loader.attach_closed(numbers[: resume.segment])
             self.log.restore(data, self.keys.data_key)
@@ -63,9 +74,10 @@ class Follower:
 
     def refresh(self) -> None:
         """Takes what has become durable since."""
-        self.loader.watermark = max(self.loader.watermark, load_marks(self.backend, self.identity).newest.group)
-        while self._step():
-            pass
+        with self._lock:
+            self.loader.watermark = max(self.loader.watermark, load_marks(self.backend, self.identity).newest.group)
+            while self._step():
+                pass
 
     def _step(self) -> bool:
         """Goes on by a piece or into the next segment; False when there is nothing more to take."""
@@ -102,13 +114,14 @@ class Follower:
             return False
         segment = self.log.attach(header, file)
         self.loader.enter(segment, number)
-        file.close()
+        let_go(file)
         if self._scan is not None:
             self._scan.close()
         self._segment, self._scan, self._place, self._closed = segment, None, BLOCK, False
         return True
 
     def close(self) -> None:
-        if self._scan is not None:
-            self._scan.close()
-            self._scan = None
+        with self._lock:
+            if self._scan is not None:
+                self._scan.close()
+                self._scan = None

@@ -9,11 +9,9 @@ from datetime import datetime
 from typing import Any, Final
 
 from kimberlite import _native
-from kimberlite.errors import Closed, Conflict, Invalid, LimitExceeded
+from kimberlite.errors import Closed, Conflict, Invalid
 from kimberlite.log.committer import Committer, Part
 from kimberlite.log.options import (
-    LARGEST_BATCH,
-    LARGEST_BATCH_BYTES,
     LONGEST_NAME,
     LONGEST_PRODUCER,
     POLICIES,
@@ -52,7 +50,7 @@ class Log:
         options: Options,
         info: Callable[[], dict[str, Any]],
         close: Callable[[], Any],
-        refresh: Callable[[], Any] | None,
+        refresh: Callable[[], None] | None,
         quantum: int,
     ) -> None:
         self._backend = backend
@@ -65,6 +63,7 @@ class Log:
         self._refresh = refresh
         self._quantum = quantum
         self._pid = os.getpid()
+        self._loop = asyncio.get_running_loop()
         self._closed: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
 
@@ -86,13 +85,20 @@ class Log:
         Cancelling abandons only the wait.
         """
         policy = self._policy(sync)
-        batch = self._encode(records)
         if producer is None and expect is None and type(stream) is str and policy != "record":
             # What nearly every append is, without the detours of the others.
-            committer, _ = self._writer()
-            number = self._native.stream(stream)
-            if number is not None:
-                return (await committer.append([(stream, number, batch, None)], policy))[0]
+            committer, streams = self._writer()
+            if committer.crowded:
+                await committer.turn()
+            future: asyncio.Future[Receipt] = self._loop.create_future()
+            request = None if stream in streams.entering else self._native.request(stream, records, policy, future)
+            if request is not None:
+                committer.enter(request)
+                return await future
+        if policy == "record" and isinstance(records, Iterator):
+            # It is read twice: as a batch for the limits, and one by one.
+            records = list(records)
+        batch = _native.encode(records)
         if policy == "record" and len(batch) > 1:
             return await self._append_each(stream, records, expect, producer)
         return (await self._append({stream: batch}, {stream: expect}, producer, policy))[0]
@@ -114,7 +120,7 @@ class Log:
         expected = dict(expect or {})
         if not expected.keys() <= batches.keys():
             raise Invalid("expect names a stream that gets no records")
-        encoded = {stream: self._encode(records) for stream, records in batches.items()}
+        encoded = {stream: _native.encode(records) for stream, records in batches.items()}
         receipts = await self._append(
             encoded, {stream: expected.get(stream) for stream in encoded}, producer, policy, several=True
         )
@@ -131,15 +137,16 @@ class Log:
     ) -> list[Receipt]:
         committer, streams = self._writer()
         named = None if producer is None else checked_producer(producer)
-        native = self._native
         missing = []
         for stream, offset in expect.items():
             if offset is not None and (type(offset) is not int or not 0 <= offset < 1 << 63):
                 raise Invalid("expect is an offset, kimberlite.NEW or None")
-            if not isinstance(stream, str) or native.stream(stream) is None:
+            if self._number(stream) is None:
                 checked_name(stream)
-                if offset:
+                if offset and stream not in streams.entering:
                     raise Conflict(f"stream {stream!r} has 0 records", 0)
+                missing.append(stream)
+            elif stream in streams.entering:
                 missing.append(stream)
         if missing:
             await streams.create(missing)
@@ -155,23 +162,19 @@ class Log:
         if expect is not None or producer is not None:
             raise Invalid("sync='record' makes a batch of every record: expect and producer need one batch")
         assert not isinstance(records, (bytes, Record))
-        singles = [self._encode(record) for record in records]
+        singles = [_native.encode(record) for record in records]
         receipts = await asyncio.gather(
             *(self._append({stream: single}, {stream: None}, None, "record") for single in singles)
         )
         first, last = receipts[0][0], receipts[-1][0]
         return last._replace(first_offset=first.first_offset, first_position=first.first_position)
 
-    def _encode(self, records: Records) -> _native.Batch:
+    def _number(self, stream: object) -> int | None:
+        """The number of a stream that is there."""
         try:
-            batch = _native.encode(records)
-        except (TypeError, ValueError) as error:
-            raise Invalid(str(error)) from None
-        if len(batch) > LARGEST_BATCH:
-            raise LimitExceeded(f"a batch has at most {LARGEST_BATCH} records, not {len(batch)}")
-        if batch.size > LARGEST_BATCH_BYTES:
-            raise LimitExceeded(f"a batch has at most {LARGEST_BATCH_BYTES} bytes, not {batch.size}")
-        return batch
+            return self._native.stream(stream) if isinstance(stream, str) else None
+        except UnicodeEncodeError:
+            return None
 
     def _policy(self, sync: Sync | None) -> Sync:
         policy = sync if sync is not None else self._options.sync
@@ -206,8 +209,7 @@ class Log:
     async def get(self, position: int) -> Record:
         """The record at a position of the log."""
         self._check()
-        if self._refresh is not None:
-            await self._refresh()
+        await self._refreshed()
         if not isinstance(position, int) or not 0 <= position < self._native.durable:
             raise Invalid(f"there is no record at position {position}: the log has {self._native.durable}")
         with reading_disk():
@@ -222,10 +224,14 @@ class Log:
         self._check()
         if stream is not None:
             checked_name(stream)
+        if self._refresh is not None and start is None:
+            # Where the end is now cannot be asked later.
+            with reading_disk():
+                self._refresh()
         return Tail(self, stream, checked_bound(start), system=system)
 
     def streams(self) -> Iterator[StreamInfo]:
-        """The streams that have records, in the order of their first."""
+        """The streams that have records, in the order of their declarations; to a reader, as of its last read."""
         self._check()
         for name, encrypted, length, _ in self._native.streams():
             yield StreamInfo(name, length, encrypted)
@@ -233,14 +239,17 @@ class Log:
     async def info(self) -> dict[str, Any]:
         """What this database is and where it stands."""
         self._check()
-        if self._refresh is not None:
-            await self._refresh()
-        return self._info()
+        await self._refreshed()
+        with reading_disk():
+            return self._info()
 
     # ---- lifetime
 
     async def close(self) -> None:
         """Finishes what was accepted, marks the log as clean, and lets the directory go. Twice is fine."""
+        if os.getpid() != self._pid:
+            # The log is its parent's, who goes on writing it.
+            return
         if self._closed is None:
             self._closed = asyncio.ensure_future(self._close())
             self._changed.set()
@@ -283,12 +292,18 @@ class Log:
             position = self._native.position_at(min(max(0, nanoseconds(bound)), LATEST))
             return position if stream is None else self._native.offset_at(stream, position)
 
+    async def _refreshed(self) -> None:
+        """Takes in what the writer beside a reader has made durable since."""
+        if self._refresh is not None:
+            with reading_disk():
+                await self._backend.run(self._refresh)
+
     async def _wait_for_change(self) -> None:
         """Returns when more may be durable, or the handle is closed."""
         self._check()
         if self._refresh is not None:
             await asyncio.sleep(0.05)
-            await self._refresh()
+            await self._refreshed()
         else:
             await self._changed.wait()
         self._check()
@@ -313,7 +328,10 @@ def checked_producer(producer: object) -> tuple[bytes, int]:
         raise Invalid("producer is a pair of an id and a sequence")
     name, sequence = producer
     if isinstance(name, str):
-        name = name.encode()
+        try:
+            name = name.encode()
+        except UnicodeEncodeError:
+            raise Invalid("a producer's id has no lone surrogates") from None
     if not isinstance(name, bytes) or not 1 <= len(name) <= LONGEST_PRODUCER:
         raise Invalid(f"a producer's id is 1 to {LONGEST_PRODUCER} bytes, or a str of as many")
     if not isinstance(sequence, int) or isinstance(sequence, bool) or not 0 <= sequence < 1 << 63:

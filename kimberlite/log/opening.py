@@ -29,7 +29,6 @@ from kimberlite.log.log import Log
 from kimberlite.log.marks import Mark, encode_mark
 from kimberlite.log.names import MARKS, PREPARE, QUARANTINE, VAULTS, prepared_name, segment_name
 from kimberlite.log.options import Options
-from kimberlite.log.reading import reading_disk
 from kimberlite.log.recovery import Ended, Keys, Loader, load_identity, load_keys, load_marks, new_log
 from kimberlite.log.streams import Streams
 from kimberlite.log.tail import FULL, LEAST_AHEAD, Prepared, Tail, install
@@ -37,6 +36,7 @@ from kimberlite.records import Receipt
 from kimberlite.storage import Backend, open_backend
 from kimberlite.storage.backend import BLOCK, File
 
+BACKENDS = ("auto", "threads", "uring")
 #: What the operating system says of a directory that cannot be used as it is.
 UNFIT = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EREMOTE, errno.ENOSYS, errno.EPERM, errno.EACCES)
 
@@ -91,10 +91,13 @@ def open_log(
     options: Options,
     injected: Injected = Injected(),
 ) -> Opening:
+    if isinstance(backend, str) and backend not in BACKENDS:
+        raise Invalid(f"backend is one of {', '.join(BACKENDS)} or a Backend, not {backend!r}")
+
     async def start() -> Log:
         try:
             if isinstance(backend, str):
-                if not create and not os.path.isdir(path):  # noqa: ASYNC240 (once, before anything runs)
+                if (read_only or not create) and not os.path.isdir(path):  # noqa: ASYNC240 (once, before anything runs)
                     raise Invalid(f"there is no database at {os.fspath(path)}")
                 storage: Backend = open_backend(path, backend, read_only=read_only, create=create)
             else:
@@ -174,6 +177,9 @@ class Opener:
         self, create: bool, origin: str | None
     ) -> tuple[Identity, Keys, _native.Log, Tail, _native.Segment, File, Mark, Derived]:
         identity, keys = self._identify(create, origin)
+        if not all(self.backend.exists(name) for name in creation.NAMES):
+            # What copies a database may leave out the directories that are empty.
+            creation.make_directories(self.backend)
         self._heal(identity, keys)
         marks = load_marks(self.backend, identity)
         self.notes += [f"marks: block {block} is damaged; the other one is sound" for block in marks.damaged]
@@ -216,7 +222,10 @@ class Opener:
     def _quarantine(self, end: Ended, upto: int, number: int) -> None:
         """A torn tail nobody was promised is kept elsewhere, synced, before it is cut off."""
         assert end.file is not None
-        name = f"{QUARANTINE}/{number:020}-{end.place}-{self.injected.clock()}.tail"
+        when = self.injected.clock()
+        while self.backend.exists(name := f"{QUARANTINE}/{number:020}-{end.place}-{when}.tail"):
+            # An earlier start was cut off here, and the clock has not moved since.
+            when += 1
         copy = self.backend.open(name, "x")
         try:
             for place in range(end.place, upto, 1 << 20):
@@ -303,6 +312,7 @@ class Opener:
         async def close() -> None:
             try:
                 await checkpointer.stop()
+                await streams.drain()
                 await committer.close()
                 await tail.stop()
                 await self.backend.run(lambda: self._close_files(committer, checkpointer))
@@ -338,21 +348,20 @@ class Opener:
             follower.close()
             self.backend.close()
 
-        async def refresh() -> None:
-            with reading_disk():
-                await self.backend.run(follower.refresh)
-
         def info() -> dict[str, Any]:
             return describe(identity, native, self.backend, None, self.notes)
 
-        return Log(self.backend, native, None, None, self.options, info, close, refresh, identity.quantum)
+        return Log(self.backend, native, None, None, self.options, info, close, follower.refresh, identity.quantum)
 
     def _follow(self) -> tuple[Follower, Identity]:
         identity = load_identity(self.backend)
         if identity is None:
             raise Invalid("there is no database here")
         keys = load_keys(self.backend, identity, self.master, self.injected.random, read_only=True)
-        follower = Follower(self.backend, identity, keys, lambda: new_log(identity, keys, self.options, None))
+        acknowledged = 0 if self.anchor is None else self.anchor.group
+        follower = Follower(
+            self.backend, identity, keys, lambda: new_log(identity, keys, self.options, None), acknowledged
+        )
         check_anchor(follower.log, self.anchor)
         return follower, identity
 
@@ -374,6 +383,13 @@ def describe(
     identity: Identity, native: _native.Log, backend: Backend, committer: Committer | None, notes: list[str]
 ) -> dict[str, Any]:
     size, root = native.root()
+    if size > native.durable:
+        # The rest is sealed, and a cut may take it back.
+        size = native.durable
+        durable = native.root_at(size)
+        if durable is None:
+            raise Unavailable(f"the root at {size} records does not follow from the hashes on the disk")
+        root = durable
     group, chain = native.durable_group()
     names = backend.list("segments")
     return {

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import UnionType
 from typing import Final, Literal, get_args
 
+from kimberlite import _native
 from kimberlite.errors import Invalid
 
 Sync = Literal["record", "batch", "group", "os"]
@@ -44,20 +46,24 @@ class Options:
     def __post_init__(self) -> None:
         if self.sync not in POLICIES:
             raise Invalid(f"sync is one of {', '.join(POLICIES)}, not {self.sync!r}")
-        if not 64 * 1024 <= self.segment_bytes <= 2048 * MIB or self.segment_bytes % 4096:
+        if not is_within(self.segment_bytes, 64 * 1024, 2048 * MIB) or self.segment_bytes % 4096:
             raise Invalid("segment_bytes is from 64 KiB to 2 GiB, a multiple of 4,096")
-        if not 1 <= self.depth <= 8:
+        if not is_within(self.depth, 1, 8):
             raise Invalid("depth is from 1 to 8")
-        if self.compression is not None and not -7 <= self.compression <= 19:
+        if self.compression is not None and not is_within(self.compression, -7, 19):
             raise Invalid("compression is a zstd level from -7 to 19, or None")
-        if not 0 <= self.max_delay <= 1:
+        if not is_within(self.max_delay, 0, 1, int | float):
             raise Invalid("max_delay is from 0 to 1 second")
 
 
+def is_within(value: object, least: int, most: int, kind: type | UnionType = int) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and least <= value <= most  # type: ignore[operator]
+
+
 #: Records in a batch.
-LARGEST_BATCH: Final = 65_536
+LARGEST_BATCH: Final = _native.LARGEST_BATCH
 #: Bytes of a batch as it is stored.
-LARGEST_BATCH_BYTES: Final = 16 * MIB
+LARGEST_BATCH_BYTES: Final = _native.LARGEST_BATCH_BYTES
 #: Bytes of a stream's name.
 LONGEST_NAME: Final = 255
 #: Bytes of a producer's id.

@@ -72,8 +72,7 @@ class Reader:
         """The records as lists of up to some thousands."""
         log = self._log
         log._check()
-        if log._refresh is not None:
-            await log._refresh()
+        await log._refreshed()
         native = log._native
         number = None if self._stream is None else native.stream(self._stream)
         if self._stream is not None and number is None:
@@ -136,6 +135,8 @@ class Tail:
     async def aclose(self) -> None:
         self._closed = True
         self._batch = []
+        # Whoever waits on it looks again.
+        self._log._published()
 
     async def batches(self) -> AsyncIterator[list[Record]]:
         """The records as they become durable, some thousands at a time."""

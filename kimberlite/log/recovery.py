@@ -29,7 +29,7 @@ from kimberlite.log.names import (
     segment_number,
 )
 from kimberlite.log.options import Options
-from kimberlite.storage.backend import BLOCK, Backend, File
+from kimberlite.storage.backend import BLOCK, Backend, File, let_go
 
 #: Read at a time by a replay: enough that the disk streams, little enough to hold.
 CHUNK: Final = 4 << 20
@@ -47,12 +47,17 @@ class Keys:
     receipt: bytes
     #: None without a master key; then a tagged database is only read.
     group: bytes | None
+    #: Reads the vault again, for a reader: the writer beside it adds keys.
+    reload: Callable[[], Vault] | None = None
 
     def data_key(self, stream: int, declaration_hash: bytes) -> bytes | None:
         """The key of a stream; None if this handle has no master key."""
         if self.vault is None:
             return None
         key = self.vault.data_key(stream, declaration_hash)
+        if key is None and self.reload is not None:
+            self.vault = self.reload()
+            key = self.vault.data_key(stream, declaration_hash)
         if key is None:
             raise KeyUnavailable(f"the vault has no key for stream {stream}")
         return key
@@ -92,9 +97,8 @@ def load_keys(
     *,
     read_only: bool,
 ) -> Keys:
-    copies = [read_small(backend, name) for name in VAULTS]
     if not identity.tagged:
-        if master is not None or any(copy is not None for copy in copies):
+        if master is not None or any(backend.exists(name) for name in VAULTS):
             raise KeyUnavailable("the identity says that groups carry no tag, yet there is a master key or a vault")
         receipt = read_small(backend, RECEIPT_KEY, 64)
         if receipt is None or len(receipt) != 32:
@@ -104,8 +108,13 @@ def load_keys(
         if not read_only:
             raise KeyUnavailable("this database has a master key: without it, it opens read-only")
         return Keys(identity, None, bytes(32), None)
-    vault = Vault.load(copies[0], copies[1], identity.database_id, identity.hash, master, random)
-    return Keys(identity, vault, vault.receipt_key, vault.group_key)
+
+    def load() -> Vault:
+        copies = [read_small(backend, name) for name in VAULTS]
+        return Vault.load(copies[0], copies[1], identity.database_id, identity.hash, master, random)
+
+    vault = load()
+    return Keys(identity, vault, vault.receipt_key, vault.group_key, load if read_only else None)
 
 
 def load_marks(backend: Backend, identity: Identity) -> Marks:
@@ -163,6 +172,10 @@ class Loader:
         self.progress = progress
         #: The highest group known to have been durable.
         self.watermark = marks.newest.group
+        #: A group that somebody holds a receipt of: a reader shows up to it, though no watermark may cover it yet.
+        self.acknowledged = 0
+        #: A group that a checkpoint says was durable: it may be shown, and its absence is for others to judge.
+        self.promised = 0
         self.segments: list[_native.Segment] = []
         #: Called after each piece that was replayed; and the bytes of those pieces.
         self.on_chunk: Callable[[], None] = lambda: None
@@ -184,8 +197,14 @@ class Loader:
                 place = BLOCK
             end = self._follow(segment, file, scan, place, last=last)
             self.segments.append(segment)
+            if not last:
+                let_go(file)
             if self.progress is not None:
                 self.progress(number + 1, len(numbers))
+        group = self.log.sealed()[0]
+        if end.closed and self.watermark >= group:
+            what = f"segment {len(numbers)} is missing: groups up to {self.watermark} were durable"
+            raise Corrupt(what, file=segment_name(len(numbers)), group=group)
         return end
 
     def _open(self, number: int, covered: int, *, last: bool) -> tuple[_native.Segment, File, File] | None:
@@ -229,7 +248,9 @@ class Loader:
             raise Corrupt(what, file=segment_name(number), place=0, group=group, position=position)
 
     def _follow(self, segment: _native.Segment, file: File, scan: File, place: int, *, last: bool) -> Ended:
-        limit = self.watermark_of(segment, scan, place) if last and not self.write else NO_LIMIT
+        limit = NO_LIMIT
+        if last and not self.write:
+            limit = max(self.watermark_of(segment, scan, place), self.acknowledged)
         with Ahead(scan, place, CHUNK) as ahead:
             place, stop, what = self._replay_all(segment, ahead, place, limit)
         if stop == "damaged":
@@ -237,7 +258,7 @@ class Loader:
             name = segment_name(segment.number)
             raise Corrupt(what, file=name, place=place, group=group, position=position)
         if stop == "closed" or stop == "done":
-            torn = self._rest(segment, scan, place)[1] if stop == "closed" else None
+            torn = self.rest(segment, scan, place)[1] if stop == "closed" else None
             if torn is not None and not last:
                 name = segment_name(segment.number)
                 raise Corrupt("there are bytes behind the closing group", file=name, place=torn)
@@ -265,7 +286,7 @@ class Loader:
         """No sound group is at `place`: the end of the log, a torn tail, or damage to what was acknowledged."""
         group, position, _ = self.log.sealed()
         name = segment_name(segment.number)
-        watermark, torn = self._rest(segment, scan, place)
+        watermark, torn = self.rest(segment, scan, place)
         scan.close()
         if not last:
             raise Corrupt(what, file=name, place=place, group=group, position=position)
@@ -292,6 +313,9 @@ class Loader:
             index = index_name(number)
             index_file = self.backend.open(index, "r") if self.backend.exists(index) else None
             self.segments.append(self.log.attach_closed(header, file, index_file))
+            for handed_over in (file, index_file):
+                if handed_over is not None:
+                    let_go(handed_over)
 
     def _header(self, number: int) -> bytes:
         name = segment_name(number)
@@ -325,7 +349,7 @@ class Loader:
             scan.close()
         return self.log.ends_with(resume, header, group)
 
-    def _rest(self, segment: _native.Segment, scan: File, place: int) -> tuple[int, int | None]:
+    def rest(self, segment: _native.Segment, scan: File, place: int) -> tuple[int, int | None]:
         """The watermark in what follows `place`, and where its last byte is that is not zero."""
         highest, torn, size = 0, None, scan.size()
         while place < size:
@@ -340,4 +364,4 @@ class Loader:
 
     def watermark_of(self, segment: _native.Segment, scan: File, place: int) -> int:
         """What a reader beside a writer may judge and show: no group after this."""
-        return max(self.watermark, self._rest(segment, scan, place)[0])
+        return max(self.watermark, self.promised, self.rest(segment, scan, place)[0])

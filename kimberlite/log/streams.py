@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import NamedTuple
 
 from kimberlite import _native
@@ -25,12 +26,15 @@ class Streams:
     """Creates streams one batch of them at a time, in the order in which they were asked for.
 
     Two writes for all that wait: copy 0 of the vault synced, then copy 1. Only then is a stream there to be appended
-    to; appends to other streams wait for none of it.
+    to; appends to other streams wait for none of it. Whoever comes while others are still `entering` a stream that they
+    waited for goes through `create` too, and so behind them.
     """
 
     def __init__(self, native: _native.Log, backend: Backend, vault: Vault | None, copies: list[File]) -> None:
         self._native, self._backend, self._vault, self._copies = native, backend, vault, copies
-        self._wanted: dict[str, asyncio.Future[None]] = {}
+        #: Streams, and how many calls to `create` wait for each.
+        self.entering: Counter[str] = Counter()
+        self._wanted: list[tuple[list[str], asyncio.Future[None]]] = []
         self._task: asyncio.Task[None] | None = None
 
     def number(self, name: str) -> int:
@@ -40,19 +44,31 @@ class Streams:
         return number
 
     async def create(self, names: list[str]) -> None:
-        """Returns when all of them are there."""
+        """Returns when all of them are there, in the order of the calls."""
         if self._vault is None:
             for name in names:
                 self._add(name, None)
             return
-        waiting = []
-        for name in names:
-            if name not in self._wanted:
-                self._wanted[name] = asyncio.get_running_loop().create_future()
-            waiting.append(self._wanted[name])
-        if self._task is None:
-            self._task = asyncio.create_task(self._create(), name="kimberlite-streams")
-        await asyncio.shield(asyncio.gather(*waiting))
+        self.entering.update(names)
+        try:
+            if self._task is None and all(self._native.stream(name) is not None for name in names):
+                # Those who waited have been woken, and are one turn ahead.
+                await asyncio.sleep(0)
+                return
+            done = asyncio.get_running_loop().create_future()
+            self._wanted.append((names, done))
+            if self._task is None:
+                self._task = asyncio.create_task(self._create(), name="kimberlite-streams")
+            await done
+        finally:
+            self.entering = self.entering - Counter(names)
+
+    async def drain(self) -> None:
+        """Returns when nobody waits for a stream: they are in line for the log, or have been told why not."""
+        while self.entering:
+            if self._task is not None:
+                await asyncio.wait([self._task])
+            await asyncio.sleep(0)
 
     def _add(self, name: str, key: bytes | None) -> None:
         if self._native.stream(name) is None:
@@ -67,9 +83,10 @@ class Streams:
         finally:
             self._task = None
 
-    async def _create_those(self, vault: Vault, wanted: dict[str, asyncio.Future[None]]) -> None:
-        self._wanted = {}
-        names = [name for name in wanted if self._native.stream(name) is None]
+    async def _create_those(self, vault: Vault, wanted: list[tuple[list[str], asyncio.Future[None]]]) -> None:
+        self._wanted = []
+        asked = dict.fromkeys(name for names, _ in wanted for name in names)
+        names = [name for name in asked if self._native.stream(name) is None]
         drafts = self._native.drafts(names, True)
         keys = [vault.add(number, declared) for number, _, declared in drafts]
         blocks = vault.dirty()
@@ -78,13 +95,13 @@ class Streams:
         except OSError as error:
             vault.unwritten(place for place, _ in blocks)
             kind = NoSpace if error.errno in FULL else Unavailable
-            for future in wanted.values():
+            for _, future in wanted:
                 if not future.done():
                     future.set_exception(kind(f"the vault did not take the key of a new stream: {error.strerror}"))
             return
         for (_, declaration, _), key in zip(drafts, keys, strict=True):
             self._native.add_stream(declaration, key)
-        for future in wanted.values():
+        for _, future in wanted:
             if not future.done():
                 future.set_result(None)
 

@@ -18,8 +18,10 @@ HURRY: Final = 16 << 20
 #: Zeros kept ahead of a log that is hardly written; a busy one gets what it wrote in the last second, up to the most.
 LEAST_AHEAD: Final = 1 << 20
 MOST_AHEAD: Final = 128 << 20
-#: Bytes a second above which zeroing would take from the appends the disk that it is to save them.
-BUSY: Final = 512 << 20
+#: Zeros cost the disk as much as the groups that are to lie in them and save each group about 0.1 ms. So above this
+#: many bytes a second, groups that are this large on average get room that is only allocated.
+BUSY: Final = 64 << 20
+LARGE: Final = 128 * 1024
 #: Kept of what is allocated for the closing group and for records that free space.
 RESERVE: Final = 64 * 1024
 
@@ -52,8 +54,9 @@ class Tail:
         self.current = Prepared(file, min(max(place, file.size() // BLOCK * BLOCK), segment_bytes))
         self.next: Prepared | None = None
         self.refused: OSError | None = None
-        self._written = 0
+        self._written = self._groups = 0
         self._rate = 0.0
+        self._large = False
         self._hurry = False
         self._stopping = False
         self._work = asyncio.Event()
@@ -65,9 +68,20 @@ class Tail:
     def file(self) -> File:
         return self.current.file
 
+    @property
+    def most(self) -> int:
+        """The largest group that any segment takes."""
+        return self.segment_bytes - 2 * BLOCK
+
     def full(self, bound: int) -> bool:
         """Whether a group of this size needs the next segment."""
         return self.place + bound + BLOCK > self.segment_bytes
+
+    def largest(self) -> int:
+        """What a group may take at most to be neither too large for this segment nor for the room in it."""
+        ready = self.current.ready
+        spare = 0 if ready >= self.segment_bytes else RESERVE
+        return min(self.segment_bytes - BLOCK, ready - max(spare, BLOCK)) - self.place
 
     def has_room(self, bound: int, reserve: int = RESERVE) -> bool:
         ready = self.current.ready
@@ -77,6 +91,7 @@ class Tail:
     def advance(self, length: int) -> None:
         self.place += length
         self._written += length
+        self._groups += 1
         # In steps: topped up at every group, the disk would be as busy with zeros as with groups.
         if self._ahead() < self._wanted() // 2:
             self._work.set()
@@ -142,14 +157,16 @@ class Tail:
 
     async def _prepare(self) -> None:
         loop = asyncio.get_running_loop()
-        while True:
+        # Asked before waiting too: a step that fails while it is being stopped takes the signal with it.
+        while not self._stopping:
             await self._work.wait()
             if self._stopping:
                 return
             now = loop.time()
             if now - self._since >= 0.25:
                 self._rate = max(self._written / (now - self._since), self._rate / 2)
-                self._written, self._since = 0, now
+                self._large = self._written > self._groups * LARGE
+                self._written, self._groups, self._since = 0, 0, now
             hurry, self._hurry = self._hurry, False
             if not hurry and self._ahead() >= self._wanted():
                 self._work.clear()
@@ -175,7 +192,7 @@ class Tail:
         behind = max(BLOCK, self._wanted() - self._ahead())
         wanted = max(LEAST_AHEAD, min(HURRY, behind)) if hurry else min(STEP, behind)
         end = min(start + -(-wanted // BLOCK) * BLOCK, self.segment_bytes)
-        zero = not hurry and self._rate < BUSY
+        zero = not hurry and not (self._large and self._rate > BUSY)
         await self.backend.run(self._filler(target.file, start, end, zero=zero))
         target.ready = end
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -79,17 +80,22 @@ def verify(
     hashes = Hashes(backend, log)
     loader = Loader(backend, identity, keys, marks, log, write=False, progress=progress)
     loader.on_chunk = hashes.compare
+    loader.acknowledged = 0 if anchor is None else anchor.group
+    # Before the segments: a writer may be at work, and its next checkpoint is of what is not read here.
+    promised = loader.promised = checkpointed(backend, log)
     end = loader.run()
     hashes.compare()
     notes += hashes.notes()
-    judge_end(backend, end, clean=marks.newest.clean)
+    if marks.newest.clean and load_marks(backend, identity) == marks:
+        judge_end(loader, end)
     if end.torn_upto is not None and end.segment is not None:
         name = segment_name(end.segment.number)
         notes.append(f"{name}: bytes {end.place} to {end.torn_upto} were never acknowledged")
     group, chain = log.durable_group()
     if marks.newest.group == group and marks.newest.chain != chain:
         raise Corrupt("the watermark names another chain hash", file="marks", group=group)
-    judge_checkpoint(backend, log, group)
+    if promised > group:
+        raise RolledBack(f"the log ends at group {group}, and there is a checkpoint of group {promised}")
     size, root = log.root()
     check_anchor(log, anchor)
     return Report(
@@ -106,21 +112,25 @@ def verify(
     )
 
 
-def judge_end(backend: Backend, end: Ended, *, clean: bool) -> None:
+def judge_end(loader: Loader, end: Ended) -> None:
     """After a clean close nothing is behind the last group."""
-    if clean and end.torn_upto is not None and end.segment is not None:
-        raise Corrupt(
-            "there are bytes behind the end of a log that was closed cleanly",
-            file=segment_name(end.segment.number),
-            place=end.torn_upto,
-        )
+    if end.segment is None:
+        return
+    name = segment_name(end.segment.number)
+    scan = loader.backend.open(name, "s")
+    try:
+        _, last = loader.rest(end.segment, scan, end.place)
+    finally:
+        scan.close()
+    if last is not None:
+        raise Corrupt("there are bytes behind the end of a log that was closed cleanly", file=name, place=last)
 
 
-def judge_checkpoint(backend: Backend, log: _native.Log, group: int) -> None:
+def checkpointed(backend: Backend, log: _native.Log) -> int:
+    """The group that the checkpoint was taken of; 0 if there is none that is this database's."""
     data = read_small(backend, CHECKPOINT)
     resume = None if data is None else log.resume(data)
-    if resume is not None and resume.group > group:
-        raise RolledBack(f"the log ends at group {group}, and there is a checkpoint of group {resume.group}")
+    return 0 if resume is None else resume.group
 
 
 class Hashes:
@@ -130,18 +140,21 @@ class Hashes:
         self._log = log
         self._file = backend.open(HASHES, "r") if backend.exists(HASHES) else None
         self._first_wrong: int | None = None
+        #: Whether the file ended: what follows is only in memory.
+        self._ended = False
         log.set_hashes(self._file)
 
     def compare(self) -> None:
         """What is in the file as it should be need not be kept; what is not stays in memory for `root_at`."""
-        first, hashes = self._log.take_hashes()
-        if self._file is None or self._first_wrong is not None:
+        first, hashes = self._log.take_hashes(sys.maxsize)
+        if self._file is None or self._first_wrong is not None or self._ended:
             return
         found = self._file.read(HASHES_HEADER + 32 * first, len(hashes))
         if found != hashes[: len(found)]:
             wrong = next(i for i in range(0, len(found), 32) if found[i : i + 32] != hashes[i : i + 32])
             self._first_wrong = first + wrong // 32
             found = found[:wrong]
+        self._ended = len(found) < len(hashes)
         self._log.flushed_hashes(first + len(found) // 32)
 
     def notes(self) -> list[str]:

@@ -74,6 +74,13 @@ class File(Protocol):
     def close(self) -> None: ...
 
 
+def let_go(file: File) -> None:
+    """Closes what a native reader was given: it has a duplicate of the descriptor. What has none it reads through the
+    file itself."""
+    if file.fd >= 0:
+        file.close()
+
+
 class Backend(Protocol):
     #: `threads`, `uring` or `memory`, and why this one.
     name: str

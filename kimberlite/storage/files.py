@@ -174,6 +174,12 @@ class DiskFile:
             self._closed = True
             self._close_if_done()
 
+    def __del__(self) -> None:
+        # Dropped without a close, by a native reader that has its own duplicate or by an error on its way up. Nothing
+        # is unlocked: in a forked child the lock is its parent's.
+        while self._open:
+            os.close(self._open.pop())
+
     def _close_if_done(self) -> None:
         if self._closed and not self._submitted and self._open:
             # A native reader may hold a duplicate of the description that is locked.

@@ -1,12 +1,13 @@
 //! An append's records, taken out of Python's hands at once.
 use std::sync::Arc;
 
-use kimberlite_core::group;
 use kimberlite_core::record::{self, Record, append_header};
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyMapping, PyString, PyTuple, PyType};
+use pyo3::types::{PyBytes, PyList, PyMapping, PyString, PyTuple, PyType};
+
+use crate::errors;
 
 /// Larger than any limit on a batch, and small enough that lengths fit in 32 bits.
 const LARGEST: usize = 1 << 30;
@@ -28,23 +29,6 @@ pub struct Batch {
 impl Batch {
     fn __len__(&self) -> usize {
         self.inner.ends.len()
-    }
-
-    /// Bytes of the records as they are stored.
-    #[getter]
-    fn size(&self) -> usize {
-        self.inner.bytes.len()
-    }
-
-    /// Its largest record as it is stored.
-    #[getter]
-    fn largest(&self) -> usize {
-        (0..self.inner.ends.len()).map(|i| self.inner.record(i).len()).max().unwrap_or(0)
-    }
-
-    /// What it takes of a group at most.
-    fn bound(&self, quantum: usize) -> usize {
-        group::bound(&self.inner, quantum)
     }
 }
 
@@ -116,15 +100,17 @@ fn push_checked(batch: &mut record::Batch, record: &Record) -> PyResult<()> {
     Ok(())
 }
 
-/// The records of one append: bytes, a Record, or a sequence of either. TypeError and ValueError say what is wrong.
-#[pyfunction]
-pub fn encode(records: &Bound<'_, PyAny>) -> PyResult<Batch> {
+/// Records of a batch, and its bytes as they are stored.
+pub const LARGEST_BATCH: usize = 65_536;
+pub const LARGEST_BATCH_BYTES: usize = 16 << 20;
+
+fn encoded(records: &Bound<'_, PyAny>) -> PyResult<record::Batch> {
     let mut batch = record::Batch::default();
     let mut headers = Vec::new();
-    let single = records.is_instance_of::<PyBytes>() || records.is_instance(record_type(records.py())?)?;
-    if single {
+    if let Ok(payload) = records.cast_exact::<PyBytes>() {
+        batch.bytes.reserve(payload.as_bytes().len() + 24);
         push(&mut batch, records, &mut headers)?;
-    } else if let Ok(list) = records.cast_exact::<pyo3::types::PyList>() {
+    } else if let Ok(list) = records.cast_exact::<PyList>() {
         batch.ends.reserve(list.len());
         if let Some(first) = list.iter().next()
             && let Ok(first) = first.cast_exact::<PyBytes>()
@@ -134,6 +120,8 @@ pub fn encode(records: &Bound<'_, PyAny>) -> PyResult<Batch> {
         for item in list.iter() {
             push(&mut batch, &item, &mut headers)?;
         }
+    } else if records.is_instance_of::<PyBytes>() || records.is_instance(record_type(records.py())?)? {
+        push(&mut batch, records, &mut headers)?;
     } else if records.is_instance_of::<PyString>() {
         return Err(PyTypeError::new_err("records are bytes, not str: encode the text first"));
     } else {
@@ -147,5 +135,31 @@ pub fn encode(records: &Bound<'_, PyAny>) -> PyResult<Batch> {
     if batch.ends.is_empty() {
         return Err(PyValueError::new_err("there are no records to append"));
     }
-    Ok(Batch { inner: Arc::new(batch) })
+    Ok(batch)
+}
+
+/// The records of one append, within the limits: Invalid or LimitExceeded say what is wrong.
+pub fn checked_batch(py: Python<'_>, records: &Bound<'_, PyAny>) -> PyResult<Arc<record::Batch>> {
+    let batch = encoded(records).map_err(|error| {
+        let wrong = error.is_instance_of::<PyTypeError>(py)
+            || error.is_instance_of::<PyValueError>(py)
+            || error.is_instance_of::<PyOverflowError>(py);
+        if wrong { errors::raise(py, "Invalid", &error.value(py).to_string()) } else { error }
+    })?;
+    let (count, size) = (batch.ends.len(), batch.bytes.len());
+    if count > LARGEST_BATCH {
+        let message = format!("a batch has at most {LARGEST_BATCH} records, not {count}");
+        return Err(errors::raise(py, "LimitExceeded", &message));
+    }
+    if size > LARGEST_BATCH_BYTES {
+        let message = format!("a batch has at most {LARGEST_BATCH_BYTES} bytes, not {size}");
+        return Err(errors::raise(py, "LimitExceeded", &message));
+    }
+    Ok(Arc::new(batch))
+}
+
+/// The records of one append: bytes, a Record, or a sequence of either.
+#[pyfunction]
+pub fn encode(py: Python<'_>, records: &Bound<'_, PyAny>) -> PyResult<Batch> {
+    Ok(Batch { inner: checked_batch(py, records)? })
 }

@@ -6,12 +6,17 @@ mod buffer;
 mod crypto;
 mod errors;
 mod log;
+mod pool;
 mod records;
 mod ring;
 mod writer;
 
 #[pymodule]
 mod _native {
+    #[pymodule_export]
+    const LARGEST_BATCH: usize = super::batch::LARGEST_BATCH;
+    #[pymodule_export]
+    const LARGEST_BATCH_BYTES: usize = super::batch::LARGEST_BATCH_BYTES;
     #[pymodule_export]
     use super::batch::{Batch, encode};
     #[pymodule_export]
@@ -20,6 +25,8 @@ mod _native {
     use super::crypto::{blake3, derive, key_id, xaes_open, xaes_seal};
     #[pymodule_export]
     use super::log::{Log, Resume, Sealed, Segment, closes, header_damage};
+    #[pymodule_export]
+    use super::pool::{Pool, Request};
     #[pymodule_export]
     use super::ring::Ring;
     #[pymodule_export]

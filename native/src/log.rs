@@ -12,10 +12,11 @@ use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString};
 
-use crate::batch::Batch;
+use crate::batch::checked_batch;
 use crate::buffer::Buffer;
 use crate::errors;
-use crate::records::append_records;
+use crate::pool::Request;
+use crate::records::{Ending, append_records};
 
 pub fn exactly<const N: usize>(bytes: &[u8], what: &str) -> PyResult<[u8; N]> {
     bytes.try_into().map_err(|_| PyValueError::new_err(format!("{what} has {} bytes, not {N}", bytes.len())))
@@ -42,9 +43,6 @@ pub fn source_of(file: &Bound<'_, PyAny>) -> PyResult<Arc<dyn Source>> {
     let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
     Ok(Arc::new(Descriptor::duplicate(borrowed).map_err(os_error)?))
 }
-
-/// A stream's name and number, its batch, and the offset it must get.
-type PyPart = (Py<PyAny>, u32, Py<Batch>, Option<u64>);
 
 /// A segment that can be read.
 #[pyclass(frozen, module = "kimberlite._native")]
@@ -245,53 +243,60 @@ impl Log {
         self.inner.add_stream(declaration, key.as_ref()).map_err(|Damage(what)| PyValueError::new_err(what))
     }
 
-    /// Offset and position of each part's first record; or, if a producer's append is in a group already, its number.
+    /// An append of records to one stream; None if there is no stream of this name.
+    fn request(
+        &self,
+        py: Python<'_>,
+        name: &Bound<'_, PyString>,
+        records: &Bound<'_, PyAny>,
+        policy: &str,
+        future: Py<PyAny>,
+    ) -> PyResult<Option<Request>> {
+        let Ok(known) = name.to_str() else { return Ok(None) };
+        let Some(stream) = self.inner.streams.read().unwrap().number(known) else { return Ok(None) };
+        let part = Part { stream, batch: checked_batch(py, records)?, expect: None };
+        let name = name.clone().into_any().unbind();
+        Ok(Some(Request::single(name, part, policy, future, self.inner.database.quantum)))
+    }
+
+    /// Puts appends into the group that is forming. Gives those that are in it, and those that are not: each with its
+    /// error, or with the number of the group that it is in already.
+    #[allow(clippy::type_complexity)]
     fn admit<'py>(
         &self,
         py: Python<'py>,
-        parts: Vec<PyPart>,
-        producer: Option<(Vec<u8>, u64)>,
-        several: bool,
+        requests: Vec<Bound<'py, Request>>,
         now: u64,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        let parts: Vec<Part> = parts
-            .iter()
-            .map(|(_, stream, batch, expect)| Part {
-                stream: *stream,
-                batch: batch.get().inner.clone(),
-                expect: *expect,
-            })
-            .collect();
-        let producer = producer.as_ref().map(|(id, sequence)| (&id[..], *sequence));
-        match self.inner.admit(&parts, producer, several, now) {
-            Ok(Admission::New(places)) => Ok(places.into_pyobject(py)?.into_any()),
-            Ok(Admission::Remembered { group }) => Ok(group.into_pyobject(py)?.into_any()),
-            Err(refused) => Err(self.refused(py, refused)),
+    ) -> PyResult<(Vec<Bound<'py, Request>>, Vec<(Bound<'py, Request>, Bound<'py, PyAny>)>)> {
+        let (mut accepted, mut refused) = (Vec::with_capacity(requests.len()), Vec::new());
+        for request in requests {
+            let asked = request.get();
+            let producer = asked.producer.as_ref().map(|(id, sequence)| (&id[..], *sequence));
+            match self.inner.admit(&asked.parts, producer, asked.several, now) {
+                Ok(Admission::New(places)) => {
+                    asked.places.set(places).expect("an append is admitted once");
+                    accepted.push(request);
+                }
+                Ok(Admission::Remembered { group }) => refused.push((request, group.into_pyobject(py)?.into_any())),
+                Err(error) => {
+                    let error = self.refused(py, error).into_value(py);
+                    refused.push((request, error.into_bound(py).into_any()));
+                }
+            }
         }
+        Ok((accepted, refused))
     }
 
-    /// The receipts of a producer's append that is in a durable group already.
-    fn reread<'py>(
-        &self,
-        py: Python<'py>,
-        number: u64,
-        parts: Vec<PyPart>,
-        producer: (Vec<u8>, u64),
-        several: bool,
-    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        let core: Vec<Part> = parts
-            .iter()
-            .map(|(_, stream, batch, expect)| Part {
-                stream: *stream,
-                batch: batch.get().inner.clone(),
-                expect: *expect,
-            })
-            .collect();
-        let (id, sequence) = producer;
-        let receipts = py.detach(|| self.inner.reread(number, &core, &id, sequence, several));
+    /// Answers an append of a producer that is in a durable group already as it was answered then.
+    fn answer_again(&self, py: Python<'_>, number: u64, request: &Request) -> PyResult<()> {
+        let (id, sequence) = request.producer.as_ref().expect("only a producer's append is remembered");
+        let receipts = py.detach(|| self.inner.reread(number, &request.parts, id, *sequence, request.several));
         let receipts = receipts.map_err(|failure| self.failure(py, failure))?;
-        let named = parts.iter().zip(&receipts);
-        named.map(|((name, ..), r)| crate::records::receipt(py, name.bind(py), r, &r.mac(&self.inner))).collect()
+        let named = request.names.iter().zip(&receipts);
+        let receipts: PyResult<Vec<_>> = named
+            .map(|(name, r)| crate::records::receipt(py, name.bind(py), r, &Ending::of(py, r), &r.mac(&self.inner)))
+            .collect();
+        request.answer(py, receipts?)
     }
 
     /// What a group takes at most beside its batches.
@@ -364,36 +369,47 @@ impl Log {
         });
     }
 
-    /// The receipt of `count` records of a sealed and finished group.
-    #[allow(clippy::too_many_arguments)]
-    fn receipt<'py>(
+    /// Answers the appends of a sealed and finished group.
+    fn acknowledge(
         &self,
-        py: Python<'py>,
+        py: Python<'_>,
         sealed: &Sealed,
-        name: &Bound<'py, PyAny>,
-        stream: u32,
-        count: u64,
-        offset: u64,
-        position: u64,
+        requests: Vec<Bound<'_, Request>>,
         durable: bool,
-    ) -> PyResult<Bound<'py, PyAny>> {
+    ) -> PyResult<()> {
         let (size, root) = py.detach(|| sealed.shared.wait());
         let group = sealed.shared.group.lock().unwrap();
-        let receipt = log::Receipt {
+        let mut receipt = log::Receipt {
             group: group.number,
             tree_size: size,
             root,
             chain: group.chain,
             incarnation: group.incarnation,
             durable,
-            stream,
-            first_offset: offset,
-            last_offset: offset + count - 1,
-            first_position: position,
-            last_position: position + count - 1,
+            stream: 0,
+            first_offset: 0,
+            last_offset: 0,
+            first_position: 0,
+            last_position: 0,
             timestamp: group.timestamp,
         };
-        crate::records::receipt(py, name, &receipt, &receipt.mac(&self.inner))
+        drop(group);
+        let ending = Ending::of(py, &receipt);
+        for request in &requests {
+            let request = request.get();
+            let places = request.places.get().expect("it was admitted");
+            let mut receipts = Vec::with_capacity(places.len());
+            for ((name, part), (offset, position)) in request.names.iter().zip(&request.parts).zip(places) {
+                let last = part.batch.ends.len() as u64 - 1;
+                receipt.stream = part.stream;
+                (receipt.first_offset, receipt.last_offset) = (*offset, offset + last);
+                (receipt.first_position, receipt.last_position) = (*position, position + last);
+                let mac = receipt.mac(&self.inner);
+                receipts.push(crate::records::receipt(py, name.bind(py), &receipt, &ending, &mac)?);
+            }
+            request.answer(py, receipts)?;
+        }
+        Ok(())
     }
 
     /// Number and chain of the last durable group.
@@ -470,9 +486,9 @@ impl Log {
         Ok(())
     }
 
-    /// Hashes that nobody has taken for the file: the index of the first, and they, joined.
-    fn take_hashes<'py>(&self, py: Python<'py>) -> (u64, Bound<'py, PyBytes>) {
-        let (first, hashes) = self.inner.take_hashes();
+    /// Hashes that nobody has taken for the file, so many at most: the index of the first, and they, joined.
+    fn take_hashes<'py>(&self, py: Python<'py>, most: usize) -> (u64, Bound<'py, PyBytes>) {
+        let (first, hashes) = py.detach(|| self.inner.take_hashes(most));
         (first, PyBytes::new(py, hashes.as_flattened()))
     }
 

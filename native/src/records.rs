@@ -4,7 +4,7 @@ use kimberlite_core::log::{Found, Log, Receipt};
 use kimberlite_core::record::Record;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyList, PyString, PyTuple, PyType};
+use pyo3::types::{PyBool, PyBytes, PyInt, PyList, PyString, PyTuple, PyType};
 
 use crate::batch::record_type;
 
@@ -18,32 +18,49 @@ fn named<'py>(class: &Bound<'py, PyType>, fields: Bound<'py, PyTuple>) -> PyResu
     new.bind(py).call1((class, fields))
 }
 
+/// What all receipts of a group have in common, made once.
+pub struct Ending<'py> {
+    timestamp: Bound<'py, PyAny>,
+    tree_size: Bound<'py, PyAny>,
+    root: Bound<'py, PyAny>,
+    chain: Bound<'py, PyAny>,
+    group: Bound<'py, PyAny>,
+}
+
+impl<'py> Ending<'py> {
+    pub fn of(py: Python<'py>, r: &Receipt) -> Self {
+        Self {
+            timestamp: PyInt::new(py, r.timestamp).into_any(),
+            tree_size: PyInt::new(py, r.tree_size).into_any(),
+            root: PyBytes::new(py, &r.root).into_any(),
+            chain: PyBytes::new(py, &r.chain).into_any(),
+            group: PyInt::new(py, r.group).into_any(),
+        }
+    }
+}
+
 pub fn receipt<'py>(
     py: Python<'py>,
     name: &Bound<'py, PyAny>,
     r: &Receipt,
+    ending: &Ending<'py>,
     mac: &[u8; 16],
 ) -> PyResult<Bound<'py, PyAny>> {
     let class = RECEIPT.import(py, "kimberlite.records", "Receipt")?;
-    let places =
-        (r.first_offset, r.last_offset, r.first_position, r.last_position, r.timestamp, r.durable, r.tree_size);
-    let (a, b, c, d, e, f, g) = places;
-    let state = (PyBytes::new(py, &r.root), PyBytes::new(py, &r.chain), r.incarnation, r.group, PyBytes::new(py, mac));
-    let (h, i, j, k, l) = state;
     let fields: [Bound<'py, PyAny>; 13] = [
         name.clone(),
-        a.into_pyobject(py)?.into_any(),
-        b.into_pyobject(py)?.into_any(),
-        c.into_pyobject(py)?.into_any(),
-        d.into_pyobject(py)?.into_any(),
-        e.into_pyobject(py)?.into_any(),
-        f.into_pyobject(py)?.to_owned().into_any(),
-        g.into_pyobject(py)?.into_any(),
-        h.into_any(),
-        i.into_any(),
-        j.into_pyobject(py)?.into_any(),
-        k.into_pyobject(py)?.into_any(),
-        l.into_any(),
+        PyInt::new(py, r.first_offset).into_any(),
+        PyInt::new(py, r.last_offset).into_any(),
+        PyInt::new(py, r.first_position).into_any(),
+        PyInt::new(py, r.last_position).into_any(),
+        ending.timestamp.clone(),
+        PyBool::new(py, r.durable).to_owned().into_any(),
+        ending.tree_size.clone(),
+        ending.root.clone(),
+        ending.chain.clone(),
+        PyInt::new(py, r.incarnation).into_any(),
+        ending.group.clone(),
+        PyBytes::new(py, mac).into_any(),
     ];
     named(class, PyTuple::new(py, fields)?)
 }

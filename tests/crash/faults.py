@@ -13,15 +13,17 @@ import os
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
-from typing import Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from kimberlite.crypto.master import create_master, load_master
-from kimberlite.errors import KimberliteError
+from kimberlite.errors import KimberliteError, UnknownOutcome
 from kimberlite.log import checkpoint
 from kimberlite.log.log import Log
+from kimberlite.log.names import CHECKPOINT, HASHES, INDEX, PREPARE, PRODUCERS
 from kimberlite.log.opening import Injected, open_log
 from kimberlite.log.options import Options
 from kimberlite.log.verify import verify
@@ -29,6 +31,9 @@ from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import Disk, MemoryBackend
 
 T = TypeVar("T")
+Opened = Coroutine[Any, Any, Log]
+#: What a fault must do to the handle that met it; None if either is right.
+Effect = Literal["dead", "alive"] | None
 
 #: What is made to fail, and how: an error, or None for a short write after which the disk goes on.
 VERBS: Final = {
@@ -48,6 +53,8 @@ VERBS: Final = {
 }
 #: Seconds after which a handle that has not answered hangs.
 PATIENCE: Final = 10.0
+#: Files of these are prepared or derived: a fault discards them and nothing else.
+DISPENSABLE: Final = (PREPARE + "/", INDEX + "/", HASHES, PRODUCERS, CHECKPOINT)
 OPTIONS: Final = Options(segment_bytes=64 * 1024, checkpoint_records=20, idle=0.0005)
 
 
@@ -57,6 +64,22 @@ class Failing:
     def __init__(self, verb: str, nth: int, number: int | None, *, lasting: bool) -> None:
         self.verb, self.left, self.number, self.lasting = verb, nth, number, lasting
         self.hit: str | None = None
+        self.names: set[str] = set()
+
+    @property
+    def effect(self) -> Effect:
+        if self.hit is None:
+            return None
+        if self.verb in ("submit", "submit_sync"):
+            return "alive" if self.number is None else "dead"
+        # One that lasts meets the log in the end.
+        if (
+            not self.lasting
+            and self.verb in ("write", "sync", "allocate")
+            and all(name.startswith(DISPENSABLE) for name in self.names)
+        ):
+            return "alive"
+        return None
 
     def __call__(self, verb: str, name: str, place: int, length: int) -> OSError | int | None:
         if verb != self.verb:
@@ -64,7 +87,9 @@ class Failing:
         self.left -= 1
         if self.left > 0 or (self.left < 0 and not self.lasting):
             return None
-        self.hit = self.hit or f"{verb} {name} at {place}"
+        if self.hit is None:
+            self.hit = f"{verb} {name} at {place}"
+        self.names.add(name)
         if self.number is not None:
             return OSError(self.number, os.strerror(self.number), name)
         # Whole blocks on the commit path, as O_DIRECT gives.
@@ -79,6 +104,8 @@ class Outcome:
         self.acknowledged: list[tuple[str, int, bytes]] = []
         self.wrong: list[str] = []
         self.refused = 0
+        #: Whether the handle has answered UNKNOWN_OUTCOME.
+        self.dead = False
 
     async def attempt(self, step: str, coroutine: Coroutine[object, object, T]) -> T | None:
         """What it gives; None if it was refused with an error that is ours."""
@@ -87,23 +114,35 @@ class Outcome:
         except KimberliteError:
             self.refused += 1
         except TimeoutError:
-            self.wrong.append(f"{step} hangs")
+            self.wrong.append(f"{step} hangs\n{traceback.format_exc()[-1200:]}")
         except Exception:
             self.wrong.append(f"{step}: escaped\n{traceback.format_exc()[-1200:]}")
         return None
 
+    async def append(self, db: Log, stream: str, payloads: list[bytes], sync: str) -> None:
+        was_dead = self.dead
+        try:
+            receipt = await db.append(stream, payloads, sync=sync)  # type: ignore[arg-type]
+        except UnknownOutcome:
+            self.dead = True
+            raise
+        if was_dead:
+            self.wrong.append("a dead handle acknowledged an append")
+        if receipt.durable:
+            self.acknowledged += [(stream, receipt.first_offset + i, p) for i, p in enumerate(payloads)]
 
-async def opening(backend: MemoryBackend, key: Path | None) -> Log:
+    async def probe(self, db: Log, effect: Effect) -> None:
+        """Whether the handle is as dead or alive as the fault that it met must leave it."""
+        await self.attempt("append", self.append(db, "probe", [b"x"], "group"))
+        if effect is not None and (effect == "dead") != self.dead:
+            self.wrong.append(f"the handle is {'dead' if self.dead else 'alive'}")
+
+
+async def simulated(backend: MemoryBackend, key: Path | None) -> Log:
     return await open_log(
         "x", create=True, read_only=False, key_file=key, backend=backend, origin=None, anchor=None,
         options=OPTIONS, injected=Injected(),
     )  # fmt: skip
-
-
-async def append(db: Log, outcome: Outcome, stream: str, payloads: list[bytes], sync: str) -> None:
-    receipt = await db.append(stream, payloads, sync=sync)  # type: ignore[arg-type]
-    if receipt.durable:
-        outcome.acknowledged += [(stream, receipt.first_offset + i, p) for i, p in enumerate(payloads)]
 
 
 async def read(db: Log) -> None:
@@ -111,31 +150,37 @@ async def read(db: Log) -> None:
         pass
 
 
-async def workload(disk: Disk, key: Path | None, fault: Failing, outcome: Outcome) -> None:
-    """Create, append until it rotates and takes checkpoints, rest, close, open again, append, close."""
+async def workload(opened: Callable[[], Opened], effect: Callable[[], tuple[bool, Effect]], outcome: Outcome) -> None:
+    """Create, append until it rotates and takes checkpoints, rest, close, open again, append, close.
+
+    `effect` is whether the fault has been met, and what it must do to a handle.
+    """
     rng = Random(7)
     for generation in range(2):
-        db = await outcome.attempt("open", opening(MemoryBackend(disk, Random(3), fault), key))
+        outcome.dead = False
+        db = await outcome.attempt("open", opened())
         if db is None:
             continue
+        met_before, _ = effect()
         for turn in range(4):
             sync = ("group", "batch", "os", "group")[turn]
             appends = [
                 outcome.attempt(
                     "append",
-                    append(db, outcome, f"s{generation}.{i % 5}", [rng.randbytes(2500) for _ in range(2)], sync),
+                    outcome.append(db, f"s{generation}.{i % 5}", [rng.randbytes(2500) for _ in range(2)], sync),
                 )
                 for i in range(8)
             ]
             await asyncio.gather(*appends)
             await asyncio.sleep(0.002)
         await outcome.attempt("read", read(db))
+        await outcome.probe(db, None if met_before else effect()[1])
         await outcome.attempt("close", db.close())
 
 
-async def judge(disk: Disk, key: Path | None, outcome: Outcome) -> None:
-    """The same process crashed or gave up; the disk works again."""
-    db = await asyncio.wait_for(opening(MemoryBackend(disk), key), PATIENCE)
+async def judge(opened: Callable[[], Opened], outcome: Outcome) -> None:
+    """The process crashed or gave up, and the disk works again: all that was acknowledged is there, and it goes on."""
+    db = await asyncio.wait_for(opened(), PATIENCE)
     found: dict[str, list[bytes]] = {}
     async for record in db.read():
         found.setdefault(record.stream, []).append(record.payload)
@@ -144,15 +189,22 @@ async def judge(disk: Disk, key: Path | None, outcome: Outcome) -> None:
             outcome.wrong.append(f"lost: {stream} offset {offset} of {len(found.get(stream, []))}")
     await db.append("after", b"x")
     await db.close()
-    verify(MemoryBackend(disk), load_master(key))
+
+
+def report_unhandled(outcome: Outcome) -> None:
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _, context: outcome.wrong.append(f"unhandled: {context.get('exception') or context['message']!r}")
+    )
 
 
 async def run_one(key: Path | None, fault: Failing, *, cut: bool) -> Outcome:
     outcome, disk = Outcome(), Disk()
-    asyncio.get_running_loop().set_exception_handler(
-        lambda _, context: outcome.wrong.append(f"unhandled: {context.get('exception') or context['message']!r}")
+    report_unhandled(outcome)
+    await workload(
+        lambda: simulated(MemoryBackend(disk, Random(3), fault), key),
+        lambda: (fault.hit is not None, fault.effect),
+        outcome,
     )
-    await workload(disk, key, fault, outcome)
     try:
         if cut:
             disk = disk.crash(Random(fault.left))
@@ -160,16 +212,28 @@ async def run_one(key: Path | None, fault: Failing, *, cut: bool) -> Outcome:
         for inode in disk.tree.values():
             if inode is not None:
                 inode.holder = None
-        await judge(disk, key, outcome)
+        await judge(lambda: simulated(MemoryBackend(disk), key), outcome)
+        verify(MemoryBackend(disk), load_master(key))
     except Exception:
         outcome.wrong.append(f"recovery\n{traceback.format_exc()[-1200:]}")
     return outcome
 
 
+@contextmanager
+def eager_checkpoints() -> Iterator[None]:
+    """So that a short run takes some."""
+    usual = checkpoint.LEAST_INTERVAL
+    checkpoint.LEAST_INTERVAL = 0.002  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        checkpoint.LEAST_INTERVAL = usual  # type: ignore[misc]
+
+
+@eager_checkpoints()
 def run(key: Path | None, *, stride: int = 1, only: str | None = None) -> tuple[Counter[str], list[str]]:
     """Counts, and what went wrong. A stride above 1 takes a sample of the places."""
     counts, wrong = Counter[str](), list[str]()
-    checkpoint.LEAST_INTERVAL = 0.002  # type: ignore[misc]
     kinds = [(verb, number) for verb, numbers in VERBS.items() for number in numbers if only in (None, verb)]
     for i, (verb, number) in enumerate(kinds):
         nth = 1 + i % stride

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
-from .cursor import Cursor, ModelError, is_zero, require, u8, u16, u32, u64
+from .cursor import Cursor, ModelError, is_zero, require, u8, u16, u32, u64, up_to
 from .groups import BLOCK
 from .hashes import Tree, blake, domain, key_id, sha256, wrapping_key, xaes_open, xaes_seal
 
@@ -221,7 +221,7 @@ def encode_vault(header: VaultHeader, slots: Iterable[Slot], identity: Identity)
     data = encode_vault_header(header, identity)
     for slot in slots:
         data += encode_slot(slot, len(data), identity)
-    return data
+    return data.ljust(up_to(len(data), BLOCK), b"\0")
 
 
 def decode_vault(
@@ -233,7 +233,7 @@ def decode_vault(
     for name, data in copies:
         try:
             headers[name] = decode_vault_header(data[:BLOCK], identity, name)
-            require((len(data) - BLOCK) % SLOT == 0, name, "ends inside a slot")
+            require(len(data) % BLOCK == 0, name, "ends inside a block")
         except ModelError as problem:
             problems.append(problem)
     if not headers:

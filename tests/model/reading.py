@@ -189,19 +189,16 @@ class _Reader:
         if self.keys.group is not None:
             check_tag(self.keys.group, self.chain, tag, where)
         self.timestamp, self.incarnation = group.timestamp, group.incarnation
-        known = len(self.streams)
         for run, at in runs_of(group, place, where):
             self.run(run, at)
-        self.check_group(group, known, where)
+        self.check_group(group, where)
         numbers = (group.number, segment.number, place, group.position, group.records)
         said = (group.durable_upto, group.timestamp, group.incarnation, group.closing)
         self.groups.append(Sealed(*numbers, *said, self.chain, len(self.rows), self.tree.root()))
         return int.from_bytes(data[place + 8 : place + 12], "little")
 
-    def check_group(self, group: Group, known: int, where: str) -> None:
+    def check_group(self, group: Group, where: str) -> None:
         require(self.batch is None, where, "ends inside a batch")
-        for stream in self.streams[known:]:
-            require(self.offsets[stream.number] > 0, where, f"declares {stream.name!r} without records")
         for row in self.rows[group.position :]:
             if row.stream == 0:
                 system = decode_system(row.opened, f"{where}, position {row.position}")

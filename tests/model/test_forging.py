@@ -106,7 +106,6 @@ LIES: dict[str, tuple[Callable[[Group], Group], str]] = {
     ),
     "declared late": (declaring(3, "b"), "out of order"),
     "declared twice": (declaring(2, "a"), "again"),
-    "declared alone": (declaring(2, "b"), "without records"),
     "declared encrypted": (declaring(2, "b", Mode.ENCRYPTED), "without a master key"),
     "parts": (
         with_text(of_one(encode_system(Many(bytes(16), 0, bytes(16), (Part(1, 3, 1),)))), stream=0, offset=1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import weakref
 from collections.abc import Callable
 from functools import partial
 from random import Random
@@ -121,11 +122,14 @@ class MemoryBackend:
         #: The loop that has been asked for a turn; a database may be used by one loop after another.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
+        self._files: weakref.WeakSet[MemoryFile] = weakref.WeakSet()
 
     def open(self, name: str, mode: Mode) -> MemoryFile:
         self._enter("open", name)
         inode = self.disk.create(name) if mode == "x" else self.disk.lookup(name)
-        return MemoryFile(self, name, inode, mode)
+        file = MemoryFile(self, name, inode, mode)
+        self._files.add(file)
+        return file
 
     def exists(self, name: str) -> bool:
         self._enter("exists", name)
@@ -180,6 +184,8 @@ class MemoryBackend:
         while self._waiting:
             self._land_one()
         self._closed = True
+        for file in list(self._files):
+            file.close()
         if self.disk.holder is self:
             self.disk.holder = None
 

@@ -174,6 +174,8 @@ impl GroupHeader {
         };
         ensure(zeros(&bytes[60..64]) && header.flags & !CLOSING == 0, "unnamed bytes are not zero")?;
         ensure(header.durable_upto < header.number, "the group claims to be durable itself")?;
+        let next = (header.number.checked_add(1), header.first_position.checked_add(header.records as u64));
+        ensure(next.0.is_some() && next.1.is_some(), "the group's numbers run over")?;
         let least = GROUP_HEADER as u64 + header.runs as u64 * (RUN_HEADER as u64 + 8) + 32;
         ensure(header.length as u64 >= least, "the group's length is too small")?;
         ensure(

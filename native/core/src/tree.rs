@@ -1,6 +1,7 @@
 //! The tree of RFC 6962 over leaf hashes, kept as the sequence that `docs/format.md` calls
 //! *hashes*: each leaf, followed by every node it completes.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use crate::format::{Checked, Hash, ensure};
@@ -34,6 +35,37 @@ pub fn root_from_peaks(peaks: &[Hash]) -> Hash {
     })
 }
 
+/// Whether a tree of this size with these peaks is where `tree` came from: the smaller of its peaks lead, with hashes
+/// that `get` finds by their index, up to a peak of `tree`, and the larger ones are its own.
+pub fn leads_to<E>(
+    size: u64,
+    peaks: &[Hash],
+    tree: (u64, &[Hash]),
+    mut get: impl FnMut(u64) -> Result<Option<Hash>, E>,
+) -> Result<bool, E> {
+    let same = u64::BITS - (size ^ tree.0).leading_zeros();
+    // Bits above the first that differs: peaks that both have.
+    let common = size.checked_shr(same).unwrap_or(0).count_ones() as usize;
+    if size > tree.0 || peaks[..common] != tree.1[..common] {
+        return Ok(false);
+    }
+    let mut rest = peaks[common..].to_vec();
+    let Some(mut node) = rest.pop() else { return Ok(true) };
+    let mut level = size.trailing_zeros();
+    while level < same - 1 {
+        let index = (size - 1) >> level;
+        let pair = if index & 1 == 1 {
+            [rest.pop().expect("a node on the right has a peak on its left"), node]
+        } else {
+            let Some(right) = get(place(level, index + 1))? else { return Ok(false) };
+            [node, right]
+        };
+        node = root_from_peaks(&pair);
+        level += 1;
+    }
+    Ok(tree.1[common] == node)
+}
+
 /// `peaks` are the roots of the perfect subtrees, one for each bit set in `size`, largest first.
 /// Of the stored sequence, `pending` is what may not be in the file yet: it starts at index
 /// `first_unflushed` and ends with the last hash there is; what is before `taken` was handed out
@@ -43,12 +75,12 @@ pub struct Tree {
     peaks: Vec<Hash>,
     first_unflushed: u64,
     taken: u64,
-    pending: Vec<Hash>,
+    pending: VecDeque<Hash>,
 }
 
 impl Tree {
     pub fn empty() -> Self {
-        Self { size: 0, peaks: Vec::new(), first_unflushed: 0, taken: 0, pending: Vec::new() }
+        Self { size: 0, peaks: Vec::new(), first_unflushed: 0, taken: 0, pending: VecDeque::new() }
     }
 
     /// A tree whose stored hashes are all in the file.
@@ -56,7 +88,7 @@ impl Tree {
         ensure(size < 1 << 63, "a tree is too large")?;
         ensure(peaks.len() == size.count_ones() as usize, "a tree's size and peaks disagree")?;
         let end = stored(size);
-        Ok(Self { size, peaks, first_unflushed: end, taken: end, pending: Vec::new() })
+        Ok(Self { size, peaks, first_unflushed: end, taken: end, pending: VecDeque::new() })
     }
 
     pub fn size(&self) -> u64 {
@@ -117,10 +149,12 @@ impl Tree {
         }
     }
 
-    /// The hashes that nobody has taken for writing, and the index of the first.
-    pub fn take_pending(&mut self) -> (u64, Vec<Hash>) {
+    /// Hashes that nobody has taken for writing, `most` of them, and the index of the first.
+    pub fn take_pending(&mut self, most: usize) -> (u64, Vec<Hash>) {
         let first = self.taken;
-        let hashes = self.pending[(first - self.first_unflushed) as usize..].to_vec();
+        let from = (first - self.first_unflushed) as usize;
+        let hashes: Vec<Hash> =
+            self.pending.range(from..self.pending.len().min(from.saturating_add(most))).copied().collect();
         self.taken += hashes.len() as u64;
         (first, hashes)
     }
@@ -199,14 +233,14 @@ mod tests {
                 for part in leaves[first..].chunks(step) {
                     tree.push(part);
                     if tree.size() % 3 == 0 {
-                        let (at, hashes) = tree.take_pending();
+                        let (at, hashes) = tree.take_pending(usize::MAX);
                         assert_eq!(at, file.len() as u64);
                         file.extend(hashes);
                         tree.flushed(file.len() as u64);
                         tree.push(&[]);
                     }
                 }
-                let (at, hashes) = tree.take_pending();
+                let (at, hashes) = tree.take_pending(usize::MAX);
                 assert_eq!(at, file.len() as u64);
                 file.extend(hashes);
                 assert!(file == sequence, "first {first}, step {step}");
@@ -235,15 +269,36 @@ mod tests {
     }
 
     #[test]
+    fn a_smaller_tree_leads_to_a_larger_one_unless_a_hash_is_wrong() {
+        let leaves: Vec<Hash> = (0..70).map(leaf).collect();
+        for larger in 0..=leaves.len() as u64 {
+            let mut tree = Tree::empty();
+            tree.push(&leaves[..larger as usize]);
+            let get = |at| Ok::<_, ()>(tree.pending_get(at).copied());
+            for smaller in 0..=larger {
+                let peaks: Vec<Hash> = peak_places(smaller).iter().map(|&at| *tree.pending_get(at).unwrap()).collect();
+                let leads = |peaks: &[Hash]| leads_to(smaller, peaks, (larger, tree.peaks()), get).unwrap();
+                assert!(leads(&peaks), "{smaller} of {larger}");
+                for at in 0..peaks.len() {
+                    let mut wrong = peaks.clone();
+                    wrong[at][9] ^= 1;
+                    assert!(!leads(&wrong), "{smaller} of {larger}, peak {at}");
+                }
+            }
+            assert!(!leads_to(larger + 1, &[leaf(1); 7], (larger, tree.peaks()), get).unwrap());
+        }
+    }
+
+    #[test]
     fn a_taken_hash_can_be_read_until_it_is_flushed() {
         let mut tree = Tree::empty();
         tree.push(&[leaf(0), leaf(1)]);
-        assert_eq!(tree.take_pending().1.len(), 3);
+        assert_eq!(tree.take_pending(usize::MAX).1.len(), 3);
         tree.push(&[leaf(2)]);
         tree.flushed(u64::MAX);
         assert_eq!(tree.pending(), 3..4, "what was never taken stays");
         assert_eq!((tree.pending_get(2), tree.pending_get(3)), (None, Some(&leaf(2))));
-        assert_eq!(tree.take_pending(), (3, vec![leaf(2)]));
+        assert_eq!(tree.take_pending(usize::MAX), (3, vec![leaf(2)]));
         assert_eq!(tree.pending_get(3), Some(&leaf(2)));
         tree.flushed(4);
         assert_eq!(tree.pending(), 4..4);

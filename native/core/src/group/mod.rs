@@ -8,7 +8,7 @@ mod tests;
 
 pub use leaf::{RunLeaves, hash_leaves};
 pub use open::{Expected, Group, Opened, Run, check_of_run, open, open_run};
-pub use seal::{OVERHEAD, Sealed, SealedRun, Sealer, bound};
+pub use seal::{OVERHEAD, Placed, Sealed, SealedRun, Sealer, bound};
 
 use crate::format::Hash;
 use crate::keys::{GroupKey, Key, StreamKeys, domain};
@@ -37,8 +37,6 @@ pub struct Stream {
     pub prefix: State,
     /// None for a plain stream, and for an encrypted one whose key is not at hand.
     pub keys: Option<StreamKeys>,
-    /// The offset of its next record.
-    pub next: u64,
 }
 
 impl Stream {
@@ -47,7 +45,7 @@ impl Stream {
         prefix[..32].copy_from_slice(&domain("kimberlite/record/1"));
         prefix[32..].copy_from_slice(&declaration);
         let keys = data_key.map(StreamKeys::new);
-        Self { number, encrypted, declaration, prefix: midstate(&prefix), keys, next: 0 }
+        Self { number, encrypted, declaration, prefix: midstate(&prefix), keys }
     }
 
     /// What digests and producer ids of this stream are keyed with.

@@ -24,6 +24,13 @@ pub struct Sealer {
     pub entropy: Entropy,
 }
 
+/// A batch of a stream, and the offset of its first record.
+pub struct Placed {
+    pub stream: Arc<Stream>,
+    pub offset: u64,
+    pub batch: Arc<Batch>,
+}
+
 /// Records `from..to` of a batch, which end up in one run.
 struct Piece<'a> {
     batch: &'a Arc<Batch>,
@@ -54,7 +61,7 @@ impl Piece<'_> {
 }
 
 struct Plan<'a> {
-    stream: u32,
+    stream: &'a Arc<Stream>,
     first_offset: u64,
     first_position: u64,
     records: u32,
@@ -75,7 +82,7 @@ const WORTH_A_THREAD: usize = 400;
 
 /// Where a run went, and what its leaves are made of.
 pub struct SealedRun {
-    pub stream: u32,
+    pub stream: Arc<Stream>,
     pub first_offset: u64,
     pub first_position: u64,
     pub records: u32,
@@ -113,13 +120,13 @@ pub fn bound(batch: &Batch, quantum: usize) -> usize {
 /// Header, trailer and padding of a group.
 pub const OVERHEAD: usize = 2 * BLOCK;
 
-fn plan<'a>(batches: &'a [(u32, Arc<Batch>)], streams: &mut [Stream], mut position: u64) -> Vec<Plan<'a>> {
+fn plan(batches: &[Placed], mut position: u64) -> Vec<Plan<'_>> {
     let mut plans: Vec<Plan> = Vec::new();
     // Plaintext of the run that is being filled; usize::MAX when nothing may join it.
     let mut filled = usize::MAX;
-    for (number, batch) in batches {
-        let stream = &mut streams[*number as usize];
-        let joins = !stream.encrypted && plans.last().is_some_and(|last| last.stream == *number);
+    for Placed { stream, offset, batch } in batches {
+        let mut next = *offset;
+        let joins = !stream.encrypted && plans.last().is_some_and(|last| last.stream.number == stream.number);
         if !joins {
             filled = usize::MAX;
         }
@@ -142,20 +149,14 @@ fn plan<'a>(batches: &'a [(u32, Arc<Batch>)], streams: &mut [Stream], mut positi
             let length = piece.bytes().len();
             let records = (to - from) as u32;
             if filled == usize::MAX {
-                plans.push(Plan {
-                    stream: *number,
-                    first_offset: stream.next,
-                    first_position: position,
-                    records,
-                    pieces: vec![piece],
-                });
+                plans.push(Plan { stream, first_offset: next, first_position: position, records, pieces: vec![piece] });
             } else {
                 let last = plans.last_mut().expect("a run is being filled");
                 last.records += records;
                 last.pieces.push(piece);
             }
             filled = if stream.encrypted || to < batch.ends.len() { usize::MAX } else { used + length };
-            stream.next += records as u64;
+            next += records as u64;
             position += records as u64;
             from = to;
         }
@@ -169,8 +170,7 @@ impl Sealer {
     pub fn seal(
         &mut self,
         database: &Database,
-        streams: &mut [Stream],
-        batches: &[(u32, Arc<Batch>)],
+        batches: &[Placed],
         salt: &Hash,
         place: u64,
         durable_upto: u64,
@@ -178,14 +178,13 @@ impl Sealer {
         flags: u32,
         out: &mut [u8],
     ) -> Sealed {
-        let plans = plan(batches, streams, self.position);
-        let mut prepared = self.prepare(streams, &plans);
+        let plans = plan(batches, self.position);
+        let mut prepared = self.prepare(&plans);
         let mut at = GROUP_HEADER;
         let mut hashes = Vec::with_capacity(plans.len());
         let mut runs = Vec::with_capacity(plans.len());
         for (plan, prepared) in plans.into_iter().zip(&mut prepared) {
-            let stream = &streams[plan.stream as usize];
-            let mut run = self.seal_run(database, stream, plan, prepared, &mut out[at..]);
+            let mut run = self.seal_run(database, plan, prepared, &mut out[at..]);
             run.place = place + at as u64;
             hashes.push(*blake3::hash(&out[at..at + run.length as usize]).as_bytes());
             at += run.length as usize;
@@ -239,13 +238,12 @@ impl Sealer {
 
     /// The random part of each run and, of encrypted ones, the commitments, which its bytes wait for: these are made
     /// on two cores when there are many.
-    fn prepare(&mut self, streams: &[Stream], plans: &[Plan]) -> Vec<Prepared> {
-        let mut prepared: Vec<Prepared> = plans.iter().map(|plan| self.draw(&streams[plan.stream as usize])).collect();
+    fn prepare(&mut self, plans: &[Plan]) -> Vec<Prepared> {
+        let mut prepared: Vec<Prepared> = plans.iter().map(|plan| self.draw(plan.stream)).collect();
         let work: Vec<_> = prepared.iter_mut().zip(plans).filter(|(p, _)| p.commitments.is_some()).collect();
         let commit_all = |work: Vec<(&mut Prepared, &Plan)>| {
             for (prepared, plan) in work {
-                let stream = &streams[plan.stream as usize];
-                prepared.commitments = Some(commit(stream, &prepared.seed, plan.records, &plan.pieces));
+                prepared.commitments = Some(commit(plan.stream, &prepared.seed, plan.records, &plan.pieces));
             }
         };
         let records: usize = work.iter().map(|(_, plan)| plan.records as usize).sum();
@@ -274,17 +272,10 @@ impl Sealer {
         Prepared { random, seed, commitments: Some(Vec::new()) }
     }
 
-    fn seal_run(
-        &mut self,
-        database: &Database,
-        stream: &Stream,
-        plan: Plan,
-        prepared: &mut Prepared,
-        out: &mut [u8],
-    ) -> SealedRun {
+    fn seal_run(&mut self, database: &Database, plan: Plan, prepared: &mut Prepared, out: &mut [u8]) -> SealedRun {
         let mut header = RunHeader {
             length: 0,
-            stream: plan.stream,
+            stream: plan.stream.number,
             flags: 0,
             records: plan.records,
             first_offset: plan.first_offset,
@@ -295,11 +286,11 @@ impl Sealer {
         };
         let commitments = prepared.commitments.take();
         match &commitments {
-            Some(commitments) => self.encrypted_run(database, stream, &plan, commitments, &mut header, out),
+            Some(commitments) => self.encrypted_run(database, &plan, commitments, &mut header, out),
             None => self.plain_run(&plan, &mut header, out),
         }
         SealedRun {
-            stream: plan.stream,
+            stream: plan.stream.clone(),
             first_offset: plan.first_offset,
             first_position: plan.first_position,
             records: plan.records,
@@ -328,13 +319,12 @@ impl Sealer {
     fn encrypted_run(
         &self,
         database: &Database,
-        stream: &Stream,
         plan: &Plan,
         commitments: &[Hash],
         header: &mut RunHeader,
         out: &mut [u8],
     ) {
-        let keys = stream.keys.as_ref().expect("an encrypted stream is written with its key");
+        let keys = plan.stream.keys.as_ref().expect("an encrypted stream is written with its key");
         let piece = &plan.pieces[0];
         header.flags = ENCRYPTED | if piece.ends() { ENDS } else { 0 };
         header.key_id = keys.id;
@@ -402,12 +392,12 @@ fn commit(stream: &Stream, seed: &Hash, records: u32, pieces: &[Piece]) -> Vec<H
 
 impl Sealed {
     /// The group's leaf hashes. What they need of the records is kept until this has run once.
-    pub fn leaves(&mut self, streams: &[Stream]) -> Vec<Hash> {
+    pub fn leaves(&mut self) -> Vec<Hash> {
         let runs: Vec<RunLeaves> = self
             .runs
             .iter_mut()
             .map(|run| {
-                let stream = &streams[run.stream as usize];
+                let stream = &*run.stream;
                 let owned = std::mem::take(&mut run.pieces);
                 let pieces: Vec<Piece> =
                     owned.iter().map(|(batch, from, to)| Piece { batch, from: *from, to: *to }).collect();

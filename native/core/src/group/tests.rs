@@ -65,6 +65,17 @@ fn batch(random: &mut Random) -> Batch {
     batch
 }
 
+/// Each batch behind what its stream has by now.
+fn placed(streams: &[Stream], lengths: &mut [u64], batches: &[(u32, Arc<Batch>)]) -> Vec<Placed> {
+    let place = |(number, batch): &(u32, Arc<Batch>)| {
+        let number = *number as usize;
+        let offset = lengths[number];
+        lengths[number] += batch.ends.len() as u64;
+        Placed { stream: Arc::new(streams[number].clone()), offset, batch: batch.clone() }
+    };
+    batches.iter().map(place).collect()
+}
+
 /// What a group holds, said without the code under test.
 fn check_group(
     group: &Group,
@@ -112,7 +123,8 @@ fn what_is_sealed_opens_as_it_was() {
     for seed in 1..400 {
         let mut random = Random(seed * 0x9e37_79b9);
         let database = database(random.below(2) == 0);
-        let mut streams = streams();
+        let streams = streams();
+        let mut lengths = [0; 4];
         let mut sealer = sealer([None, Some(1)][random.below(2) as usize]);
         let mut expected = Expected { number: 1, position: 0, previous: [2; 32], timestamp: 0 };
         let mut place = 4096;
@@ -122,14 +134,14 @@ fn what_is_sealed_opens_as_it_was() {
                 (0..count).map(|_| (1 + random.below(3) as u32, Arc::new(batch(&mut random)))).collect();
             let mut out = vec![0xee; room(&batches)];
             let durable = expected.number - 1;
-            let mut sealed =
-                sealer.seal(&database, &mut streams, &batches, &SALT, place, durable, random.below(100), 0, &mut out);
+            let placed = placed(&streams, &mut lengths, &batches);
+            let mut sealed = sealer.seal(&database, &placed, &SALT, place, durable, random.below(100), 0, &mut out);
             let header = GroupHeader::decode(&out, &SALT, place).unwrap();
             assert_eq!((header.length as usize, header.number), (sealed.length, sealed.number));
             let group = open(&database, header, &expected, &SALT, place, &out[..sealed.padded]).unwrap();
             assert_eq!(group.chain, sealed.chain);
             check_group(&group, &batches, &database, &streams);
-            assert_eq!(sealed.leaves(&streams), slow_leaves(&group, &database, &streams));
+            assert_eq!(sealed.leaves(), slow_leaves(&group, &database, &streams));
             expected = Expected {
                 number: header.number + 1,
                 position: sealer.position,
@@ -145,14 +157,15 @@ fn what_is_sealed_opens_as_it_was() {
 fn every_flipped_bit_is_noticed() {
     for tagged in [false, true] {
         let database = database(tagged);
-        let mut streams = streams();
+        let streams = streams();
         let mut sealer = sealer(Some(1));
         let mut small = Batch::default();
         small.push(&Record { key: Some(b"k"), headers: b"", event_time: Some(3), payload: &[b'p'; 200] });
         let small = Arc::new(small);
         let batches = vec![(1, small.clone()), (2, small.clone()), (3, small)];
         let mut out = vec![0; room(&batches)];
-        let sealed = sealer.seal(&database, &mut streams, &batches, &SALT, 4096, 0, 7, CLOSING, &mut out);
+        let sealed =
+            sealer.seal(&database, &placed(&streams, &mut [0; 4], &batches), &SALT, 4096, 0, 7, CLOSING, &mut out);
         out.truncate(sealed.padded);
         let expected = Expected { number: 1, position: 0, previous: [2; 32], timestamp: 0 };
         let opens = |bytes: &[u8], place| {
@@ -172,11 +185,12 @@ fn every_flipped_bit_is_noticed() {
 #[test]
 fn a_stream_without_its_key_shows_commitments_and_no_text() {
     let database = database(true);
-    let mut streams = streams();
+    let streams = streams();
     let mut random = Random(77);
     let batches = vec![(2, Arc::new(batch(&mut random)))];
     let mut out = vec![0; room(&batches)];
-    let mut sealed = sealer(None).seal(&database, &mut streams, &batches, &SALT, 4096, 0, 7, 0, &mut out);
+    let mut sealed =
+        sealer(None).seal(&database, &placed(&streams, &mut [0; 4], &batches), &SALT, 4096, 0, 7, 0, &mut out);
     let header = GroupHeader::decode(&out, &SALT, 4096).unwrap();
     let expected = Expected { number: 1, position: 0, previous: [2; 32], timestamp: 0 };
     let group = open(&database, header, &expected, &SALT, 4096, &out[..sealed.padded]).unwrap();
@@ -186,7 +200,7 @@ fn a_stream_without_its_key_shows_commitments_and_no_text() {
         assert!(open_run(&database, &blind, run).unwrap().is_none());
         stated.append(&mut hash_leaves(&[run.stated_leaves(&blind, 7)]));
     }
-    assert_eq!(stated, sealed.leaves(&streams));
+    assert_eq!(stated, sealed.leaves());
 }
 
 #[test]
@@ -205,7 +219,7 @@ fn a_salt_is_the_nth_of_its_run_whoever_asks() {
 
 #[test]
 fn what_does_not_compress_spoils_nothing_for_what_does() {
-    let (database, mut streams) = (database(false), streams());
+    let (database, streams) = (database(false), streams());
     let mut random = Random(99);
     let noise: Vec<u8> = (0..300).map(|_| random.below(256) as u8).collect();
     let one = |payload: &[u8]| {
@@ -215,6 +229,39 @@ fn what_does_not_compress_spoils_nothing_for_what_does() {
     };
     let batches = vec![(1, one(&noise)), (3, one(&[b'a'; 9000])), (2, one(&noise)), (2, one(&[b'a'; 9000]))];
     let mut out = vec![0; room(&batches)];
-    let sealed = sealer(Some(1)).seal(&database, &mut streams, &batches, &SALT, 4096, 0, 7, 0, &mut out);
+    let sealed =
+        sealer(Some(1)).seal(&database, &placed(&streams, &mut [0; 4], &batches), &SALT, 4096, 0, 7, 0, &mut out);
     assert!(sealed.length < 2500, "{} bytes", sealed.length);
+}
+
+#[test]
+fn a_frame_that_is_not_shorter_than_its_text_is_refused() {
+    let mut plain = [1u32.to_le_bytes(), 1u32.to_le_bytes()].concat();
+    plain.push(1);
+    Record { key: None, headers: b"", event_time: None, payload: b"tiny" }.append_to(&mut plain);
+    // One raw block, the last, in a frame that states its length in a byte.
+    let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0x20, plain.len() as u8];
+    frame.extend(&((plain.len() << 3 | 1) as u32).to_le_bytes()[..3]);
+    frame.extend(&plain);
+    assert_eq!(zstd::bulk::decompress(&frame, plain.len()).unwrap(), plain);
+    let open = |flags, text: &[u8]| {
+        let header = crate::format::RunHeader {
+            length: (crate::format::RUN_HEADER + text.len()) as u32,
+            stream: 1,
+            flags,
+            records: 1,
+            first_offset: 0,
+            first_position: 0,
+            plain: plain.len() as u32,
+            key_id: [0; 16],
+            random: [1; 32],
+        };
+        let mut bytes = vec![0; header.length as usize];
+        header.encode(&mut bytes);
+        bytes[crate::format::RUN_HEADER..].copy_from_slice(text);
+        open_run(&database(false), &streams()[1], &Run { header, place: 0, bytes: &bytes }).map(drop)
+    };
+    assert_eq!(open(0, &plain), Ok(()));
+    let longer = crate::format::Damage("a run is compressed that is not shorter for it");
+    assert_eq!(open(crate::format::COMPRESSED, &frame), Err(longer));
 }

@@ -328,3 +328,29 @@ fn readers_find_whole_runs_while_groups_are_appended() {
         }
     });
 }
+
+#[test]
+fn two_groups_never_share_a_place() {
+    let header = header();
+    let index = SegmentIndex::new(&header);
+    let (position, timestamp) = (header.first_position, 1);
+    let group = |number, place| GroupEntry { number, position, timestamp, place };
+    assert!(index.append_group(&group(900, 4096), &[]).is_ok());
+    assert!(index.append_group(&group(901, 4096), &[]).is_err());
+    assert!(index.append_group(&group(901, 4095), &[]).is_err());
+    assert!(index.append_group(&group(901, 4097), &[]).is_ok());
+}
+
+#[test]
+fn a_segment_has_no_more_records_than_its_rows_can_number() {
+    let header = header();
+    let index = SegmentIndex::new(&header);
+    let group = GroupEntry { number: 900, position: header.first_position, timestamp: 1, place: 4096 };
+    let first =
+        RunEntry { position: header.first_position, offset: 0, stream: 1, records: u32::MAX, place: 4200, length: 100 };
+    let position = header.first_position + u32::MAX as u64;
+    let second = RunEntry { position, offset: u32::MAX as u64, records: 1, place: 4300, ..first };
+    let refused = index.append_group(&group, &[first, second]);
+    assert_eq!(refused, Err(crate::format::Damage("a segment has too many records")));
+    assert_eq!((index.next_position(), index.streams().len()), (header.first_position, 0));
+}

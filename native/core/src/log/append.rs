@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::segment::Index;
 use super::{End, Log, Segment};
 use crate::format::{CLOSING, Checked, Damage, Hash, SegmentHeader};
-use crate::group::{self, Sealed};
+use crate::group::{self, Placed, Sealed};
 use crate::index::{GroupEntry, RunEntry};
 use crate::keys::{Key, domain};
 use crate::producers::Verdict;
@@ -129,26 +129,24 @@ impl Log {
         out: &mut [u8],
     ) -> Sealed {
         let mut tail = self.tail.lock().unwrap();
-        let mut streams = self.streams.write().unwrap();
         let forming = std::mem::take(&mut tail.forming);
         let flags = if closing { CLOSING } else { 0 };
         let salt = &segment.header.salt;
-        let sealed =
-            tail.sealer.seal(&self.database, &mut streams.list, &forming, salt, place, durable_upto, now, flags, out);
+        let sealed = tail.sealer.seal(&self.database, &forming, salt, place, durable_upto, now, flags, out);
         (tail.last_place, tail.last_chain) = (place, sealed.chain);
         sealed
     }
 
     /// Leaves, tree and index of a sealed group: what its bytes did not have to wait for. Returns size and root.
     pub fn finish(&self, segment: &Segment, sealed: &mut Sealed) -> (u64, Hash) {
-        let leaves = sealed.leaves(&self.streams.read().unwrap().list);
+        let leaves = sealed.leaves();
         let runs: Vec<RunEntry> = sealed
             .runs
             .iter()
             .map(|run| RunEntry {
                 position: run.first_position,
                 offset: run.first_offset,
-                stream: run.stream,
+                stream: run.stream.number,
                 records: run.records,
                 place: run.place as u32,
                 length: run.length,
@@ -174,7 +172,7 @@ impl Log {
         };
         let mut streams = self.streams.write().unwrap();
         for run in &sealed.runs {
-            streams.info[run.stream as usize].durable = run.first_offset + run.records as u64;
+            streams.info[run.stream.number as usize].durable = run.first_offset + run.records as u64;
         }
         self.durable.store(sealed.first_position + sealed.records as u64, Ordering::Release);
         *self.end.lock().unwrap() = end;
@@ -254,7 +252,7 @@ impl super::Tail {
         let places = (*forming, self.position);
         *forming += batch.ends.len() as u64;
         self.position += batch.ends.len() as u64;
-        self.forming.push((stream, batch));
+        self.forming.push(Placed { stream: streams.list[stream as usize].clone(), offset: places.0, batch });
         places
     }
 

@@ -23,10 +23,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 use crate::format::{Checked, Hash};
-use crate::group::{Database, Sealer};
+use crate::group::{Database, Placed, Sealer};
 use crate::keys::{Entropy, Key};
 use crate::producers::{Limits, Producers};
-use crate::record::Batch;
 use crate::tree::Tree;
 
 /// Locks are taken in the order of the fields, and never held while a file is read.
@@ -64,7 +63,7 @@ pub struct End {
 
 struct Tail {
     sealer: Sealer,
-    forming: Vec<(u32, Arc<Batch>)>,
+    forming: Vec<Placed>,
     /// Position after what is forming.
     position: u64,
     /// Place of the last group in the active segment, 0 while it has none; and the last group's chain.
@@ -119,9 +118,9 @@ impl Log {
         (tree.size(), tree.root())
     }
 
-    /// Hashes that nobody has taken for the file yet: the index of the first, and they.
-    pub fn take_hashes(&self) -> (u64, Vec<Hash>) {
-        self.tree.write().unwrap().take_pending()
+    /// Hashes that nobody has taken for the file yet, so many at most: the index of the first, and they.
+    pub fn take_hashes(&self, most: usize) -> (u64, Vec<Hash>) {
+        self.tree.write().unwrap().take_pending(most)
     }
 
     /// Entries of producers for their file, of groups up to this one.

@@ -149,7 +149,8 @@ impl Log {
         if !same || !sound {
             return Err(damaged(Damage("the run's check is wrong")));
         }
-        let stream = self.streams.read().unwrap().list[run.stream as usize].clone();
+        let stream = self.streams.read().unwrap().list.get(run.stream as usize).cloned();
+        let stream = stream.ok_or_else(|| damaged(Damage("a run's stream was never declared")))?;
         let run = Run { header: run, place: entry.place as u64, bytes };
         let opened = group::open_run(&self.database, &stream, &run).map_err(damaged)?;
         let opened = opened.ok_or(Failure::NoKey { stream: entry.stream })?;
@@ -160,10 +161,8 @@ impl Log {
     pub fn get(&self, position: u64, window: &mut Window) -> Result<Found, Failure> {
         let (run, within) = self.run_at(position, window, 0)?;
         if !run.is_proven(within) {
-            let streams = self.streams.read().unwrap();
-            let stream = &streams.list[run.opened.header.stream as usize];
-            let leaf = hash_leaves(&[run.opened.leaf_of(stream, run.timestamp, within)])[0];
-            drop(streams);
+            let stream = self.streams.read().unwrap().list[run.opened.header.stream as usize].clone();
+            let leaf = hash_leaves(&[run.opened.leaf_of(&stream, run.timestamp, within)])[0];
             if self.hash(tree::stored(position))? != Some(leaf) {
                 return Err(Failure::HashesDamaged { position });
             }
@@ -183,14 +182,19 @@ impl Log {
         Ok(bytes.try_into().ok())
     }
 
-    /// The root of the tree when it had so many leaves.
+    /// The root of the tree when it had so many leaves; None if hashes are not there, or not those of the tree.
     pub fn root_at(&self, size: u64) -> io::Result<Option<Hash>> {
         let mut peaks = Vec::new();
         for index in tree::peak_places(size) {
             let Some(hash) = self.hash(index)? else { return Ok(None) };
             peaks.push(hash);
         }
-        Ok(Some(tree::root_from_peaks(&peaks)))
+        let (now, known) = {
+            let tree = self.tree.read().unwrap();
+            (tree.size(), tree.peaks().to_vec())
+        };
+        let leads = tree::leads_to(size, &peaks, (now, &known), |index| self.hash(index))?;
+        Ok(leads.then(|| tree::root_from_peaks(&peaks)))
     }
 
     /// The next run of a span, from its start or, reversed, from its end; and the span that is left.

@@ -1,6 +1,7 @@
 //! Groups from the disk, applied as if they had just been sealed. Recovery, verification and readers beside a
 //! writer all come through here.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::segment::{Index, append, entry};
@@ -129,16 +130,16 @@ impl Log {
         }
         for run in &group.runs {
             let number = run.header.stream as usize;
-            let stream = streams.list.get(number).ok_or(Damage("a run's stream was never declared"))?;
-            ensure(run.header.first_offset == stream.next, "a run's offset is not the next one")?;
-            let next = stream.next + run.header.records as u64;
+            let info = streams.info.get(number).ok_or(Damage("a run's stream was never declared"))?;
+            ensure(run.header.first_offset == info.forming, "a run's offset is not the next one")?;
+            let next = info.forming + run.header.records as u64;
             streams.set_next(number, next);
         }
         Ok(())
     }
 
     /// Leaf hashes and producers of a group.
-    fn contents(&self, group: &Group, streams: &[Stream]) -> Checked<Contents> {
+    fn contents(&self, group: &Group, streams: &[Arc<Stream>]) -> Checked<Contents> {
         let time = group.header.timestamp;
         let mut runs = Vec::with_capacity(group.runs.len());
         let mut producers = Vec::new();
@@ -169,6 +170,7 @@ impl Log {
 
     fn accept(&self, segment: &Segment, group: &Group, contents: Contents) -> Checked<()> {
         let header = &group.header;
+        ensure(header.incarnation >= self.end().incarnation, "the group's incarnation falls")?;
         if let Index::Active(index) = &*segment.index() {
             let runs: Vec<_> = group.runs.iter().map(|run| entry(&run.header, run.place)).collect();
             append(index, header, group.place, &runs)?;

@@ -5,9 +5,8 @@ use std::io;
 use super::append::Named;
 use super::read::Failure;
 use super::{Log, Part, Receipt, Segment};
-use crate::format::{Damage, GROUP_HEADER, GroupHeader, Hash, RunHeader};
-use crate::group::{self, Opened, Run};
-use crate::keys::TAG;
+use crate::format::{Checked, Damage, GROUP_HEADER, GroupHeader, Hash};
+use crate::group::{self, Expected, Group, Opened};
 use crate::system::{Several, System};
 
 /// The state of the log at the end of a group.
@@ -32,19 +31,19 @@ impl Log {
         let lost =
             || Failure::Io(io::Error::new(io::ErrorKind::NotFound, "the group of a remembered append is not there"));
         let (segment, place) = self.group_place(number)?.ok_or_else(lost)?;
-        let (state, bytes) = self.state_at(&segment, place, number)?;
-        let mut at = GROUP_HEADER;
-        for _ in 0..state.header.runs {
-            let start = place + at as u64;
-            let damaged = |Damage(what)| self.damage(&segment, start, number, what);
-            let header = RunHeader::decode(&bytes[at..]).map_err(damaged)?;
-            let run = Run { header, place: start, bytes: &bytes[at..at + header.length as usize] };
-            at += header.length as usize;
+        let bytes = self.group_bytes(&segment, place, number)?;
+        let group = self
+            .open_again(&segment, place, &bytes)
+            .map_err(|Damage(what)| self.damage(&segment, place, number, what))?;
+        let state = self.state_at(&group)?;
+        for run in &group.runs {
+            let header = run.header;
+            let damaged = |Damage(what)| self.damage(&segment, run.place, number, what);
             if header.stream != named.stream {
                 continue;
             }
             let stream = self.streams.read().unwrap().list[header.stream as usize].clone();
-            let opened = group::open_run(&self.database, &stream, &run).map_err(damaged)?;
+            let opened = group::open_run(&self.database, &stream, run).map_err(damaged)?;
             let opened = opened.ok_or(Failure::NoKey { stream: header.stream })?;
             if several {
                 if let Some(record) = find_several(&opened, &named, sequence) {
@@ -70,17 +69,28 @@ impl Log {
         Ok(None)
     }
 
-    fn state_at(&self, segment: &Segment, place: u64, number: u64) -> Result<(State, Vec<u8>), Failure> {
+    fn group_bytes(&self, segment: &Segment, place: u64, number: u64) -> Result<Vec<u8>, Failure> {
         let head = segment.source.read(place, GROUP_HEADER)?;
-        let damaged = |Damage(what)| self.damage(segment, place, number, what);
-        let header = GroupHeader::decode(&head, &segment.header.salt, place).map_err(damaged)?;
-        let bytes = segment.source.read(place, header.length as usize)?;
-        let tag = if self.database.tagged { TAG } else { 0 };
-        let chain = bytes.len().checked_sub(32 + tag).and_then(|at| bytes[at..].first_chunk::<32>());
-        let chain = *chain.ok_or_else(|| damaged(Damage("the group is cut short")))?;
+        let header = GroupHeader::decode(&head, &segment.header.salt, place)
+            .map_err(|Damage(what)| self.damage(segment, place, number, what))?;
+        Ok(segment.source.read(place, header.length as usize)?)
+    }
+
+    /// Checked whole, since what its receipt says will be believed; that the group follows those before it was seen
+    /// when it was sealed or replayed.
+    fn open_again<'a>(&self, segment: &Segment, place: u64, bytes: &'a [u8]) -> Checked<Group<'a>> {
+        let salt = &segment.header.salt;
+        let header = GroupHeader::decode(bytes, salt, place)?;
+        let (number, position, timestamp) = (header.number, header.first_position, header.timestamp);
+        let expected = Expected { number, position, previous: header.previous, timestamp };
+        group::open(&self.database, header, &expected, salt, place, bytes)
+    }
+
+    fn state_at(&self, group: &Group) -> Result<State, Failure> {
+        let (header, chain) = (group.header, group.chain);
         let size = header.first_position + header.records as u64;
         let root = self.root_at(size)?.ok_or(Failure::HashesDamaged { position: size })?;
-        Ok((State { header, chain, size, root }, bytes))
+        Ok(State { header, chain, size, root })
     }
 
     fn part_receipt(&self, state: &State, (stream, offset, records): (u32, u64, u32)) -> Result<Receipt, Failure> {

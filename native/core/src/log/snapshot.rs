@@ -32,9 +32,10 @@ impl Log {
     /// Everything up to the last sealed group, whose end is at `place` of this segment.
     pub fn snapshot(&self, segment: u64, place: u64, salt: &Hash, producers: u64) -> Vec<u8> {
         let tail = self.tail.lock().unwrap();
+        debug_assert!(tail.forming.is_empty(), "what forms is in no group yet");
         let streams = self.streams.read().unwrap();
         let tree = self.tree.read().unwrap();
-        let mut out = Vec::with_capacity(FIXED + 64 * streams.list.len() + 32 * tree.peaks().len());
+        let mut out = Vec::with_capacity(FIXED + 64 * streams.info.len() + 32 * tree.peaks().len());
         out.extend(MAGIC);
         out.extend(self.database.id);
         out.extend((tail.sealer.group - 1).to_le_bytes());
@@ -48,14 +49,14 @@ impl Log {
         out.extend(place.to_le_bytes());
         out.extend(salt);
         out.extend(producers.to_le_bytes());
-        out.extend(streams.list[0].next.to_le_bytes());
+        out.extend(streams.info[0].forming.to_le_bytes());
         out.extend((tree.peaks().len() as u64).to_le_bytes());
         out.extend(tail.last_place.to_le_bytes());
         out.extend(tail.last_chain);
         debug_assert_eq!(out.len(), FIXED);
         tree.peaks().iter().for_each(|peak| out.extend(peak));
-        for (stream, info) in streams.list.iter().zip(&streams.info).skip(1).take(declared) {
-            out.extend(stream.next.to_le_bytes());
+        for info in streams.info.iter().skip(1).take(declared) {
+            out.extend(info.forming.to_le_bytes());
             out.extend((info.declaration.len() as u16).to_le_bytes());
             out.extend(&info.declaration);
         }
@@ -70,14 +71,18 @@ impl Log {
         if bytes.len() < FIXED || bytes[..8] != *MAGIC || bytes[8..24] != self.database.id {
             return None;
         }
+        let (group, position) = (u64_at(bytes, 24), u64_at(bytes, 32));
+        if group == u64::MAX || position >= 1 << 63 {
+            return None;
+        }
         Some(Resume {
             segment: u64_at(bytes, 88),
             place: u64_at(bytes, 96),
             last_place: u64_at(bytes, 160),
             salt: bytes[104..136].try_into().unwrap(),
-            group: u64_at(bytes, 24),
+            group,
             producers: u64_at(bytes, 136),
-            hashes: crate::tree::stored(u64_at(bytes, 32)),
+            hashes: crate::tree::stored(position),
         })
     }
 

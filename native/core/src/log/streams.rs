@@ -1,6 +1,7 @@
 //! The streams of a database by name and by number.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::format::{Checked, Hash, ensure};
 use crate::group::Stream;
@@ -23,7 +24,7 @@ pub struct Info {
 
 /// Numbers count from 0, the system's, without a gap; a name has one number for ever.
 pub struct Streams {
-    pub list: Vec<Stream>,
+    pub list: Vec<Arc<Stream>>,
     pub info: Vec<Info>,
     names: HashMap<String, u32>,
 }
@@ -31,7 +32,7 @@ pub struct Streams {
 impl Streams {
     pub fn new(identity: Hash) -> Self {
         let info = Info { name: String::new(), declaration: vec![], forming: 0, durable: 0, declared: true };
-        Self { list: vec![Stream::new(0, identity, false, None)], info: vec![info], names: HashMap::new() }
+        Self { list: vec![Arc::new(Stream::new(0, identity, false, None))], info: vec![info], names: HashMap::new() }
     }
 
     pub fn number(&self, name: &str) -> Option<u32> {
@@ -44,7 +45,7 @@ impl Streams {
         ensure(!self.names.contains_key(&declaration.name), "a stream is declared twice")?;
         ensure(!declaration.name.is_empty(), "a stream is declared without a name")?;
         let hash = Declaration::hash(encoded);
-        self.list.push(Stream::new(declaration.stream, hash, declaration.encrypted, key));
+        self.list.push(Arc::new(Stream::new(declaration.stream, hash, declaration.encrypted, key)));
         self.names.insert(declaration.name.clone(), declaration.stream);
         self.info.push(Info {
             name: declaration.name.clone(),
@@ -58,7 +59,6 @@ impl Streams {
 
     /// A stream's length when the log was loaded.
     pub fn set_next(&mut self, number: usize, next: u64) {
-        self.list[number].next = next;
         (self.info[number].forming, self.info[number].durable) = (next, next);
     }
 

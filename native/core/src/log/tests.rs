@@ -1,1 +1,12 @@
+//! The log against a list of everything that was appended to it.
 
+mod bounds;
+mod bytes;
+mod forging;
+mod published;
+mod reading;
+mod replaying;
+mod state;
+mod texts;
+mod together;
+mod world;

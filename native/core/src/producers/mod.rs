@@ -107,6 +107,8 @@ pub struct Producers {
     thick: BTreeMap<u64, Key>,
     thin: BTreeMap<u64, Key>,
     turns: u64,
+    /// The time of the last batch: a clock may have gone back since.
+    latest: u64,
     /// No producer expires before this log time.
     soonest: u64,
     bytes: usize,
@@ -132,6 +134,7 @@ impl Producers {
             thick: BTreeMap::new(),
             thin: BTreeMap::new(),
             turns: 0,
+            latest: 0,
             soonest: u64::MAX,
             bytes: 0,
         }
@@ -170,7 +173,7 @@ impl Producers {
     /// of the log; one that is known already, as when the log is read again, changes nothing.
     pub fn apply(&mut self, stream: u32, id: &Id, sequence: u64, digest: &Digest, group: u64, time: u64) {
         let batch = Batch { digest: *digest, group };
-        let fresh = Fresh { key: (stream, *id), sequence, batch, time };
+        let fresh = Fresh { key: (stream, *id), sequence, batch, time: time.max(self.latest) };
         if self.remember(&fresh) {
             self.fresh.push_back(fresh);
         }
@@ -201,6 +204,7 @@ impl Producers {
 
     /// Whether the batch was news.
     fn remember(&mut self, fresh: &Fresh) -> bool {
+        self.latest = self.latest.max(fresh.time);
         self.expire(fresh.time);
         let producer = self.known.entry(fresh.key).or_default();
         if producer.has(fresh) {

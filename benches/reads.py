@@ -1,0 +1,206 @@
+"""How fast what was appended is read: single records, scans, `verify`, and a start that has to read everything.
+
+One database a mode, on the disk, filled once. Beside each figure the limit that this machine sets it, measured in the
+same run: reading as many bytes past the page cache, or hashing as much as the records' leaves and tree take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import os
+import random
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import kimberlite
+from benches.engine import Cell, Mode, payloads
+from benches.table import Table, machine, microseconds, quantile, show, write_json
+from kimberlite.crypto.master import create_master, load_master
+from kimberlite.log.verify import verify
+from kimberlite.storage import open_backend
+
+MODES: tuple[Mode, ...] = ("plain", "encrypted", "json+zstd")
+#: Blocks of SHA-256 for a record of 256 bytes: its commitment, its leaf and one node of the tree.
+BLOCKS = 6 + 2 + 2
+DERIVED = ("hashes", "producers", "checkpoint")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    work: str
+    mode: str
+    value: float
+    unit: str
+    limit: float
+    meaning: str
+
+
+async def fill(path: Path, records: int, mode: Mode, key: Path | None) -> None:
+    batch = payloads(Cell(batch=100, mode=mode))
+    async with kimberlite.open(path, key_file=key, compression=1 if mode == "json+zstd" else None) as db:
+
+        async def client(name: str, batches: int) -> None:
+            for _ in range(batches):
+                await db.append(name, batch)
+
+        await asyncio.gather(*(client(f"stream-{i}", records // 1600) for i in range(16)))
+
+
+async def gets(path: Path, key: Path | None, count: int) -> tuple[list[int], list[int]]:
+    """Nanoseconds of each read of a record whose run is in the cache, and of one anywhere in the log."""
+    warm, cold = [], []
+    clock = time.perf_counter_ns
+    async with kimberlite.open(path, key_file=key) as db:
+        end = db.durable_position
+        hot = random.Random(1).sample(range(16, end), 8)
+        for turn in range(count):
+            position = hot[turn % len(hot)]
+            begun = clock()
+            await db.get(position)
+            warm.append(clock() - begun)
+        for position in (random.Random(2).randrange(16, end) for _ in range(count)):
+            begun = clock()
+            await db.get(position)
+            cold.append(clock() - begun)
+    return warm[count // 10 :], cold
+
+
+async def scan(path: Path, key: Path | None, stream: str | None) -> float:
+    async with kimberlite.open(path, key_file=key) as db:
+        begun, count = time.perf_counter(), 0
+        async for batch in db.read(stream).batches():
+            count += len(batch)
+        return count / (time.perf_counter() - begun)
+
+
+async def recover(path: Path, key: Path | None) -> float:
+    """Records a second of an open that has nothing but the segments."""
+    for name in DERIVED:
+        (path / name).unlink(missing_ok=True)
+    shutil.rmtree(path / "index", ignore_errors=True)
+    begun = time.perf_counter()
+    async with kimberlite.open(path, key_file=key) as db:
+        return db.durable_position / (time.perf_counter() - begun)
+
+
+def check(path: Path, key: Path | None) -> float:
+    begun = time.perf_counter()
+    backend = open_backend(path, "auto", read_only=True, create=False)
+    report = verify(backend, None if key is None else load_master(key))
+    return report.records / (time.perf_counter() - begun)
+
+
+def hash_limit(seconds: float) -> float:
+    """Records a second whose leaves and nodes all cores together could hash if they did nothing else."""
+    data = os.urandom(1 << 20)
+    done = [0] * (os.cpu_count() or 1)
+
+    def work(i: int) -> None:
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            hashlib.sha256(data).digest()
+            done[i] += 1
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(done))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(done) * (1 << 20) / (64 * BLOCKS) / seconds
+
+
+def disk_limit(path: Path, records: int) -> float:
+    """Records a second if their segments are only read, past the page cache, a mebibyte at a time."""
+    files = sorted((path / "segments").iterdir())
+    buffer = bytearray(1 << 20)
+    begun, total = time.perf_counter(), 0
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        while got := os.readv(descriptor, [buffer]):
+            total += got
+        os.close(descriptor)
+    assert total
+    return records / (time.perf_counter() - begun)
+
+
+def middle(run: Callable[[], float], rounds: int) -> float:
+    return statistics.median(run() for _ in range(rounds))
+
+
+def measure(directory: Path, mode: Mode, records: int, rounds: int, seconds: float) -> list[Figure]:
+    path, key = directory / mode, None
+    if mode == "encrypted":
+        key = directory / f"{mode}.key"
+        create_master(key)
+    asyncio.run(fill(path, records, mode, key))
+    count = min(records, 20_000)
+    warm, cold = asyncio.run(gets(path, key, count))
+    hashing, reading = hash_limit(seconds), disk_limit(path, records)
+    found = [
+        Figure("get, in the cache, p50", mode, quantile(warm, 0.5) / 1000, "µs", 2.0, "the aim"),
+        Figure("get, in the cache, p99", mode, quantile(warm, 0.99) / 1000, "µs", 20.0, "the aim"),
+        Figure("get, anywhere, p50", mode, quantile(cold, 0.5) / 1000, "µs", 20.0, "the aim"),
+        Figure("get, anywhere, p99", mode, quantile(cold, 0.99) / 1000, "µs", 20.0, "the aim"),
+    ]
+    rates: list[tuple[str, Callable[[], float], float, str]] = [
+        ("scan of the log", lambda: asyncio.run(scan(path, key, None)), reading, "reading the files"),
+        ("scan of a stream", lambda: asyncio.run(scan(path, key, "stream-3")), reading, "reading the files"),
+        ("verify", lambda: check(path, key), min(hashing, reading), "hashing on all cores, or reading"),
+        ("recovery from segments", lambda: asyncio.run(recover(path, key)), min(hashing, reading), "the same"),
+    ]
+    for work, run, limit, meaning in rates:
+        found.append(Figure(work, mode, middle(run, rounds), "records/s", limit, meaning))
+    return found
+
+
+def table(found: list[Figure]) -> Table:
+    rows = []
+    for each in found:
+        if each.unit == "µs":
+            value, limit = microseconds(each.value * 1000), microseconds(each.limit * 1000)
+        else:
+            value, limit = f"{each.value:,.0f}", f"{each.limit:,.0f}"
+        rows.append(
+            (f"{each.work}, {each.mode}", value, each.unit, limit, f"{each.value / each.limit:.2f}", each.meaning)
+        )
+    headings = ("work", "figure", "unit", "limit or aim", "figure ÷ that", "which is")
+    return Table("Reads of records of 256 bytes in batches of 100", headings, tuple(rows))
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benches.reads", description=__doc__)
+    parser.add_argument("--directory", type=Path, default=Path())
+    parser.add_argument("--records", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each limit")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", action="store_true")
+    return parser
+
+
+def main() -> None:
+    options = arguments().parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=options.directory) as name:
+        directory = Path(name)
+        found = [
+            figure
+            for mode in MODES
+            for figure in measure(directory, mode, options.records, options.rounds, options.seconds)
+        ]
+        where = machine(directory)
+    show(where, [table(found)], markdown=options.markdown)
+    if options.json:
+        write_json(options.json, where, {"reads": found})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+//! Appends on their way to a group: Python runs once for each of them, and what is done for many is done here.
+use std::collections::VecDeque;
+use std::sync::{Mutex, OnceLock};
+
+use kimberlite_core::log::Part;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyList;
+
+use crate::batch::Batch;
+use crate::writer::lock;
+
+/// Of the system record of an append to several streams, beside its parts.
+const SEVERAL: usize = 512;
+/// Of a producer's batch, beside its id.
+const PRODUCER: usize = 32;
+
+/// One append: its parts, what it waits for, and the future that answers it: with a receipt, or with a list of them
+/// if it is one to several streams.
+#[pyclass(frozen, module = "kimberlite._native")]
+pub struct Request {
+    pub names: Vec<Py<PyAny>>,
+    pub parts: Vec<Part>,
+    pub producer: Option<(Vec<u8>, u64)>,
+    /// Whether its producer counts in stream 0.
+    pub several: bool,
+    policy: Policy,
+    #[pyo3(get)]
+    future: Py<PyAny>,
+    /// Bytes of its records, and what it takes of a group at most.
+    #[pyo3(get)]
+    size: usize,
+    #[pyo3(get)]
+    bound: usize,
+    /// Offset and position of each part's first record, once it is admitted.
+    pub places: OnceLock<Vec<(u64, u64)>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Policy {
+    Alone,
+    Group,
+    Os,
+}
+
+/// A stream's name and number, its batch, and the offset it must get.
+type PyPart<'py> = (Bound<'py, PyAny>, u32, Bound<'py, Batch>, Option<u64>);
+
+impl Request {
+    pub fn single(name: Py<PyAny>, part: Part, policy: &str, future: Py<PyAny>, quantum: usize) -> Self {
+        Self::build(vec![name], vec![part], policy, None, false, future, quantum)
+    }
+
+    fn build(
+        names: Vec<Py<PyAny>>,
+        parts: Vec<Part>,
+        policy: &str,
+        producer: Option<(Vec<u8>, u64)>,
+        several: bool,
+        future: Py<PyAny>,
+        quantum: usize,
+    ) -> Self {
+        let policy = match policy {
+            "os" => Policy::Os,
+            "group" => Policy::Group,
+            _ => Policy::Alone,
+        };
+        let size = parts.iter().map(|part| part.batch.bytes.len()).sum();
+        let mut bound: usize = parts.iter().map(|part| kimberlite_core::group::bound(&part.batch, quantum)).sum();
+        if let Some((id, _)) = &producer {
+            bound += id.len() + PRODUCER + if several { SEVERAL + 16 * parts.len() } else { 0 };
+        }
+        Self { names, parts, producer, several, policy, future, size, bound, places: OnceLock::new() }
+    }
+
+    fn waits(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(!self.future.bind(py).call_method0(intern!(py, "done"))?.is_truthy()?)
+    }
+
+    /// Answers whoever still waits.
+    pub fn answer(&self, py: Python<'_>, mut receipts: Vec<Bound<'_, PyAny>>) -> PyResult<()> {
+        if !self.waits(py)? {
+            return Ok(());
+        }
+        let answer = if self.several {
+            PyList::new(py, receipts)?.into_any()
+        } else {
+            receipts.pop().expect("an append has at least one part")
+        };
+        self.future.bind(py).call_method1(intern!(py, "set_result"), (answer,))?;
+        Ok(())
+    }
+}
+
+#[pymethods]
+impl Request {
+    #[new]
+    fn new(
+        parts: Vec<PyPart<'_>>,
+        policy: &str,
+        producer: Option<(Vec<u8>, u64)>,
+        several: bool,
+        future: Py<PyAny>,
+        quantum: usize,
+    ) -> Self {
+        let part = |(_, stream, batch, expect): &PyPart<'_>| Part {
+            stream: *stream,
+            batch: batch.get().inner.clone(),
+            expect: *expect,
+        };
+        let core = parts.iter().map(part).collect();
+        let names = parts.into_iter().map(|(name, ..)| name.unbind()).collect();
+        Self::build(names, core, policy, producer, several, future, quantum)
+    }
+
+    /// Whether it is answered only when it is on the disk.
+    #[getter]
+    fn durable(&self) -> bool {
+        self.policy != Policy::Os
+    }
+
+    /// Nothing, if nobody waits any more.
+    fn refuse(&self, py: Python<'_>, error: &Bound<'_, PyAny>) -> PyResult<()> {
+        if self.waits(py)? {
+            self.future.bind(py).call_method1(intern!(py, "set_exception"), (error,))?;
+        }
+        Ok(())
+    }
+}
+
+/// The appends that wait for a group, in the order in which they came.
+#[pyclass(frozen, module = "kimberlite._native")]
+pub struct Pool {
+    state: Mutex<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    queue: VecDeque<Py<Request>>,
+    bytes: usize,
+}
+
+#[pymethods]
+impl Pool {
+    #[new]
+    fn new() -> Self {
+        Self { state: Mutex::default() }
+    }
+
+    fn __len__(&self) -> usize {
+        lock(&self.state).queue.len()
+    }
+
+    /// Bytes of the records that wait.
+    #[getter]
+    fn bytes(&self) -> usize {
+        lock(&self.state).bytes
+    }
+
+    /// What the first takes of a group at most; 0 if there is none.
+    #[getter]
+    fn first(&self) -> usize {
+        lock(&self.state).queue.front().map_or(0, |first| first.get().bound)
+    }
+
+    /// Empties it, and gives what was in it.
+    fn clear(&self) -> Vec<Py<Request>> {
+        std::mem::take(&mut *lock(&self.state)).queue.into()
+    }
+
+    fn push(&self, request: Bound<'_, Request>) {
+        let mut state = lock(&self.state);
+        state.bytes += request.get().size;
+        state.queue.push_back(request.unbind());
+    }
+
+    /// The first, and with it those of its policy that follow and fit: together they take `most` of a group, unless
+    /// the first alone takes more. Also what they take at most.
+    fn take(&self, most: usize) -> (Vec<Py<Request>>, usize) {
+        let mut state = lock(&self.state);
+        let (mut taken, mut bound) = (Vec::new(), 0);
+        let mut policy = None;
+        while let Some(next) = state.queue.front().map(|next| next.get()) {
+            let joins = policy == Some(next.policy) && next.policy != Policy::Alone && bound + next.bound <= most;
+            if policy.is_some() && !joins {
+                break;
+            }
+            policy = Some(next.policy);
+            bound += next.bound;
+            state.bytes -= next.size;
+            taken.extend(state.queue.pop_front());
+        }
+        (taken, bound)
+    }
+}

@@ -1,0 +1,57 @@
+"""Reading a file piece by piece."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from kimberlite.log.ahead import Ahead
+from kimberlite.storage import open_backend
+from kimberlite.storage.backend import Backend, File
+from kimberlite.storage.memory import Disk, MemoryBackend
+
+DATA = bytes(range(256)) * 40
+
+
+@pytest.fixture(params=["threads", "memory"])
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
+    return MemoryBackend(Disk()) if request.param == "memory" else open_backend(tmp_path / "db", "threads", create=True)
+
+
+@pytest.fixture
+def file(backend: Backend) -> File:
+    file = backend.open("file", "x")
+    file.write(0, DATA)
+    return file
+
+
+@pytest.mark.parametrize("piece", [1_000, 1_024, 5_120, 10_240, 20_000])
+@pytest.mark.parametrize("start", [0, 1, 240, 10_239])
+def test_pieces_follow_each_other_to_the_end_and_then_are_empty(file: File, start: int, piece: int) -> None:
+    with Ahead(file, start, piece) as ahead:
+        taken: list[bytes] = []
+        while not taken or len(taken[-1]) == piece:
+            taken.append(ahead.take())
+        assert b"".join(taken) == DATA[start:]
+        assert all(len(part) == piece for part in taken[:-1])
+        assert ahead.take() == ahead.take() == b""
+
+
+def test_behind_the_end_there_is_nothing(file: File) -> None:
+    with Ahead(file, len(DATA), 100) as ahead:
+        assert ahead.take() == b""
+
+
+def test_an_error_of_a_read_reaches_whoever_takes_the_piece(backend: Backend, file: File) -> None:
+    file.close()
+    with Ahead(file, 0, 100) as ahead, pytest.raises(OSError, match=r"\[Errno 9\]"):
+        ahead.take()
+
+
+def test_no_thread_is_left_behind_though_a_piece_was_not_taken(file: File) -> None:
+    before = threading.active_count()
+    with Ahead(file, 0, 1_000) as ahead:
+        ahead.take()
+    assert threading.active_count() == before

@@ -1,0 +1,193 @@
+"""Files that follow from the segments: taken now and then, believed only when they fit, and never needed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from kimberlite import Log, Receipt, RolledBack
+from kimberlite.log import checkpoint
+from kimberlite.log.names import CHECKPOINT, HASHES, PRODUCERS, index_name, segment_name
+from tests.log import simulated
+from tests.log.simulated import Machine, failing, payloads
+
+DERIVED = (HASHES, PRODUCERS, CHECKPOINT)
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "LEAST_INTERVAL", 0.002)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async def condition() -> bool:
+        return holds()
+
+    await simulated.until(condition)
+
+
+async def filled(machine: Machine) -> list[Receipt]:
+    """Some segments of appends by a producer, closed cleanly."""
+    async with machine.open(segment_bytes=64 * 1024) as db:
+        return [await db.append("s", b"%d" % i * 900, producer=("p", i)) for i in range(60)]
+
+
+def replace(machine: Machine, other: Machine) -> None:
+    """The checkpoint of another disk is put in the place of this one's."""
+    data = other.disk.files()[CHECKPOINT]
+    machine.backend().open(CHECKPOINT, "w").truncate(len(data))
+    machine.write(CHECKPOINT, 0, data)
+
+
+async def same(machine: Machine, receipts: list[Receipt]) -> None:
+    """A writer finds what was appended, remembers who did, and goes on."""
+    async with machine.open(segment_bytes=64 * 1024) as db:
+        assert await payloads(db.read("s")) == [b"%d" % i * 900 for i in range(60)]
+        assert (await db.info())["root"] == receipts[-1].root.hex()
+        assert await db.append("s", b"7" * 900, producer=("p", 7)) == receipts[7]
+    machine.verify(receipts[30])
+
+
+async def replayed(machine: Machine) -> int:
+    """Bytes of segments that the next open reads."""
+    sizes = {name: len(data) for name, data in machine.disk.files().items()}
+    trace = machine.watch()
+    async with machine.open(segment_bytes=64 * 1024):
+        reads = [(sizes.get(name, 0) - place, length) for verb, name, place, length in trace if verb == "read"]
+    machine.disk.trace = None
+    return sum(max(0, min(rest, length)) for rest, length in reads)
+
+
+async def test_a_checkpoint_is_taken_after_so_many_records(machine: Machine) -> None:
+    async with machine.open(checkpoint_records=20) as db:
+        await db.append("s", [b"x"] * 10)
+        await asyncio.sleep(0.02)
+        await db.append("s", b"x")
+        assert CHECKPOINT not in machine.disk.files()
+        await db.append("s", [b"x"] * 10)
+        await until(lambda: CHECKPOINT in machine.disk.files())
+        before = machine.disk.files()[CHECKPOINT]
+        await asyncio.sleep(0.01)
+        await db.append("s", [b"x"] * 25)
+        await until(lambda: machine.disk.files()[CHECKPOINT] != before)
+
+
+async def test_a_checkpoint_is_taken_after_so_many_bytes(machine: Machine) -> None:
+    async with machine.open(checkpoint_bytes=40_000) as db:
+        await db.append("s", bytes(20_000))
+        await asyncio.sleep(0.01)
+        assert CHECKPOINT not in machine.disk.files()
+        await db.append("s", bytes(30_000))
+        await until(lambda: CHECKPOINT in machine.disk.files())
+
+
+async def test_a_checkpoint_names_only_what_was_synced_before_it_was_put_in_place(either: Machine) -> None:
+    async with either.open(checkpoint_records=5) as db:
+        await db.append("s", b"x", producer=("p", 0))
+        await asyncio.sleep(0.01)
+        trace = either.watch()
+        await db.append("s", [b"x"] * 9, producer=("p", 1))
+        await until(lambda: any(verb == "rename" for verb, *_ in trace))
+        await asyncio.sleep(0.01)
+    steps = [(verb, name) for verb, name, *_ in trace]
+    placed = steps.index(("rename", "prepare/checkpoint -> checkpoint"))
+    for name in (HASHES, PRODUCERS, "prepare/checkpoint"):
+        assert steps.index(("write", name)) < steps.index(("sync", name)) < placed
+    durable = next(
+        i for i, (verb, name) in enumerate(steps) if verb in ("durable", "synced") and name == segment_name(0)
+    )
+    assert durable < steps.index(("write", HASHES))
+    assert steps[placed + 1] == ("sync_directory", "")
+
+
+async def test_a_start_reads_only_what_is_behind_the_checkpoint(either: Machine) -> None:
+    await filled(either)
+    with_it = await replayed(either)
+    either.backend().unlink(CHECKPOINT)
+    without = await replayed(either)
+    segments = len([name for name in either.disk.files() if name.startswith("segments/")])
+    assert segments > 3
+    assert with_it < without / 2
+
+
+@pytest.mark.parametrize("gone", [*DERIVED, "index", "all"])
+async def test_derived_files_may_be_deleted_and_are_made_again(either: Machine, gone: str) -> None:
+    receipts = await filled(either)
+    for name in list(either.disk.files()):
+        derived = name in DERIVED or name.startswith("index/")
+        if derived and (gone == "all" or name.startswith(gone)):
+            either.backend().unlink(name)
+    async with either.open(read_only=True) as reader:
+        assert len(await payloads(reader.read("s"))) == 60
+    await same(either, receipts)
+    assert set(DERIVED) <= set(either.disk.files())
+
+
+@pytest.mark.parametrize("name", [*DERIVED, index_name(0), index_name(2)])
+@pytest.mark.parametrize("place", [0, 60, -1])
+async def test_a_flipped_bit_in_a_derived_file_is_never_believed(either: Machine, name: str, place: int) -> None:
+    receipts = await filled(either)
+    either.flip(name, place % len(either.disk.files()[name]))
+    await same(either, receipts)
+
+
+@pytest.mark.parametrize("name", [*DERIVED, index_name(0)])
+async def test_a_derived_file_that_was_cut_is_made_again(either: Machine, name: str) -> None:
+    receipts = await filled(either)
+    either.backend().open(name, "w").truncate(len(either.disk.files()[name]) // 2)
+    await same(either, receipts)
+
+
+async def test_a_derived_file_that_cannot_be_written_costs_nobody_an_append(either: Machine) -> None:
+    for name in (HASHES, PRODUCERS, "prepare/checkpoint", "prepare/index"):
+        machine = Machine(either.key)
+        async with machine.open(checkpoint_records=5, segment_bytes=64 * 1024) as db:
+            machine.fault = failing("write", name)
+            for i in range(30):
+                assert (await db.append("s", b"%d" % i * 900, producer=("p", i))).durable
+            await asyncio.sleep(0.005)
+            assert len(await payloads(db.read("s"))) == 30
+            machine.fault = None
+            assert (await db.append("s", b"more")).durable
+        machine.verify()
+        async with machine.open(segment_bytes=64 * 1024) as db:
+            assert len(await payloads(db.read("s"))) == 31
+
+
+async def test_a_checkpoint_ahead_of_the_log_is_a_rollback(either: Machine) -> None:
+    await filled(either)
+    behind = either.image()
+    async with either.open(segment_bytes=64 * 1024) as db:
+        await db.append("s", [bytes(900)] * 5)
+    replace(behind, either)
+    for _ in range(2):
+        with pytest.raises(RolledBack):
+            await behind.open(segment_bytes=64 * 1024)
+        with pytest.raises(RolledBack):
+            behind.verify()
+
+
+async def test_a_checkpoint_of_another_database_is_ignored(machine: Machine) -> None:
+    receipts = await filled(machine)
+    other = Machine()
+    await filled(other)
+    replace(machine, other)
+    await same(machine, receipts)
+
+
+async def test_checkpoints_under_load_stay_out_of_the_way_of_order(either: Machine) -> None:
+    async with either.open(checkpoint_records=20, segment_bytes=64 * 1024) as db:
+        await appended(db, 300)
+        dead = either.image()
+    for machine in (either, dead):
+        async with machine.open(segment_bytes=64 * 1024) as db:
+            assert await payloads(db.read("s")) == [b"%d" % i * 200 for i in range(300)]
+        machine.verify()
+
+
+async def appended(db: Log, count: int) -> None:
+    for start in range(0, count, 20):
+        await asyncio.gather(*(db.append("s", b"%d" % i * 200) for i in range(start, start + 20)))
+        await asyncio.sleep(0.001)

@@ -1,0 +1,157 @@
+"""Making a database: whatever it is interrupted at, the next open finishes it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from kimberlite import KeyUnavailable, KimberliteError
+from kimberlite.crypto.master import create_master
+from kimberlite.log.creation import read_small, write_small
+from kimberlite.log.names import IDENTITY, MARKS, RECEIPT_KEY, RESERVE, VAULTS
+from kimberlite.storage.backend import BLOCK
+from kimberlite.storage.memory import Disk, MemoryBackend
+from tests.log.simulated import Machine, payloads
+
+
+@pytest.fixture
+def disk() -> Disk:
+    disk = Disk()
+    backend = MemoryBackend(disk)
+    backend.mkdir("prepare")
+    backend.mkdir("index")
+    return disk
+
+
+def test_a_small_file_is_replaced_by_temporary_sync_rename_and_sync_of_its_directory(disk: Disk) -> None:
+    backend = MemoryBackend(disk)
+    write_small(backend, "index/a", b"old")
+    trace: list[tuple[str, str, int, int]] = []
+    disk.trace = trace
+    write_small(backend, "index/a", b"new")
+    steps = [(verb, name) for verb, name, *_ in trace if verb != "exists"]
+    assert steps == [
+        ("open", "prepare/index-a"),
+        ("write", "prepare/index-a"),
+        ("sync", "prepare/index-a"),
+        ("rename", "prepare/index-a -> index/a"),
+        ("sync_directory", "index"),
+    ]
+    assert disk.files()["index/a"] == b"new"
+
+
+def test_a_cut_leaves_the_old_small_file_or_the_new_one(disk: Disk) -> None:
+    backend = MemoryBackend(disk)
+    write_small(backend, "index/a", b"old" * 1_000)
+    backend.sync_directory()
+    seen = set()
+
+    def cut() -> None:
+        for seed in range(4):
+            seen.add(disk.crash(Random(seed)).files()["index/a"])
+
+    disk.on_step = cut
+    write_small(backend, "index/a", b"new" * 1_000)
+    cut()
+    assert seen == {b"old" * 1_000, b"new" * 1_000}
+
+
+def test_a_temporary_left_by_a_crash_is_no_hindrance(disk: Disk) -> None:
+    backend = MemoryBackend(disk)
+    disk.create("prepare/a")
+    write_small(backend, "a", b"data")
+    assert read_small(backend, "a") == b"data"
+    assert read_small(backend, "a", 2) == b"da"
+    assert read_small(backend, "missing") is None
+
+
+async def test_a_new_database_has_what_the_format_names(either: Machine) -> None:
+    async with either.open() as db:
+        await db.append("s", b"x")
+    files = either.disk.files()
+    keys = set(VAULTS) if either.key else {RECEIPT_KEY}
+    assert {IDENTITY, MARKS, RESERVE, *keys} <= files.keys()
+    assert not ({*VAULTS, RECEIPT_KEY} - keys) & files.keys()
+    assert len(files[MARKS]) == 2 * BLOCK
+    assert len(files[RESERVE]) == 256 * 1024
+
+
+async def test_the_identity_is_written_once(either: Machine) -> None:
+    async with either.open():
+        pass
+    before = either.disk.files()[IDENTITY]
+    for _ in range(2):
+        async with either.open() as db:
+            await db.append("s", b"x")
+    assert either.disk.files()[IDENTITY] == before
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+async def test_a_creation_that_fails_anywhere_is_finished_by_the_next_open(either: Machine, number: int) -> None:
+    for nth in range(1, 200):
+        machine, left = Machine(either.key), nth
+
+        def fault(verb: str, name: str, place: int, length: int) -> OSError | None:
+            nonlocal left
+            left -= verb not in ("exists", "list", "read", "size")
+            return OSError(number, os.strerror(number), name) if left == 0 else None
+
+        machine.fault = fault
+        try:
+            db = await machine.open()
+        except KimberliteError:
+            machine.fault = None
+            async with machine.open() as db:
+                assert (await db.append("s", b"x", expect=0)).durable
+            assert machine.verify().records == 2
+        else:
+            machine.fault = None
+            await db.close()
+            if left > 0:
+                break
+    assert left > 0
+    assert nth > 20
+
+
+async def test_a_creation_that_is_cut_anywhere_is_finished_by_the_next_open(either: Machine) -> None:
+    states: list[Disk] = []
+    either.disk.on_step = lambda: states.append(either.disk.crash(Random(len(states))))
+    async with either.open():
+        either.disk.on_step = None
+    assert len(states) > 20
+    for state in states:
+        machine = Machine(either.key)
+        machine.disk = state
+        async with machine.open() as db:
+            assert (await db.append("s", b"x", expect=0)).durable
+        assert machine.verify().records == 2
+
+
+async def test_a_master_key_cannot_be_added_to_a_database_that_was_made_without(tmp_path: Path) -> None:
+    plain = Machine()
+    async with plain.open() as db:
+        await db.append("s", b"x")
+    create_master(tmp_path / "key")
+    plain.key = tmp_path / "key"
+    with pytest.raises(KeyUnavailable):
+        await plain.open()
+    plain.key = None
+    async with plain.open() as db:
+        assert await payloads(db.read()) == [b"x"]
+
+
+async def test_two_databases_are_never_the_same(machine: Machine) -> None:
+    other = Machine()
+    ids = []
+    for each in (machine, other):
+        async with each.open() as db:
+            ids.append((await db.info())["database_id"])
+            await asyncio.sleep(0)
+    assert ids[0] != ids[1]
+    for name in (IDENTITY, RECEIPT_KEY):
+        assert machine.disk.files()[name] != other.disk.files()[name]

@@ -1,0 +1,156 @@
+"""The same behaviour on every event loop: the plain one, in its debug mode, and uvloop. Nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kimberlite
+from kimberlite import Closed, Conflict, Receipt, UnknownOutcome
+from kimberlite.crypto.master import create_master
+from kimberlite.log.opening import Opening
+from tests.log.simulated import Machine, failing, payloads
+
+Run = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
+Open = Callable[..., Opening]
+
+
+@pytest.fixture(params=["plain", "debug", "uvloop"])
+def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Run:
+    """Runs a scenario, and fails if the loop had anything to complain of, then or when all is collected."""
+    factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    if request.param == "uvloop":
+        factory = pytest.importorskip("uvloop", reason="uvloop is not installed").new_event_loop
+
+    def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        with asyncio.Runner(debug=request.param == "debug", loop_factory=factory) as runner:
+            loop = runner.get_loop()
+            loop.slow_callback_duration = 60
+            runner.run(scenario())
+            left = asyncio.all_tasks(loop)
+        gc.collect()
+        assert not left
+        assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+    return run
+
+
+@pytest.fixture(params=["threads", "uring"])
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
+    create_master(tmp_path / "key")
+
+    def again(**settings: Any) -> Opening:
+        wanted = {"backend": request.param, "segment_bytes": 256 * 1024, "key_file": tmp_path / "key", **settings}
+        return kimberlite.open(tmp_path / "db", **wanted)
+
+    return again
+
+
+def test_a_life_of_appends_reads_tails_rotations_and_readers(run: Run, opened: Open) -> None:
+    async def scenario() -> None:
+        async with opened() as db:
+            tail = db.tail()
+            following = asyncio.ensure_future(collected(lambda: anext(tail), 400))
+            for i in range(10):
+                await asyncio.gather(*(db.append(f"s{j}", [b"%d" % i * 700] * 4) for j in range(10)))
+            assert len({record.position for record in await asyncio.wait_for(following, 10)}) == 400
+            assert (await db.info())["segments"] > 1
+            async with opened(read_only=True) as reader:
+                # The end of the log is shown once a later group or a mark says that it is durable.
+                while (await reader.info())["records"] < db.durable_position:
+                    await asyncio.sleep(0.01)
+                shown = reader.tail("s1")
+                waiting = asyncio.ensure_future(anext(shown))
+                await db.append("s1", b"seen")
+                assert (await asyncio.wait_for(waiting, 10)).payload == b"seen"
+                with pytest.raises(Conflict):
+                    await db.append("s1", b"x", expect=1)
+        async with opened() as db:
+            assert len(await payloads(db.read())) == 401
+            half = db.read("s3")
+            await anext(half)
+
+    run(scenario)
+
+
+async def collected(call: Callable[[], Awaitable[Any]], count: int) -> list[Any]:
+    return [await call() for _ in range(count)]
+
+
+def test_cancelled_appends_tails_and_a_close_in_the_middle(run: Run, opened: Open) -> None:
+    async def scenario() -> None:
+        db = await opened()
+        await db.append("s", b"x")
+        tail = asyncio.ensure_future(anext(db.tail("s")))
+        appends = [asyncio.ensure_future(db.append(f"s{i % 5}", bytes(2_000))) for i in range(60)]
+        await asyncio.sleep(0)
+        for append in appends[::7]:
+            append.cancel()
+        await asyncio.sleep(0)
+        closing = asyncio.ensure_future(db.close())
+        outcomes = await asyncio.wait_for(asyncio.gather(*appends, return_exceptions=True), 10)
+        await closing
+        assert {type(outcome) for outcome in outcomes} == {Receipt, asyncio.CancelledError}
+        with pytest.raises(Closed):
+            await tail
+        stored = [outcome for outcome in outcomes if isinstance(outcome, Receipt)]
+        async with opened(anchor=max(stored, key=lambda receipt: receipt.tree_size)) as db:
+            assert len(await payloads(db.read())) >= 1 + len(stored)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("verb", ["submit", "submit_sync", "sync", "allocate", "rename", "truncate"])
+def test_a_disk_that_fails_leaves_no_task_and_no_error_that_nobody_took(run: Run, verb: str) -> None:
+    async def scenario() -> None:
+        machine = Machine()
+        db = await machine.open(segment_bytes=64 * 1024, pool_bytes=50_000)
+        await db.append("s", b"x")
+        tail = asyncio.ensure_future(anext(db.tail("s")))
+        machine.fault = failing(verb, "segments/")
+        if verb in ("allocate", "rename"):
+            machine.fault = failing(verb, "prepare/")
+        await asyncio.sleep(0)
+        appends = (db.append("s", bytes(9_000), sync="os" if i % 3 else None) for i in range(20))
+        outcomes = await asyncio.wait_for(asyncio.gather(*appends, return_exceptions=True), 10)
+        assert all(isinstance(outcome, Receipt | kimberlite.KimberliteError) for outcome in outcomes)
+        machine.fault = None
+        try:
+            await asyncio.wait_for(db.close(), 10)
+        except UnknownOutcome:
+            assert verb != "allocate"
+        await asyncio.wait([tail])
+        assert not tail.cancelled()
+        tail.exception()
+        async with machine.open(segment_bytes=64 * 1024) as db:
+            await db.append("s", b"more")
+        machine.verify()
+
+    run(scenario)
+
+
+def test_an_open_that_fails_or_is_cancelled_leaves_nothing(run: Run, opened: Open) -> None:
+    async def attempt() -> Any:
+        return await opened()
+
+    async def scenario() -> None:
+        for turns in range(3):
+            opening = asyncio.ensure_future(attempt())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            opening.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await opening
+        async with opened():
+            with pytest.raises(kimberlite.Busy):
+                await opened()
+        with pytest.raises(kimberlite.KeyUnavailable):
+            await opened(key_file=None)
+
+    run(scenario)

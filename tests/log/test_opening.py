@@ -1,0 +1,254 @@
+"""From a path to a handle: who may open what, and what an open leaves when it does not succeed."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kimberlite
+from kimberlite import Busy, Invalid, KimberliteError, Misconfigured, NoSpace, RolledBack, Unavailable
+from kimberlite.log.opening import translate
+from kimberlite.storage.memory import Disk
+from tests.log.simulated import Machine, failing, payloads
+
+
+async def test_create_false_on_nothing_is_invalid_and_makes_nothing(machine: Machine, tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match="no database"):
+        await machine.open(create=False)
+    assert machine.disk.files() == {}
+    with pytest.raises(Invalid, match="no database"):
+        await kimberlite.open(tmp_path / "nothing", create=False)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(Invalid, match="no database"):
+        await kimberlite.open(tmp_path / "empty", create=False)
+    assert (os.listdir(tmp_path), os.listdir(tmp_path / "empty")) == (["empty"], [])
+
+
+async def test_create_false_opens_what_is_there(machine: Machine) -> None:
+    async with machine.open() as db:
+        await db.append("s", b"x")
+    async with machine.open(create=False) as db:
+        assert await payloads(db.read()) == [b"x"]
+
+
+async def test_a_second_writer_is_busy_until_the_first_has_closed(machine: Machine, tmp_path: Path) -> None:
+    async with machine.open() as db:
+        with pytest.raises(Busy) as refused:
+            await machine.open()
+        assert (refused.value.code, refused.value.exit_code) == ("BUSY", 75)
+        assert (await db.append("s", b"x")).durable
+    await (await machine.open()).close()
+    async with kimberlite.open(tmp_path / "db", backend="threads"):
+        with pytest.raises(Busy):
+            await kimberlite.open(tmp_path / "db", backend="threads")
+    await (await kimberlite.open(tmp_path / "db", backend="threads")).close()
+
+
+async def test_of_two_opens_at_once_one_is_busy(tmp_path: Path) -> None:
+    path = tmp_path / "db"
+
+    async def attempt() -> Any:
+        return await kimberlite.open(path, backend="threads")
+
+    outcomes = await asyncio.gather(attempt(), attempt(), return_exceptions=True)
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Busy", "Log"]
+    for outcome in outcomes:
+        if not isinstance(outcome, BaseException):
+            await outcome.close()
+
+
+async def test_an_open_that_is_cancelled_lets_the_directory_go(tmp_path: Path) -> None:
+    path = tmp_path / "db"
+
+    async def attempt() -> Any:
+        return await kimberlite.open(path, backend="threads")
+
+    for turns in range(4):
+        opening = asyncio.ensure_future(attempt())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+    async with kimberlite.open(path, backend="threads") as db:
+        assert (await db.append("s", b"x")).durable
+
+
+async def test_an_open_that_fails_lets_the_directory_go(either: Machine) -> None:
+    async with either.open() as db:
+        await db.append("s", b"x")
+    for verb, name in (("lock", "segments/"), ("read", "identity"), ("read", "segments/"), ("write", "marks")):
+        either.fault = failing(verb, name)
+        with pytest.raises(Unavailable):
+            async with either.open():
+                pass
+        either.fault = None
+    async with either.open() as db:
+        assert await payloads(db.read()) == [b"x"]
+
+
+async def test_a_directory_with_something_else_in_it_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(Misconfigured, match=r"notes\.txt") as refused:
+        await kimberlite.open(tmp_path, backend="threads")
+    assert refused.value.exit_code == 78
+    assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+async def test_a_path_that_is_a_file_is_misconfigured(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Misconfigured):
+        await kimberlite.open(tmp_path / "file", backend="threads")
+
+
+async def test_a_database_made_here_is_for_its_owner_only(tmp_path: Path) -> None:
+    async with kimberlite.open(tmp_path / "db", backend="threads") as db:
+        await db.append("s", b"x")
+    for path in [tmp_path / "db", *(tmp_path / "db").rglob("*")]:
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+
+
+async def test_an_origin_is_given_once_and_must_be_the_same_after(machine: Machine) -> None:
+    async with machine.open(origin="example.com/ledger") as db:
+        assert (await db.info())["origin"] == "example.com/ledger"
+    with pytest.raises(Misconfigured, match="ledger"):
+        await machine.open(origin="example.com/other")
+    for origin in (None, "example.com/ledger"):
+        async with machine.open(origin=origin) as db:
+            assert (await db.info())["origin"] == "example.com/ledger"
+
+
+@pytest.mark.parametrize("origin", ["", "a b", "a+b", "a\nb", "o" * 256])
+async def test_an_origin_that_cannot_be_is_invalid_and_makes_nothing(tmp_path: Path, origin: str) -> None:
+    with pytest.raises(Invalid):
+        await kimberlite.open(tmp_path / "db", backend="threads", origin=origin)
+    async with kimberlite.open(tmp_path / "db", backend="threads", origin="o" * 255) as db:
+        assert (await db.info())["origin"] == "o" * 255
+
+
+async def test_an_anchor_that_the_log_reaches_lets_it_open_and_one_ahead_does_not(either: Machine) -> None:
+    async with either.open() as db:
+        receipts = [await db.append("s", b"%d" % i) for i in range(4)]
+        old = either.image()
+        ahead = await db.append("s", b"ahead")
+    for receipt in [*receipts, ahead]:
+        await (await either.open(anchor=receipt)).close()
+    for read_only in (False, True):
+        with pytest.raises(RolledBack) as refused:
+            await old.open(anchor=ahead, read_only=read_only)
+        assert refused.value.exit_code == 79
+    before = old.disk.files()
+    with pytest.raises(RolledBack):
+        await old.open(anchor=ahead)
+    assert {name for name in before if name.startswith("segments/")} <= old.disk.files().keys()
+
+
+async def test_an_anchor_of_another_history_is_a_rollback_and_one_not_durable_is_invalid(machine: Machine) -> None:
+    async with machine.open() as db:
+        receipt = await db.append("s", b"x")
+    with pytest.raises(RolledBack):
+        await machine.open(anchor=receipt._replace(root=bytes(32)))
+    with pytest.raises(Invalid):
+        await machine.open(anchor=receipt._replace(durable=False))
+
+
+@pytest.mark.parametrize("verb", ["write", "allocate", "open"])
+async def test_a_disk_too_full_to_recover_opens_for_reading_and_says_so(either: Machine, verb: str) -> None:
+    async with either.open() as db:
+        await db.append("s", b"x")
+        dead = either.image()
+    await asyncio.sleep(0)
+    dead.fault = failing(verb, {"open": "prepare/"}.get(verb, ""), errno.ENOSPC)
+    async with dead.open() as db:
+        notes = (await db.info())["notes"]
+        assert any("reading only" in note for note in notes)
+        with pytest.raises(Invalid):
+            await db.append("s", b"y")
+        assert len(await payloads(db.read())) <= 1
+    dead.fault = None
+    async with dead.open() as db:
+        assert await payloads(db.read()) == [b"x"]
+        assert (await db.append("s", b"y")).first_offset == 1
+
+
+async def test_a_disk_too_full_to_make_a_database_says_no_space_and_can_be_tried_again(either: Machine) -> None:
+    either.fault = failing("write", "", errno.ENOSPC)
+    with pytest.raises(NoSpace):
+        await either.open()
+    either.fault = None
+    async with either.open() as db:
+        assert (await db.append("s", b"x")).durable
+
+
+async def test_info_says_what_is_open_and_where_it_stands(either: Machine) -> None:
+    async with either.open(origin="o") as db:
+        receipt = await db.append("s", [b"x", b"y"])
+        info = await db.info()
+    assert info["origin"] == "o"
+    assert len(bytes.fromhex(info["database_id"])) == 16
+    assert (info["records"], info["tree_size"], info["durable_position"], info["streams"]) == (3, 3, 3, 1)
+    assert (info["root"], info["chain"], info["group"]) == (receipt.root.hex(), receipt.chain.hex(), receipt.group)
+    assert (info["segments"], info["encrypted"], info["notes"]) == (1, either.key is not None, [])
+    assert (info["backend"], info["backend_reason"]) == ("memory", "a simulated disk")
+    assert info["bytes"] > 8_192
+
+
+async def test_a_handle_that_was_closed_leaves_no_descriptors(tmp_path: Path) -> None:
+    async def once() -> int:
+        async with kimberlite.open(tmp_path / "db", backend="threads", segment_bytes=64 * 1024) as db:
+            for _ in range(4):
+                await db.append("s", bytes(30_000))
+            await payloads(db.read())
+        async with kimberlite.open(tmp_path / "db", read_only=True) as reader:
+            await payloads(reader.read())
+        del db, reader
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    counts = [await once() for _ in range(4)]
+    assert counts == counts[:1] * 4
+
+
+async def test_a_segment_that_was_closed_costs_a_running_writer_two_descriptors(tmp_path: Path) -> None:
+    async with kimberlite.open(tmp_path / "db", backend="threads", segment_bytes=64 * 1024) as db:
+
+        def held() -> int:
+            gc.collect()
+            return sum("/db/" in os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd"))
+
+        before = held()
+        for _ in range(40):
+            await db.append("s", bytes(30_000))
+        await asyncio.sleep(0.1)
+        segments = (await db.info())["segments"]
+        assert held() - before <= 2 * segments + 4
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ENOSPC, NoSpace),
+        (errno.EDQUOT, NoSpace),
+        (errno.ELOOP, Misconfigured),
+        (errno.EACCES, Misconfigured),
+        (errno.EREMOTE, Misconfigured),
+        (errno.EIO, Unavailable),
+        (errno.EMFILE, Unavailable),
+    ],
+)
+def test_an_error_of_the_operating_system_becomes_one_of_ours(number: int, kind: type[KimberliteError]) -> None:
+    translated = translate(OSError(number, os.strerror(number)), "somewhere")
+    assert type(translated) is kind
+    assert "somewhere" in str(translated)
+
+
+async def test_an_opening_that_is_never_awaited_has_done_nothing(tmp_path: Path) -> None:
+    kimberlite.open(tmp_path / "db")
+    assert not (tmp_path / "db").exists()
+    assert Disk().files() == {}

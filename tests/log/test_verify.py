@@ -1,0 +1,154 @@
+"""Everything that can be checked of a directory, read only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import kimberlite
+from kimberlite import Corrupt, Invalid, KeyUnavailable, KimberliteError, Receipt, RolledBack
+from kimberlite.crypto.master import create_master
+from kimberlite.log.names import HASHES, MARKS, VAULTS, segment_name
+from kimberlite.log.verify import verify, verify_directory
+from kimberlite.storage.backend import BLOCK
+from kimberlite.storage.memory import MemoryBackend
+from tests.log.simulated import Machine
+
+
+async def filled(machine: Machine) -> Receipt:
+    async with machine.open(segment_bytes=64 * 1024) as db:
+        for i in range(50):
+            receipt = await db.append(f"s{i % 3}", b"%d" % i * 900)
+    return receipt
+
+
+async def test_a_report_says_what_was_found_sound(either: Machine) -> None:
+    receipt = await filled(either)
+    report = either.verify(receipt)
+    segments = [name for name in either.disk.files() if name.startswith("segments/")]
+    assert (report.records, report.tree_size, report.streams) == (53, 53, 3)
+    assert (report.root, report.chain) == (receipt.root, receipt.chain)
+    assert (report.groups, report.segments) == (receipt.group, len(segments))
+    assert report.read == sum(len(either.disk.files()[name]) - BLOCK for name in segments)
+    assert report.keys_checked == (either.key is not None)
+    assert report.notes == []
+
+
+async def test_it_reads_and_writes_nothing(either: Machine) -> None:
+    await filled(either)
+    either.write(segment_name(0), BLOCK, either.disk.files()[segment_name(0)][BLOCK : 2 * BLOCK])
+    before = either.disk.files()
+    trace = either.watch()
+    either.verify()
+    assert {verb for verb, *_ in trace} <= {"open", "exists", "list", "read", "size"}
+    assert either.disk.files() == before
+
+
+async def test_it_tells_how_far_it_has_got(machine: Machine) -> None:
+    await filled(machine)
+    steps: list[tuple[int, int]] = []
+    report = verify(MemoryBackend(machine.disk), None, progress=lambda done, of: steps.append((done, of)))
+    assert steps == [(i + 1, report.segments) for i in range(report.segments)]
+    assert report.segments > 3
+
+
+async def test_a_flipped_bit_in_every_third_block_of_every_segment_is_found(either: Machine) -> None:
+    await filled(either)
+    for name, data in list(either.disk.files().items()):
+        if name.startswith("segments/"):
+            for place in range(0, len(data), 3 * BLOCK):
+                at = place + (place // BLOCK * 577) % BLOCK
+                either.flip(name, at)
+                with pytest.raises(KimberliteError) as found:
+                    either.verify()
+                assert isinstance(found.value, (Corrupt, RolledBack)), (name, at)
+                either.flip(name, at)
+    either.verify()
+
+
+async def test_bytes_behind_a_log_that_was_closed_cleanly_are_damage(either: Machine) -> None:
+    await filled(either)
+    last = max(name for name in either.disk.files() if name.startswith("segments/"))
+    end = len(either.disk.files()[last])
+    either.write(last, end, bytes(5_000) + b"x")
+    with pytest.raises(Corrupt, match="closed cleanly") as damaged:
+        either.verify()
+    assert damaged.value.file == last
+
+
+async def test_bytes_behind_the_watermark_of_a_log_that_was_killed_are_not_judged(either: Machine) -> None:
+    async with either.open() as db:
+        await db.append("s", b"x")
+        dead = either.image()
+    dead.write(segment_name(0), dead.end(), b"x" * 100)
+    assert dead.verify().notes == []
+
+
+async def test_a_wrong_hash_is_noted_by_its_number(either: Machine) -> None:
+    receipt = await filled(either)
+    either.flip(HASHES, BLOCK + 32 * 7 + 3)
+    report = either.verify(receipt)
+    assert (report.root, report.notes) == (
+        receipt.root,
+        [f"{HASHES}: hash 7 is wrong; delete the file to have it made again"],
+    )
+
+
+async def test_a_copy_that_differs_from_its_sound_twin_is_noted(encrypted: Machine) -> None:
+    await filled(encrypted)
+    encrypted.flip(MARKS, 40)
+    encrypted.flip(VAULTS[1], 5_000)
+    notes = encrypted.verify().notes
+    assert len(notes) == 2
+    assert any(VAULTS[1] in note for note in notes)
+    assert any(MARKS in note for note in notes)
+
+
+async def test_any_receipt_ever_given_is_an_anchor(either: Machine) -> None:
+    async with either.open(segment_bytes=64 * 1024) as db:
+        receipts = [await db.append("s", b"%d" % i * 900) for i in range(15)]
+    for receipt in receipts:
+        either.verify(receipt)
+        with pytest.raises(RolledBack):
+            either.verify(receipt._replace(root=bytes(32)))
+    with pytest.raises(RolledBack):
+        either.verify(receipts[-1]._replace(tree_size=999))
+    with pytest.raises(Invalid):
+        either.verify(receipts[0]._replace(durable=False))
+
+
+async def test_without_the_key_the_chain_and_the_tree_are_checked_all_the_same(encrypted: Machine) -> None:
+    receipt = await filled(encrypted)
+    encrypted.key, key = None, encrypted.key
+    report = encrypted.verify(receipt)
+    assert (report.records, report.root, report.keys_checked) == (53, receipt.root, False)
+    encrypted.flip(segment_name(1), 3 * BLOCK + 500)
+    with pytest.raises(Corrupt):
+        encrypted.verify()
+    encrypted.key = key
+
+
+async def test_a_wrong_key_is_said_to_be_one(encrypted: Machine, tmp_path: Path) -> None:
+    await filled(encrypted)
+    create_master(tmp_path / "other")
+    encrypted.key = tmp_path / "other"
+    with pytest.raises(KeyUnavailable):
+        encrypted.verify()
+
+
+async def test_a_directory_on_a_real_disk_is_verified_beside_its_writer(tmp_path: Path) -> None:
+    async with kimberlite.open(tmp_path / "db", backend="threads", segment_bytes=64 * 1024) as db:
+        for _ in range(20):
+            receipt = await db.append("s", bytes(5_000))
+        report = verify_directory(tmp_path / "db", anchor=receipt)
+        assert report.records == 21
+    assert verify_directory(tmp_path / "db", anchor=receipt).notes == []
+
+
+def test_what_is_no_database_is_said_to_be_none(tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match="no database"):
+        verify_directory(tmp_path)
+    with pytest.raises(KimberliteError):
+        verify_directory(tmp_path / "nothing")
+    assert list(tmp_path.iterdir()) == []
