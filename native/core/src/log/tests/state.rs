@@ -13,9 +13,9 @@ pub struct State {
     pub root: (u64, Hash),
     pub durable: u64,
     pub tail: (u64, u64, Hash),
-    /// Name, declaration, length as given out and as durable, next offset, mode, id of the key.
+    /// Name, declaration, length as given out and as durable, mode, id of the key.
     #[allow(clippy::type_complexity)]
-    pub streams: Vec<(String, Vec<u8>, u64, u64, u64, bool, Option<[u8; 16]>)>,
+    pub streams: Vec<(String, Vec<u8>, u64, u64, bool, Option<[u8; 16]>)>,
 }
 
 pub fn state(log: &Log) -> State {
@@ -24,9 +24,9 @@ pub fn state(log: &Log) -> State {
     let streams = declared
         .map(|(stream, info)| {
             let key = stream.keys.as_ref().map(|keys| keys.id);
-            let lengths = (info.forming, info.durable, stream.next);
+            let lengths = (info.forming, info.durable);
             let name = (info.name.clone(), info.declaration.clone());
-            (name.0, name.1, lengths.0, lengths.1, lengths.2, stream.encrypted, key)
+            (name.0, name.1, lengths.0, lengths.1, stream.encrypted, key)
         })
         .collect();
     let tail = {

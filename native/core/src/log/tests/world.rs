@@ -290,7 +290,7 @@ impl World {
     }
 
     pub fn flush_hashes(&mut self) {
-        let (first, hashes) = self.log.take_hashes();
+        let (first, hashes) = self.log.take_hashes(usize::MAX);
         self.hashes.write(crate::format::HASHES_HEADER + 32 * first as usize, hashes.as_flattened());
         self.log.flushed_hashes(first + hashes.len() as u64);
     }
