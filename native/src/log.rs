@@ -148,10 +148,9 @@ pub struct Log {
 impl Log {
     fn failure(&self, py: Python<'_>, failure: Failure) -> PyErr {
         match failure {
-            Failure::Io(error) => os_error(error),
+            Failure::Io(error) => io_error(py, error),
             Failure::Damaged { segment, place, group, position, what } => {
-                let file = format!("segments/{segment:020}.seg");
-                errors::corrupt(py, what, &file, Some(place), Some(group), Some(position))
+                errors::corrupt(py, what, &segment_file(segment), Some(place), Some(group), Some(position))
             }
             Failure::HashesDamaged { position } => {
                 errors::corrupt(py, "a record does not match its leaf", "hashes", None, None, Some(position))
@@ -445,7 +444,7 @@ impl Log {
     fn attach(&self, py: Python<'_>, header: &[u8], file: &Bound<'_, PyAny>, upto: u64) -> PyResult<Segment> {
         let header = SegmentHeader::decode(header).map_err(|Damage(what)| PyValueError::new_err(what))?;
         let source = source_of(file)?;
-        let inner = py.detach(|| log::Segment::resumed(header, source, upto)).map_err(os_error)?;
+        let inner = py.detach(|| log::Segment::resumed(header, source, upto)).map_err(|error| io_error(py, error))?;
         let inner = Arc::new(inner);
         self.inner.attach(inner.clone());
         Ok(Segment { inner, file: file.clone().unbind() })
@@ -741,6 +740,18 @@ impl Resume {
     #[getter]
     fn hashes(&self) -> u64 {
         self.0.hashes
+    }
+}
+
+fn segment_file(number: u64) -> String {
+    format!("segments/{number:020}.seg")
+}
+
+/// An error of a file, or damage that was found where an index was to be made again.
+fn io_error(py: Python<'_>, error: io::Error) -> PyErr {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<log::Unindexed>()) {
+        Some(found) => errors::corrupt(py, found.what, &segment_file(found.segment), Some(found.place), None, None),
+        None => os_error(error),
     }
 }
 

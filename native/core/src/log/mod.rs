@@ -14,7 +14,7 @@ mod tests;
 pub use append::{Admission, Part, Receipt, Refused};
 pub use read::{Failure, Found, Span, Window};
 pub use replay::{Replayed, Stop};
-pub use segment::{Descriptor, Index, Segment, Source, checked, closes, derived_mac};
+pub use segment::{Descriptor, Index, Segment, Source, Unindexed, checked, closes, derived_mac};
 pub use snapshot::Resume;
 pub use streams::{Info, Streams};
 

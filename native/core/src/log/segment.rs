@@ -4,7 +4,9 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock, RwLock};
 
-use crate::format::{CLOSING, GROUP_HEADER, GroupHeader, RUN_HEADER, RunHeader, SEGMENT_HEADER, SegmentHeader, padded};
+use crate::format::{
+    CLOSING, Damage, GROUP_HEADER, GroupHeader, RUN_HEADER, RunHeader, SEGMENT_HEADER, SegmentHeader, padded,
+};
 use crate::index::{ClosedIndex, GroupEntry, Lookup, RunEntry, SegmentIndex};
 use crate::keys::{Key, domain};
 
@@ -130,26 +132,45 @@ fn from_file(file: &dyn Source, key: &Key, header: &SegmentHeader) -> io::Result
 const LARGEST_INDEX: usize = 2 << 30;
 
 /// The index made again from the segment's own headers, up to a place or the closing group.
+/// What keeps the index of a segment from being made again, inside the `io::Error` that says so.
+#[derive(Debug)]
+pub struct Unindexed {
+    pub segment: u64,
+    pub place: u64,
+    pub what: &'static str,
+}
+
+impl std::fmt::Display for Unindexed {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{}", self.what)
+    }
+}
+
+impl std::error::Error for Unindexed {}
+
+/// The index of the groups before `upto`, at most up to the closing one.
 fn scan(segment: &Segment, upto: u64) -> io::Result<SegmentIndex> {
     let index = SegmentIndex::new(&segment.header);
-    let damaged = |what| io::Error::new(io::ErrorKind::InvalidData, what);
+    let number = segment.header.number;
+    let damaged = |place, what| io::Error::new(io::ErrorKind::InvalidData, Unindexed { segment: number, place, what });
     let mut place = SEGMENT_HEADER as u64;
     loop {
         if place >= upto {
             return Ok(index);
         }
         let head = segment.source.read(place, GROUP_HEADER)?;
-        let Ok(group) = GroupHeader::decode(&head, &segment.header.salt, place) else { return Ok(index) };
+        let group = GroupHeader::decode(&head, &segment.header.salt, place);
+        let group = group.map_err(|Damage(what)| damaged(place, what))?;
         let bytes = segment.source.read(place, group.length as usize)?;
         let mut at = GROUP_HEADER;
         let mut runs = Vec::with_capacity(group.runs as usize);
         for _ in 0..group.runs {
             let run = bytes.get(at..).filter(|rest| rest.len() >= RUN_HEADER).map(RunHeader::decode);
-            let Some(Ok(run)) = run else { return Err(damaged("a run is damaged")) };
+            let Some(Ok(run)) = run else { return Err(damaged(place, "a run is damaged")) };
             runs.push(entry(&run, place + at as u64));
             at += run.length as usize;
         }
-        append(&index, &group, place, &runs).map_err(|_| damaged("a group does not follow the one before it"))?;
+        append(&index, &group, place, &runs).map_err(|Damage(what)| damaged(place, what))?;
         if group.flags & CLOSING != 0 {
             return Ok(index);
         }
