@@ -27,8 +27,6 @@ HASHES_HEADER: Final = 4096
 PIECE: Final = 16_384
 #: Seconds between two checkpoints at least: a busy log would otherwise do nothing else.
 LEAST_INTERVAL: Final = 0.5
-#: The file of producers is made anew when it is this much longer than it must be.
-SLACK: Final = 4
 
 
 class Derived:
@@ -118,14 +116,17 @@ class Derived:
         """What to write once everything sealed so far is durable: the returned call does it, off the loop."""
         self.log.settle()
         group = self.log.sealed()[0] - 1
-        entries = self.log.take_producers(group)
-        place, size = self.producers_size, self.producers_size + len(entries)
+        entries, anew = self.log.take_producers(group, self.producers_size)
+        place = 0 if anew else self.producers_size
+        size = place + len(entries)
         snapshot = self.log.snapshot(segment, tail.place, size)
         self.producers_size = size
 
         def write() -> None:
             self._write_hashes()
-            if entries:
+            if anew:
+                self._replace_producers(entries)
+            elif entries:
                 self._append_producers(place, entries)
             write_small(self.backend, CHECKPOINT, snapshot)
             self.group = group
@@ -141,6 +142,13 @@ class Derived:
             self.hashes.write(HASHES_HEADER + 32 * first, hashes)
             self.hashes.sync()
             self.log.flushed_hashes(first + len(hashes) // 32)
+
+    def _replace_producers(self, entries: bytes) -> None:
+        """Until the checkpoint that names it is there, the one before names more than there is: a start would replay."""
+        write_small(self.backend, PRODUCERS, entries)
+        if self.producers is not None:
+            self.producers.close()
+            self.producers = None
 
     def _append_producers(self, place: int, entries: bytes) -> None:
         if self.producers is None:

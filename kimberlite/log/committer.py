@@ -260,6 +260,7 @@ class Committer:
         view = memoryview(buffer)[: flight.sealed.padded]
 
         def done(error: OSError | None) -> None:
+            error = error or self.tail.current.lost
             if error is not None:
                 self.poison(error)
                 return
@@ -331,6 +332,7 @@ class Committer:
 
         def done(error: OSError | None) -> None:
             self._syncing = False
+            error = error or self.tail.current.lost
             if error is not None:
                 self.poison(error)
                 return

@@ -88,12 +88,17 @@ class Log:
         if producer is None and expect is None and type(stream) is str and policy != "record":
             # What nearly every append is, without the detours of the others.
             committer, streams = self._writer()
-            if committer.crowded:
+            # Nobody may find that a stream is not there which somebody before them, who waits for room, is to make.
+            new = committer.crowded and self._number(stream) is None
+            if committer.crowded and not new:
                 await committer.turn()
             future: asyncio.Future[Receipt] = self._loop.create_future()
-            request = None if stream in streams.entering else self._native.request(stream, records, policy, future)
+            known = not new and stream not in streams.entering
+            request = self._native.request(stream, records, policy, future) if known else None
             if request is not None:
                 committer.enter(request)
+                # An error of the future leads to this frame, and through the request, where no collector looks, back to it.
+                del request
                 return await future
         if policy == "record" and isinstance(records, Iterator):
             # It is read twice: as a batch for the limits, and one by one.
@@ -158,15 +163,24 @@ class Log:
     async def _append_each(
         self, stream: str, records: Records, expect: int | None, producer: Producer | None
     ) -> Receipt:
-        """A batch and a sync for every record; the receipt is that of the last, for all of them."""
+        """A batch and a sync for every record, in a row; the receipt is that of the last, for all."""
         if expect is not None or producer is not None:
             raise Invalid("sync='record' makes a batch of every record: expect and producer need one batch")
         assert not isinstance(records, (bytes, Record))
         singles = [_native.encode(record) for record in records]
-        receipts = await asyncio.gather(
-            *(self._append({stream: single}, {stream: None}, None, "record") for single in singles)
-        )
-        first, last = receipts[0][0], receipts[-1][0]
+        committer, streams = self._writer()
+        if self._number(stream) is None or stream in streams.entering:
+            await streams.create([checked_name(stream)])
+        if committer.crowded:
+            await committer.turn()
+        number = streams.number(stream)
+        futures: list[asyncio.Future[Receipt]] = [self._loop.create_future() for _ in singles]
+        for single, future in zip(singles, futures, strict=True):
+            committer.enter(
+                _native.Request([(stream, number, single, None)], "record", None, False, future, self._quantum)
+            )
+        receipts = await asyncio.gather(*futures)
+        first, last = receipts[0], receipts[-1]
         return last._replace(first_offset=first.first_offset, first_position=first.first_position)
 
     def _number(self, stream: object) -> int | None:

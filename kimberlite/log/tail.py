@@ -34,6 +34,11 @@ class Prepared:
     def __init__(self, file: File, ready: int) -> None:
         self.file = file
         self.ready = ready
+        #: Why a sync of it failed while more room was made. If groups are in it by then, it was the only word that
+        #: they are lost: their own sync may succeed.
+        self.lost: OSError | None = None
+        #: Whether it is the active segment, or is about to be.
+        self.used = False
 
 
 class Tail:
@@ -52,6 +57,7 @@ class Tail:
         self.place = place
         self.segment_bytes = segment_bytes
         self.current = Prepared(file, min(max(place, file.size() // BLOCK * BLOCK), segment_bytes))
+        self.current.used = True
         self.next: Prepared | None = None
         self.refused: OSError | None = None
         self._written = self._groups = 0
@@ -111,6 +117,7 @@ class Tail:
             await self._next_progress(hurry=True)
             if self.refused is not None and (self.next is None or self.next.ready < 2 * BLOCK):
                 raise NoSpace(f"no room for another segment: {self.refused.strerror}")
+        self.next.used = True
         return self.next
 
     def rotated(self, prepared: Prepared) -> None:
@@ -193,7 +200,12 @@ class Tail:
         wanted = max(LEAST_AHEAD, min(HURRY, behind)) if hurry else min(STEP, behind)
         end = min(start + -(-wanted // BLOCK) * BLOCK, self.segment_bytes)
         zero = not hurry and not (self._large and self._rate > BUSY)
-        await self.backend.run(self._filler(target.file, start, end, zero=zero))
+        try:
+            await self.backend.run(self._filler(target, start, end, zero=zero))
+        except OSError:
+            if not target.used:
+                target.lost = None
+            raise
         target.ready = end
 
     def _create_next(self) -> Prepared:
@@ -205,11 +217,17 @@ class Tail:
         file.lock()
         return Prepared(file, 0)
 
-    def _filler(self, file: File, start: int, end: int, *, zero: bool) -> Callable[[], None]:
+    def _filler(self, prepared: Prepared, start: int, end: int, *, zero: bool) -> Callable[[], None]:
         def fill() -> None:
-            file.allocate(start, end - start)
-            if zero:
-                file.zero(start, end - start)
+            prepared.file.allocate(start, end - start)
+            if not zero:
+                return
+            prepared.file.zero(start, end - start)
+            try:
+                prepared.file.sync()
+            except OSError as error:
+                prepared.lost = error
+                raise
 
         return fill
 

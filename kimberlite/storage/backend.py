@@ -63,8 +63,8 @@ class File(Protocol):
         """Have blocks for this range (it reads as zeros where nothing was written), extending the file."""
 
     def zero(self, place: int, length: int) -> None:
-        """Zeros in this range, in whole blocks, and on the disk when this returns: what is written there later
-        costs the file system nothing but the write."""
+        """Zeros in this range, in whole blocks; not synced. Once they are, what is written there later costs the file
+        system nothing but the write."""
 
     def truncate(self, length: int) -> None: ...
 

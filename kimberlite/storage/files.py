@@ -134,6 +134,7 @@ class DiskFile:
             place += count
 
     def sync(self) -> None:
+        """Not through `direct_fd`: the kernel tells each description once that something was lost."""
         os.fdatasync(self.fd)
 
     def size(self) -> int:
@@ -148,7 +149,6 @@ class DiskFile:
             end = place + length
             while place < end:
                 place += os.pwrite(self.direct_fd, zeros[: end - place], place)
-        os.fdatasync(self.direct_fd)
 
     def truncate(self, length: int) -> None:
         os.ftruncate(self.fd, length)

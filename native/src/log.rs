@@ -510,17 +510,17 @@ impl Log {
         self.inner.ends_with(&resume.0, header, group)
     }
 
-    /// New entries for the file of producers, with their MAC.
-    fn take_producers<'py>(&self, py: Python<'py>, upto_group: u64) -> Bound<'py, PyBytes> {
-        let entries = self.inner.take_producers(upto_group);
+    /// Entries for the file of producers, which is so long, with their MAC; and whether it is to have no others.
+    fn take_producers<'py>(&self, py: Python<'py>, upto_group: u64, length: usize) -> (Bound<'py, PyBytes>, bool) {
+        let (entries, anew) = self.inner.take_producers(upto_group, length);
         if entries.is_empty() {
-            return PyBytes::new(py, &[]);
+            return (PyBytes::new(py, &[]), anew);
         }
         let mut piece = (entries.len() as u64).to_le_bytes().to_vec();
         piece.extend(entries);
         let mac = log::derived_mac(&self.inner.keys.receipt, &piece);
         piece.extend(mac);
-        PyBytes::new(py, &piece)
+        (PyBytes::new(py, &piece), anew)
     }
 
     /// The entries in a file of producers; None if a piece is not what was written.

@@ -23,7 +23,7 @@ from kimberlite.crypto.master import create_master, load_master
 from kimberlite.errors import KimberliteError, UnknownOutcome
 from kimberlite.log import checkpoint
 from kimberlite.log.log import Log
-from kimberlite.log.names import CHECKPOINT, HASHES, INDEX, PREPARE, PRODUCERS
+from kimberlite.log.names import CHECKPOINT, HASHES, INDEX, PREPARE, PRODUCERS, SEGMENTS
 from kimberlite.log.opening import Injected, open_log
 from kimberlite.log.options import Options
 from kimberlite.log.verify import verify
@@ -72,6 +72,8 @@ class Failing:
             return None
         if self.verb in ("submit", "submit_sync"):
             return "alive" if self.number is None else "dead"
+        if self.verb == "sync" and any(name.startswith(SEGMENTS + "/") for name in self.names):
+            return "dead"
         # One that lasts meets the log in the end.
         if (
             not self.lasting

@@ -76,7 +76,6 @@ class MemoryFile:
 
     def zero(self, place: int, length: int) -> None:
         self.write(place, bytes(length))
-        self.sync()
 
     def truncate(self, length: int) -> None:
         self._enter("truncate", length, writes=True)

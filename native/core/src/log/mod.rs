@@ -28,6 +28,10 @@ use crate::keys::{Entropy, Key};
 use crate::producers::{Limits, Producers};
 use crate::tree::Tree;
 
+/// The file of producers is made anew when it is so many times as long as what is remembered, or as this many bytes.
+const SLACK: usize = 4;
+const SHORT: usize = 256 * 1024;
+
 /// Locks are taken in the order of the fields, and never held while a file is read.
 pub struct Log {
     pub database: Database,
@@ -123,9 +127,13 @@ impl Log {
         self.tree.write().unwrap().take_pending(most)
     }
 
-    /// Entries of producers for their file, of groups up to this one.
-    pub fn take_producers(&self, upto_group: u64) -> Vec<u8> {
-        self.producers.lock().unwrap().drain_new(upto_group)
+    /// Entries for the file of producers, of groups up to this one: those that are new, or, if the file is much longer
+    /// than it must be, all that are remembered, and then it is to be made anew.
+    pub fn take_producers(&self, upto_group: u64, length: usize) -> (Vec<u8>, bool) {
+        let mut producers = self.producers.lock().unwrap();
+        let anew = length > SLACK * producers.live_bytes().max(SHORT);
+        let entries = if anew { producers.compact(upto_group) } else { producers.drain_new(upto_group) };
+        (entries, anew)
     }
 
     pub fn load_producers(&self, entries: &[u8]) -> Checked<()> {

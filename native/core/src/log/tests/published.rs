@@ -314,7 +314,7 @@ fn a_clock_that_goes_back_spoils_no_file_of_producers() {
         log.finish(&segment, &mut sealed);
         log.publish(&sealed);
         place += sealed.padded as u64;
-        entries.extend(log.take_producers(sealed.number));
+        entries.extend(log.take_producers(sealed.number, 0).0);
     }
     assert_eq!(entries.len(), 8 * 64);
     assert_eq!(super::world::empty_log(SHAPES[0], 0).load_producers(&entries), Ok(()));

@@ -282,7 +282,7 @@ impl World {
     pub fn cut(&mut self) {
         self.settle();
         self.flush_hashes();
-        self.entries.extend(self.log.take_producers(self.group - 1));
+        self.entries.extend(self.log.take_producers(self.group - 1, 0).0);
         let segment = self.segments.len() - 1;
         let salt = self.header(segment).salt;
         let snapshot = self.log.snapshot(segment as u64, self.place, &salt, self.entries.len() as u64);
