@@ -49,6 +49,7 @@ bench *arguments:
     python -m benches.disk --seconds 2 --markdown
     python -m benches.limits --markdown
     python -m benches.engine {{ arguments }}
+    python -m benches.reads
     python -m benches.peers --batch 100 --size 256 --seconds 5 --markdown
     python -m benches.startup
 

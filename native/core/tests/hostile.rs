@@ -174,7 +174,7 @@ fn segment() -> (SegmentHeader, Vec<u8>, Log) {
             log.admit(&parts, Some((b"id", sequence)), false, 7).unwrap();
         }
         let mut bytes = vec![0; room];
-        let mut sealed = log.seal(&segment, out.len() as u64, sequence, 7, sequence == 9, &mut bytes);
+        let mut sealed = log.seal(&segment, out.len() as u64, sequence, 7, sequence == 2, &mut bytes);
         log.finish(&segment, &mut sealed);
         log.publish(&sealed);
         out.extend(&bytes[..sealed.padded]);
@@ -307,7 +307,7 @@ fn a_closed_segment_of_any_bytes_is_read_without_a_panic() {
 fn derived_files_of_any_bytes_are_refused_or_sound() {
     let (header, bytes, log) = segment();
     let end = bytes.len() as u64;
-    let made_again = Segment::resumed(header, Arc::new(Bytes(bytes)), end).unwrap();
+    let made_again = Segment::resumed(header, Arc::new(Bytes(bytes.clone())), end).unwrap();
     let kimberlite_core::log::Index::Active(index) = &*made_again.index() else { panic!("it is active") };
     fuzz(13, 20_000, 4, &index.encode(), |bytes| ClosedIndex::decode(bytes, &header).is_ok());
     let entries = log.take_producers(3, 0).0;
