@@ -80,7 +80,7 @@ impl Log {
         let end = groups.len().checked_sub(1).map_or(place, |i| frames[i].place + frames[i].bytes.len() as u64);
         match self.apply(segment, &groups, keys) {
             Ok(()) => Replayed { place: end, stop },
-            Err(damage) => Replayed { place, stop: Stop::Damaged(damage) },
+            Err((place, damage)) => Replayed { place, stop: Stop::Damaged(damage) },
         }
     }
 
@@ -88,20 +88,29 @@ impl Log {
         group::open(&self.database, frame.header, &frame.expected, salt, frame.place, frame.bytes)
     }
 
-    fn apply(&self, segment: &Segment, groups: &[Group], keys: Keys) -> Checked<()> {
+    /// Takes in the groups up to the first that contradicts what was before it; the error has its place.
+    fn apply(&self, segment: &Segment, groups: &[Group], keys: Keys) -> Result<(), (u64, Damage)> {
+        let mut failed = None;
+        let mut followed = 0;
         for group in groups {
-            let keys = self.keys_of(group, keys)?;
-            self.follow(group, keys)?;
+            let outcome = self.keys_of(group, keys).and_then(|declared| self.follow(group, declared));
+            if let Err(damage) = outcome {
+                failed = Some((group.place, damage));
+                break;
+            }
+            followed += 1;
         }
+        let groups = &groups[..followed];
         let opened = {
             let streams = self.streams.read().unwrap();
             let size = |group: &Group| group.header.length as usize;
             on_two_cores(groups, size, |group| self.contents(group, &streams.list))
         };
         for (group, contents) in groups.iter().zip(opened) {
-            self.accept(segment, group, contents?)?;
+            let accepted = contents.and_then(|contents| self.accept(segment, group, contents));
+            accepted.map_err(|damage| (group.place, damage))?;
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     /// The keys of the streams that a group declares, in its order; asked for while no lock is held.
