@@ -39,10 +39,12 @@ test-rust:
 test-python *arguments:
     pytest {{ arguments }}
 
-# Simulated crashes and real power cuts in number; with arguments (`just crash --states 5000`) only the first, with them.
+# Simulated crashes, every rule taken out in turn, real power cuts, real faults; with arguments only the first, with them.
 crash *arguments="":
     python -m tests.crash.simulated {{ if arguments == "" { "--states 1000000 --jobs 2" } else { arguments } }}
-    {{ if arguments == "" { "python -m tests.crash.powercut --cuts 2000" } else { "" } }}
+    {{ if arguments == "" { "python -m tests.crash.simulated --break all --jobs 2" } else { "" } }}
+    {{ if arguments == "" { "python -m tests.crash.powercut --cuts 2000 --jobs 2" } else { "" } }}
+    {{ if arguments == "" { "python -m tests.crash.realfaults" } else { "" } }}
 
 # The benches, one after another: nothing else should run on the machine.
 bench *arguments:

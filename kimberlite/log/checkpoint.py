@@ -144,7 +144,7 @@ class Derived:
             self.log.flushed_hashes(first + len(hashes) // 32)
 
     def _replace_producers(self, entries: bytes) -> None:
-        """Until the checkpoint that names it is there, the one before names more than there is: a start would replay."""
+        """Until the checkpoint that names it is there, the old one names more than there is: a start would replay."""
         write_small(self.backend, PRODUCERS, entries)
         if self.producers is not None:
             self.producers.close()

@@ -390,7 +390,10 @@ class Committer:
             self._rest()
         elif self._flights:
             self._sync()
-        elif not self._pool and self._busy is None and self._marked_at != self.durable:
+        elif self._pool or self._busy is not None:
+            # Nobody comes back here for them if no group comes of it.
+            self._rest()
+        elif self._marked_at != self.durable:
             self._write_mark(clean=False)
 
     def _write_mark(self, *, clean: bool, done: Callable[[], None] = lambda: None) -> None:
@@ -519,7 +522,7 @@ class Committer:
         waiting = self._pool.clear()
         for flight in self._flights:
             waiting += flight.acks + [request for request, _ in flight.refused]
-            # A request leads through its future's error to the caller's frame, and so back here, where no collector looks.
+            # A request leads by its future's error to the caller's frame and so back here, and no collector sees it.
             flight.acks, flight.refused = [], []
         for request in waiting:
             request.refuse(UnknownOutcome(message))

@@ -97,7 +97,7 @@ class Log:
             request = self._native.request(stream, records, policy, future) if known else None
             if request is not None:
                 committer.enter(request)
-                # An error of the future leads to this frame, and through the request, where no collector looks, back to it.
+                # The future's error leads to this frame and through the request back to it, and no collector sees that.
                 del request
                 return await future
         if policy == "record" and isinstance(records, Iterator):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -231,6 +232,11 @@ class Opener:
             for place in range(end.place, upto, 1 << 20):
                 copy.write(place - end.place, end.file.read(place, min(1 << 20, upto - place)))
             copy.sync()
+        except OSError:
+            # Every start on a full disk would leave another piece.
+            with contextlib.suppress(OSError):
+                self.backend.unlink(name)
+            raise
         finally:
             copy.close()
         self.backend.sync_directory(QUARANTINE)

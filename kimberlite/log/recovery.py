@@ -205,6 +205,9 @@ class Loader:
         if end.closed and self.watermark >= group:
             what = f"segment {len(numbers)} is missing: groups up to {self.watermark} were durable"
             raise Corrupt(what, file=segment_name(len(numbers)), group=group)
+        newest, (durable, chain) = self.marks.newest, self.log.durable_group()
+        if newest.group == durable and newest.chain != chain:
+            raise Corrupt("the watermark names another chain hash", file=MARKS, group=durable)
         return end
 
     def _open(self, number: int, covered: int, *, last: bool) -> tuple[_native.Segment, File, File] | None:

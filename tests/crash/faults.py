@@ -140,10 +140,10 @@ class Outcome:
             self.wrong.append(f"the handle is {'dead' if self.dead else 'alive'}")
 
 
-async def simulated(backend: MemoryBackend, key: Path | None) -> Log:
+async def simulated(backend: MemoryBackend, key: Path | None, options: Options = OPTIONS) -> Log:
     return await open_log(
         "x", create=True, read_only=False, key_file=key, backend=backend, origin=None, anchor=None,
-        options=OPTIONS, injected=Injected(),
+        options=options, injected=Injected(),
     )  # fmt: skip
 
 

@@ -4,80 +4,223 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import hashlib
+import multiprocessing
+import sys
 import tempfile
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Final
 
-from kimberlite.crypto.master import create_master, load_master
-from kimberlite.errors import KimberliteError
-from kimberlite.log.verify import verify
-from kimberlite.storage.memory import Disk, MemoryBackend
-from tests.crash.test_states import Acknowledged, Run, opened
+from kimberlite.crypto.master import create_master
+from kimberlite.log import checkpoint
+from kimberlite.storage.memory import Disk
+from tests.crash import breaks
+from tests.crash.damage import trial, twins
+from tests.crash.judging import DEEPEST, KINDS, Verdict, Wrong, compare, distinct, is_empty, judge
+from tests.crash.order import violations
+from tests.crash.workload import NO_END, History, Session, State, World
+from tests.log.turns import VirtualLoop
 
-
-def image(disk: Disk) -> bytes:
-    """What tells one crash state from another."""
-    hasher = hashlib.blake2b(digest_size=8)
-    for name, data in sorted(disk.files().items()):
-        hasher.update(name.encode() + len(data).to_bytes(8, "little") + data)
-    return hasher.digest()
-
-
-async def judge(disk: Disk, acknowledged: Acknowledged, key: Path | None) -> str:
-    """`sound`, `torn`, `lost` or `refused`, by opening the state as any user would."""
-    try:
-        async with await opened(disk, key) as db:
-            torn = any("torn" in note for note in (await db.info())["notes"])
-            found = {(r.stream, r.offset): r.payload async for r in db.read()}
-            await db.append("after", b"the crash")
-        verify(MemoryBackend(disk), None if key is None else load_master(key))
-    except KimberliteError:
-        return "refused"
-    if any(found.get((stream, offset)) != payload for stream, offset, payload in acknowledged):
-        return "lost"
-    return "torn" if torn else "sound"
+#: Of the states, how many are damaged too; of those at rest, all are.
+DAMAGED: Final = 0.1
+#: Of the workloads, how many are followed by a log that gets groups of its twin.
+TWINS: Final = 0.2
+#: Workloads that a process is given at a time.
+PIECE: Final = 4
 
 
-def run(seed: int) -> tuple[Counter[str], set[bytes]]:
+@dataclass
+class Tally:
+    """What was counted over some workloads."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    #: What went wrong, each with its seed.
+    wrong: list[str] = field(default_factory=list)
+    distinct: int = 0
+    #: Seconds of a processor.
+    seconds: float = 0.0
+    #: Images without anything random in them, which other workloads have too.
+    empty: set[int] = field(default_factory=set)
+
+    def add(self, other: Tally) -> None:
+        self.counts += other.counts
+        self.wrong += other.wrong
+        self.distinct += other.distinct
+        self.seconds += other.seconds
+        self.empty |= other.empty
+
+    def note(self, verdict: Verdict, state: State, seed: int) -> None:
+        self.counts["states"] += 1
+        self.counts[f"level {state.level}"] += 1
+        self.counts["torn"] += verdict.torn
+        if verdict.kind != "sound":
+            self.counts[verdict.kind] += 1
+            self.wrong.append(f"seed {seed}, level {state.level}: {verdict.what}")
+
+
+class Workload:
+    """Some sessions, one after another on what the last one left; their states are judged before the next begins."""
+
+    def __init__(self, seed: int, key: Path | None) -> None:
+        self.seed = seed
+        self.rng = Random(seed)
+        self.world = World.draw(self.rng, key)
+        self.history = History()
+        self.tally = Tally()
+        self.images: set[int] = set()
+
+    async def run(self) -> Tally:
+        base = State(Disk(), 0, {}, NO_END, 0)
+        try:
+            for _ in range(self.rng.choice((1, 2, 2, 3))):
+                base = await self._session(base)
+            if self.rng.random() < TWINS:
+                self._count(await twins(self.world, self.rng), "twins")
+        except Wrong as wrong:
+            self._note(Verdict(wrong.kind, str(wrong)), base)
+        except BaseException as error:
+            # A panic of the native part is no Exception.
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
+            self._note(Verdict("failed", f"failed: {error!r}"), base)
+        self.tally.distinct = len(self.images)
+        return self.tally
+
+    async def _session(self, base: State) -> State:
+        """What the next session begins on."""
+        session = Session(self.world, self.history, base)
+        found = await session.begin()
+        compare(found, base, self.history)
+        self.history.cut_to(found)
+        await session.work()
+        await session.finish()
+        for what in violations(session.disk.trace):
+            self.tally.counts["order"] += 1
+            self.tally.wrong.append(f"seed {self.seed}: {what}")
+        await self._judge(session.states)
+        return self._next(session)
+
+    def _next(self, session: Session) -> State:
+        if session.base is None or (session.closed and self.rng.random() < 0.4):
+            return session.left_by(session.disk)
+        return session.base
+
+    async def _judge(self, states: list[State]) -> None:
+        while states:
+            state = states.pop()
+            if is_empty(state.disk):
+                self.tally.empty.add(distinct(state.disk))
+            else:
+                self.images.add(distinct(state.disk))
+            if state.resting or self.rng.random() < DAMAGED:
+                self._count(await trial(state, self.history, self.world, self.rng), f"level {state.level}")
+            verdict = await judge(state, self.history, self.world, self.rng)
+            self._note(verdict, state)
+            states += verdict.children
+
+    def _count(self, found: tuple[Counter[str], list[str]], where: str) -> None:
+        counts, missed = found
+        self.tally.counts += counts
+        self.tally.wrong += [f"seed {self.seed}, {where}: {what}" for what in missed]
+
+    def _note(self, verdict: Verdict, state: State) -> None:
+        self.tally.note(verdict, state, self.seed)
+
+
+def run(seed: int) -> Tally:
     """One workload and all its crash states."""
-    with tempfile.TemporaryDirectory() as name:
+    begun = time.process_time()
+    checkpoint.LEAST_INTERVAL = 0.002  # type: ignore[misc]
+    with tempfile.TemporaryDirectory() as name, asyncio.Runner(loop_factory=VirtualLoop) as runner:
         key = Path(name) / "key" if seed % 2 else None
         if key is not None:
             create_master(key)
-
-        async def work() -> tuple[Counter[str], set[bytes]]:
-            workload = Run(Random(seed), key)
-            await workload.work()
-            images = {image(disk) for disk, _ in workload.states}
-            return Counter([await judge(disk, acked, key) for disk, acked in workload.states]), images
-
-        return asyncio.run(work())
+        tally = runner.run(Workload(seed, key).run())
+        tally.seconds = time.process_time() - begun
+        return tally
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--states", type=int, default=2000)
+def several(seeds: range, broken: str | None) -> Tally:
+    """Some workloads, with a rule taken out or none."""
+    tally = Tally()
+    with breaks.applied(broken):
+        for seed in seeds:
+            tally.add(run(seed))
+            if broken is not None and tally.wrong:
+                break
+    return tally
+
+
+def search(states: int, seed: int, pool: ProcessPoolExecutor, jobs: int, broken: str | None) -> Tally:
+    """So many states, or with a rule taken out the first that shows it."""
+    tally, running = Tally(), set[Future[Tally]]()
+    while tally.counts["states"] < states and not (broken and tally.wrong):
+        while len(running) < 2 * jobs:
+            running.add(pool.submit(several, range(seed, seed + PIECE), broken))
+            seed += PIECE
+        done, running = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            tally.add(future.result())
+    for future in running:
+        future.cancel()
+    return tally
+
+
+def report(tally: Tally, seconds: float) -> str:
+    counts, total = tally.counts, tally.counts["states"]
+    lost = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS)
+    nested = ", ".join(f"{counts[f'level {level}']}" for level in range(1, DEEPEST + 1))
+    refused = counts["refused open"] + counts["refused later"]
+    return (
+        f"{total} states, {tally.distinct + len(tally.empty)} distinct images, {total / seconds:.0f} states/s "
+        f"({total / max(tally.seconds, 1e-9):.0f} a second of a processor)\n"
+        f"{counts['torn'] / max(1, total):.1%} with a torn tail; {nested} crashed in one, two, three recoveries\n"
+        f"{lost}\n"
+        f"damage under a watermark: {refused} refused of {counts['tried']} tried "
+        f"({counts['refused open']} when opened, {counts['refused later']} behind a checkpoint)"
+    )
+
+
+def show_breaks(names: list[str], options: argparse.Namespace, pool: ProcessPoolExecutor) -> int:
+    """Each rule taken out in turn; how many go unseen."""
+    unseen = 0
+    for name in names:
+        begun = time.monotonic()
+        tally = search(options.states, options.seed, pool, options.jobs, name)
+        kinds = ", ".join(f"{count} {kind}" for kind in (*KINDS, "missed") if (count := tally.counts[kind]))
+        unseen += not tally.wrong
+        what = f"{kinds} in {tally.counts['states']} states, {time.monotonic() - begun:.1f} s"
+        print(f"{name:14} {what if tally.wrong else f'NOT SEEN: {what}'}", flush=True)
+        if tally.wrong:
+            print(f"{'':14} {tally.wrong[0][:180]}", flush=True)
+    return unseen
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.crash.simulated", description=__doc__)
+    parser.add_argument("--states", type=int, help="how many; 2,000 unless told, and 20,000 at most to see a break")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--break", dest="rule", choices=["all", *breaks.RULES], help="a rule to take out")
     options = parser.parse_args()
-    verdicts: Counter[str] = Counter()
-    images: set[bytes] = set()
-    begun, seed = time.monotonic(), options.seed
-    with ProcessPoolExecutor(options.jobs) as pool:
-        while verdicts.total() < options.states:
-            for found, seen in pool.map(run, range(seed, seed + 8 * options.jobs)):
-                verdicts += found
-                images |= seen
-            seed += 8 * options.jobs
-    total = verdicts.total()
-    print(f"{total} states, {len(images)} distinct, {total / (time.monotonic() - begun):.0f}/s")
-    print(f"{verdicts['torn'] / total:.1%} with a torn tail, {verdicts['lost']} lost, {verdicts['refused']} refused")
-    raise SystemExit(1 if verdicts["lost"] or verdicts["refused"] else 0)
+    options.states = options.states or (20_000 if options.rule else 2000)
+    begun = time.monotonic()
+    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("forkserver")) as pool:
+        if options.rule == "all":
+            return int(show_breaks(list(breaks.RULES), options, pool) > 0)
+        if options.rule is not None:
+            # As a broken engine fails, unless nothing is seen.
+            return int(show_breaks([options.rule], options, pool) == 0)
+        tally = search(options.states, options.seed, pool, options.jobs, None)
+    for what in tally.wrong[:20]:
+        print(what)
+    print(report(tally, time.monotonic() - begun))
+    return int(bool(tally.wrong))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

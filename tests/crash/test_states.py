@@ -1,94 +1,69 @@
-"""Crash states of the simulated disk, each opened by the production `open`: nothing acknowledged is lost."""
+"""Crash states of the simulated disk, each opened by the production `open`; and that a rule taken out is seen."""
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import dataclass, field
-from pathlib import Path
-from random import Random
-
 import pytest
 
-from kimberlite.crypto.master import create_master, load_master
-from kimberlite.log.log import Log
-from kimberlite.log.opening import open_log
-from kimberlite.log.options import Options, Sync
-from kimberlite.log.verify import verify
-from kimberlite.storage.memory import Disk, MemoryBackend
+from kimberlite.log.committer import Committer
+from tests.crash import breaks
+from tests.crash.judging import KINDS
+from tests.crash.order import violations
+from tests.crash.simulated import Tally, run, several
 
-POLICIES: list[Sync] = ["group", "group", "batch", "os", "record"]
-SEEDS = range(12)
-
-Acknowledged = list[tuple[str, int, bytes]]
+#: Rules whose loss some dozens of states show; `python -m tests.crash.simulated --break all` takes out each.
+QUICK = ["judging", "prefix", "ack", "vault", "copies", "directory", "small", "close-mark", "together", "padding"]
 
 
-@dataclass
-class Run:
-    """A workload on a disk that is cut at random moments, and what had been acknowledged at each."""
-
-    rng: Random
-    key: Path | None
-    disk: Disk = field(default_factory=Disk)
-    acknowledged: Acknowledged = field(default_factory=list)
-    states: list[tuple[Disk, Acknowledged]] = field(default_factory=list)
-
-    def cut(self) -> None:
-        if self.rng.random() < 0.02:
-            self.states.append((self.disk.crash(Random(self.rng.random())), list(self.acknowledged)))
-
-    async def client(self, db: Log) -> None:
-        for _ in range(self.rng.randrange(1, 20)):
-            stream = f"s{self.rng.randrange(6)}"
-            payloads = [self.rng.randbytes(self.rng.randrange(1, 3000)) for _ in range(self.rng.randrange(1, 8))]
-            policy = self.rng.choice(POLICIES)
-            receipt = await db.append(stream, payloads, sync=policy)
-            if receipt.durable and policy != "record":
-                self.acknowledged += [(stream, receipt.first_offset + i, p) for i, p in enumerate(payloads)]
-            if self.rng.random() < 0.1:
-                await asyncio.sleep(0.002)
-
-    async def work(self) -> None:
-        self.disk.on_step = self.cut
-        db = await opened(self.disk, self.key, self.rng, depth=self.rng.randrange(1, 9))
-        await asyncio.gather(*(self.client(db) for _ in range(self.rng.randrange(1, 9))))
-        if self.rng.random() < 0.5:
-            await db.close()
-        self.disk.on_step = None
-        self.states.append((self.disk.crash(self.rng), list(self.acknowledged)))
-        await db.close()
+@pytest.fixture(scope="module")
+def tally() -> Tally:
+    """What came of a thousand states and more."""
+    return several(range(24), None)
 
 
-async def opened(disk: Disk, key: Path | None, rng: Random | None = None, depth: int = 4) -> Log:
-    compression = None if rng is None else rng.choice([None, 1])
-    return await open_log(
-        "simulated",
-        create=True,
-        read_only=False,
-        key_file=key,
-        backend=MemoryBackend(disk, rng),
-        origin=None,
-        anchor=None,
-        options=Options(segment_bytes=128 * 1024, depth=depth, idle=0.0005, compression=compression),
-    )
+def test_what_was_promised_survives_every_crash(tally: Tally) -> None:
+    assert tally.wrong == []
+    assert tally.counts["states"] > 1000
+    assert not any(tally.counts[kind] for kind in KINDS)
 
 
-async def check(disk: Disk, acknowledged: Acknowledged, key: Path | None) -> None:
-    async with await opened(disk, key) as db:
-        found = {(r.stream, r.offset): r.payload async for r in db.read()}
-        for stream, offset, payload in acknowledged:
-            assert found.get((stream, offset)) == payload
-        await db.append("after", b"the crash")
-    verify(MemoryBackend(disk), None if key is None else load_master(key))
+def test_recoveries_are_cut_too_and_their_recoveries(tally: Tally) -> None:
+    assert all(tally.counts[f"level {level}"] > 50 for level in (1, 2, 3))
+    assert tally.counts["torn"] > 0.03 * tally.counts["states"]
+    assert tally.distinct > 0.8 * tally.counts["states"]
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("kind", ["plain", "encrypted"])
-async def test_what_was_acknowledged_survives_every_cut(seed: int, kind: str, tmp_path: Path) -> None:
-    key = tmp_path / "key" if kind == "encrypted" else None
-    if key is not None:
-        create_master(key)
-    run = Run(Random(seed), key)
-    await run.work()
-    assert run.states
-    for disk, acknowledged in run.states:
-        await check(disk, acknowledged, key)
+def test_damage_under_a_watermark_is_always_refused(tally: Tally) -> None:
+    assert tally.counts["tried"] > 100
+    assert tally.counts["refused open"] + tally.counts["refused later"] == tally.counts["tried"]
+    assert tally.counts["refused open"] > tally.counts["refused later"] > 0
+
+
+@pytest.mark.parametrize("rule", QUICK)
+def test_the_engine_without_this_rule_fails(rule: str) -> None:
+    assert several(range(60), rule).wrong
+
+
+def test_a_rule_is_back_after_it_was_taken_out() -> None:
+    sound = Committer._advance
+    with breaks.applied("prefix"):
+        assert Committer._advance is not sound
+    assert Committer._advance is sound
+
+
+def test_a_seed_comes_out_alike_every_time() -> None:
+    first, second = run(3), run(3)
+    assert (first.counts, first.distinct) == (second.counts, second.distinct)
+
+
+@pytest.mark.parametrize(
+    ("calls", "what"),
+    [
+        ([("write", "vault.0", 4096, 4096), ("write", "vault.1", 4096, 4096)], "vault.0 is not synced"),
+        ([("write", "quarantine/a.tail", 0, 9), ("truncate", "segments/a.seg", 4096, 0)], "quarantine is not synced"),
+        ([("rename", "prepare/a.seg -> segments/a.seg", 0, 0), ("submit", "segments/a.seg", 4096, 4096)], "its name"),
+        ([("durable", "segments/a.seg", 4096, 8192), ("submit", "segments/a.seg", 8192, 4096)], "it is durable"),
+    ],
+)
+def test_a_wrong_order_of_calls_is_seen(calls: list[tuple[str, str, int, int]], what: str) -> None:
+    [seen] = violations(calls)
+    assert what in seen

@@ -1,0 +1,349 @@
+"""Sessions of a random workload over a simulated disk that is cut at random moments, and what was promised at each.
+
+Every payload names its batch and its place in it: so a log that was read says of itself what is whole and in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import struct
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Final
+
+from kimberlite.errors import Conflict, KimberliteError, UnknownOutcome
+from kimberlite.log.log import Log
+from kimberlite.log.opening import Injected, open_log
+from kimberlite.log.options import Options, Sync
+from kimberlite.records import Receipt, Record
+from kimberlite.storage.memory import Disk, MemoryBackend
+from kimberlite.storage.memory.backend import Fault
+from tests.crash.cuts import killed, power_cut
+
+#: Batch and index in it, at the start of every payload.
+HEAD: Final = struct.Struct("<II")
+#: States of one session at most, however often it is cut.
+MOST_STATES: Final = 40
+POLICIES: Final[list[Sync]] = ["group", "group", "group", "batch", "os", "os", "record"]
+#: The stream in which a producer of appends to several streams counts.
+SEVERAL: Final = ""
+#: Behind every position.
+NO_END: Final = 1 << 62
+NOISE: Final = Random(1).randbytes(1 << 16)
+
+
+@dataclass(eq=False)
+class Sent:
+    """One batch, and what was answered to it."""
+
+    number: int
+    #: Each stream with its payloads, in the order given.
+    parts: list[tuple[str, list[bytes]]]
+    producer: tuple[str, int] | None = None
+    receipts: list[Receipt] = field(default_factory=list)
+
+    @property
+    def durable(self) -> bool:
+        return bool(self.receipts) and self.receipts[0].durable
+
+    @property
+    def size(self) -> int:
+        return sum(len(payloads) for _, payloads in self.parts)
+
+
+@dataclass
+class State:
+    """A disk that a crash left, and what it must still have."""
+
+    disk: Disk
+    #: Positions below this are promised: acknowledged as durable, or shown to a reader.
+    promised: int
+    #: Of each stream, the length that a refusal cited.
+    lengths: dict[str, int]
+    #: Up to this position the log is that of the history.
+    same: int
+    #: The group up to which a watermark must cover the log.
+    covered: int
+    #: How many crashes during a recovery led here.
+    level: int = 0
+    #: At rest: what is covered is covered by what was written for that.
+    resting: bool = False
+
+
+class History:
+    """Everything that was sent and answered in the log as it now is."""
+
+    def __init__(self, first: int = 0) -> None:
+        self.sent: dict[int, Sent] = {}
+        self.answered: list[Sent] = []
+        #: What each producer sent to each stream, in the order of its sequence.
+        self.lines: dict[tuple[str, str], list[Sent]] = {}
+        self.lengths: dict[str, int] = {}
+        #: Positions below this were acknowledged as durable.
+        self.promised = 0
+        self.covered = 0
+        self._next = first
+
+    def batch(self, rng: Random, streams: Iterable[str]) -> Sent:
+        self._next += 1
+        sent = Sent(self._next, [])
+        for stream in streams:
+            longest = rng.choice((1, 40, 400, 400, 2500, 9000))
+            count = rng.randrange(1, 40 if rng.random() < 0.04 and longest < 1000 else 4)
+            sent.parts.append((stream, [self._payload(rng, sent.size + i, longest) for i in range(count)]))
+        self.sent[sent.number] = sent
+        return sent
+
+    def _payload(self, rng: Random, index: int, longest: int) -> bytes:
+        start = rng.randrange(len(NOISE) - longest)
+        return HEAD.pack(self._next, index) + NOISE[start : start + rng.randrange(longest)]
+
+    def answer(self, sent: Sent, receipts: list[Receipt]) -> None:
+        sent.receipts = receipts
+        self.answered.append(sent)
+        if receipts[0].durable:
+            self.promised = max(self.promised, receipts[-1].last_position + 1)
+
+    def last_group(self, below: int) -> int:
+        """The last group that is known to have records below a position."""
+        groups = [r.group for sent in self.answered for r in sent.receipts if r.last_position < below]
+        return max(groups, default=0)
+
+    def cut_to(self, found: list[Record]) -> None:
+        """The log lost what is not in `found`, and goes on from there."""
+        kept = {number_of(record) for record in found if record.stream}
+        self.sent = {number: sent for number, sent in self.sent.items() if number in kept}
+        self.answered = [s for s in self.answered if s.receipts[-1].last_position < len(found)]
+        self.lines = {line: [s for s in sent if s.number in kept] for line, sent in self.lines.items()}
+        self.lengths = dict(Counter(record.stream for record in found if record.stream))
+        self.promised = len(found)
+        self.covered = self.last_group(len(found))
+
+
+def number_of(record: Record) -> int:
+    number: int = HEAD.unpack_from(record.payload)[0]
+    return number
+
+
+class Ticks:
+    """A clock that is the same every time."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000_000_000_000
+
+    def __call__(self) -> int:
+        self.now += 1000
+        return self.now
+
+
+@dataclass
+class World:
+    """What the sessions of one seed share."""
+
+    rng: Random
+    key: Path | None
+    options: Options
+    clock: Ticks = field(default_factory=Ticks)
+
+    @classmethod
+    def draw(cls, rng: Random, key: Path | None) -> World:
+        return cls(
+            rng,
+            key,
+            Options(
+                segment_bytes=rng.choice((64, 64, 128)) * 1024,
+                depth=rng.randrange(1, 9),
+                group_bytes=rng.choice((1, 2000, 20_000)),
+                idle=0.0005,
+                compression=rng.choice((None, 1)),
+                checkpoint_records=rng.choice((20, 100_000)),
+            ),
+        )
+
+    async def open(self, disk: Disk, rng: Random | None, fault: Fault | None = None) -> Log:
+        return await open_log(
+            "simulated",
+            create=True,
+            read_only=False,
+            key_file=self.key,
+            backend=MemoryBackend(disk, rng, fault),
+            origin=None,
+            anchor=None,
+            options=self.options,
+            injected=Injected(self.rng.randbytes, self.clock, self.rng.randbytes(32)),
+        )
+
+
+class Failing:
+    """A `Fault`: one write or sync of the commit path fails."""
+
+    def __init__(self, rng: Random) -> None:
+        self.left = rng.randrange(1, 16)
+        self.verb = rng.choice(("submit", "submit_sync"))
+        self.failed = False
+
+    def __call__(self, verb: str, name: str, place: int, length: int) -> OSError | None:
+        if verb != self.verb or not name.startswith("segments/"):
+            return None
+        self.left -= 1
+        if self.left:
+            return None
+        self.failed = True
+        return OSError(errno.EIO, "the disk failed", name)
+
+
+class Session:
+    """One process: it opens, its clients append, and it closes, fails or is cut off."""
+
+    def __init__(self, world: World, history: History, base: State) -> None:
+        self.world, self.history, self.disk = world, history, base.disk
+        history.promised, history.lengths, history.covered = base.promised, dict(base.lengths), base.covered
+        self.rng = Random(world.rng.random())
+        self.states: list[State] = []
+        self.chance = self.rng.choice((0.05, 0.1, 0.3))
+        self.db: Log | None = None
+        self.closed = False
+        #: What the next session begins on, unless this one is closed cleanly.
+        self.base: State | None = None
+        self.fault = Failing(self.rng) if self.rng.random() < 0.2 else None
+        self.disk.on_step = self.cut
+        self.disk.trace = []
+
+    def cut(self) -> None:
+        rng = self.rng
+        if rng.random() < (self.chance if self.db else 0.2) and len(self.states) < MOST_STATES:
+            self.states.append(self.left_by(power_cut(self.disk, rng)))
+        if rng.random() < 0.01:
+            self.base = self.left_by(killed(self.disk, rng) if rng.random() < 0.5 else power_cut(self.disk, rng))
+
+    def left_by(self, disk: Disk) -> State:
+        history = self.history
+        seen = 0 if self.db is None else self.db.durable_position
+        return State(disk, max(history.promised, seen), dict(history.lengths), NO_END, history.covered)
+
+    async def begin(self) -> list[Record]:
+        """What is in the log when it opens."""
+        self.db = await self.world.open(self.disk, self.rng, self.fault)
+        return await everything(self.db)
+
+    async def work(self) -> None:
+        """The clients, one after another or side by side."""
+        clients = range(self.rng.randrange(1, 6))
+        await asyncio.gather(*(self._client(number) for number in clients))
+
+    async def finish(self) -> None:
+        """Idle until all is marked, or not; then a clean close, or not before the power goes."""
+        assert self.db is not None
+        if self.rng.random() < 0.5 and not self.failed:
+            # Two idle times, and turns enough for the mark to land.
+            await asyncio.sleep(3)
+            await turns(60)
+            self.rest()
+        try:
+            await self.db.close()
+        except KimberliteError:
+            assert self.failed
+            return
+        self.closed = True
+        self.rest()
+        self.disk.on_step = None
+
+    def rest(self) -> None:
+        """Idle or closed, all that was acknowledged is covered by a watermark."""
+        self.history.covered = self.history.last_group(NO_END)
+        self.states.append(self.left_by(power_cut(self.disk, self.rng)))
+        self.states[-1].resting = True
+
+    @property
+    def failed(self) -> bool:
+        return self.fault is not None and self.fault.failed
+
+    async def _client(self, number: int) -> None:
+        for _ in range(self.rng.randrange(1, 8)):
+            try:
+                await self._step(number)
+            except UnknownOutcome:
+                if not self.failed:
+                    raise
+                return
+            if self.rng.random() < 0.15:
+                await asyncio.sleep(self.rng.choice((0.0002, 0.002, 0.7)))
+
+    async def _step(self, number: int) -> None:
+        rng, several = self.rng, self.rng.random() < 0.25
+        policy = rng.choice(POLICIES)
+        streams = rng.sample([f"s{i}" for i in range(6)], rng.randrange(2, 4) if several else 1)
+        if several:
+            await self._several(streams, policy, f"p{number}" if rng.random() < 0.5 else None)
+        elif policy == "record":
+            await self._records(streams[0])
+        elif rng.random() < 0.4:
+            await self._produce(streams[0], policy, f"p{number}")
+        elif rng.random() < 0.3:
+            await self._expect(f"own{number}", policy)
+        else:
+            await self._send(self.history.batch(rng, streams), policy)
+
+    async def _send(self, sent: Sent, policy: Sync, expect: int | None = None) -> None:
+        assert self.db is not None
+        [(stream, payloads)] = sent.parts
+        receipt = await self.db.append(stream, payloads, sync=policy, producer=sent.producer, expect=expect)
+        self.history.answer(sent, [receipt])
+
+    async def _several(self, streams: list[str], policy: Sync, producer: str | None) -> None:
+        assert self.db is not None
+        sent = self.history.batch(self.rng, streams)
+        self._name(sent, producer, SEVERAL)
+        policy = "batch" if policy == "record" else policy
+        receipts = await self.db.append_many(dict(sent.parts), sync=policy, producer=sent.producer)
+        self.history.answer(sent, list(receipts.values()))
+
+    async def _records(self, stream: str) -> None:
+        """Each record is a batch by itself."""
+        assert self.db is not None
+        singles = [self.history.batch(self.rng, [stream]) for _ in range(self.rng.randrange(1, 4))]
+        for single in singles:
+            del single.parts[0][1][1:]
+        receipt = await self.db.append(stream, [single.parts[0][1][0] for single in singles], sync="record")
+        assert receipt.durable
+        self.history.promised = max(self.history.promised, receipt.last_position + 1)
+
+    async def _produce(self, stream: str, policy: Sync, producer: str) -> None:
+        sent = self.history.batch(self.rng, [stream])
+        self._name(sent, producer, stream)
+        await self._send(sent, policy)
+
+    def _name(self, sent: Sent, producer: str | None, stream: str) -> None:
+        if producer is not None:
+            line = self.history.lines.setdefault((producer, stream), [])
+            sent.producer = (producer, len(line))
+            line.append(sent)
+
+    async def _expect(self, stream: str, policy: Sync) -> None:
+        """A stream of one client; now and then it expects something that does not hold, and is told what would."""
+        assert self.db is not None
+        length = sum(len(s.parts[0][1]) for s in self.history.sent.values() if s.parts[0][0] == stream)
+        sent = self.history.batch(self.rng, [stream])
+        await self._send(sent, policy, expect=length)
+        if self.rng.random() < 0.5:
+            length += sent.size
+            told = None
+            try:
+                await self.db.append(stream, b"unexpected", expect=length + 1, sync=policy)
+            except Conflict as conflict:
+                told = conflict.expected
+            assert told == length
+            self.history.lengths[stream] = length
+
+
+async def everything(db: Log) -> list[Record]:
+    return [record async for batch in db.read(system=True).batches() for record in batch]
+
+
+async def turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)

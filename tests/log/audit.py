@@ -1,0 +1,64 @@
+"""What is on the disk, held by the second implementation of the format against what was seen and acknowledged."""
+
+from __future__ import annotations
+
+from kimberlite import Receipt
+from kimberlite.log.verify import Report, verify
+from kimberlite.storage.memory import Disk, MemoryBackend
+from tests.log.expected import Expected
+from tests.model import Log, read_log
+from tests.model.agreement import Master, as_read
+from tests.model.derived import receipt_key
+from tests.model.hashes import receipt_mac
+
+
+def verified(disk: Disk, master: Master | None, anchor: Receipt | None = None) -> Report:
+    return verify(MemoryBackend(disk.copy()), None if master is None else master.key, anchor=anchor)
+
+
+def audit(disk: Disk, master: Master | None, expected: Expected, *, whole: bool) -> Log:
+    """`whole`: nothing but what has been seen is there."""
+    files = disk.files()
+    log = read_log(files, None if master is None else master.key)
+    assert log.doubts == ()
+    seen = len(expected.rows)
+    assert [as_read(row) for row in log.rows[:seen]] == [tuple(row) for row in expected.rows]
+    report = verified(disk, master)
+    assert report.notes == []
+    assert report.records <= log.tree_size
+    if whole:
+        assert (log.tree_size, report.records) == (seen, seen)
+        assert report.root == log.root
+    check_receipts(files, log, master, expected)
+    return log
+
+
+def check_receipts(files: dict[str, bytes], log: Log, master: Master | None, expected: Expected) -> None:
+    key = receipt_key(files, log, None if master is None else master.key)
+    for unit in expected.units.values():
+        for receipt in unit.receipts:
+            check_receipt(receipt, log, key)
+
+
+def check_receipt(receipt: Receipt, log: Log, key: bytes) -> None:
+    """It names its group, the tree and the chain at its end, and is this database's."""
+    group = log.groups[receipt.group - 1]
+    assert (receipt.chain, receipt.root, receipt.tree_size) == (group.chain, group.root, group.tree_size)
+    assert (receipt.incarnation, receipt.timestamp) == (group.incarnation, group.timestamp)
+    assert group.position <= receipt.first_position <= receipt.last_position < group.position + group.records
+    row = log.rows[receipt.first_position]
+    assert (row.name, row.offset) == (receipt.stream, receipt.first_offset)
+    assert receipt.mac == receipt_mac(
+        key,
+        database=log.identity.database,
+        group=receipt.group,
+        tree_size=receipt.tree_size,
+        root=receipt.root,
+        chain=receipt.chain,
+        incarnation=receipt.incarnation,
+        durable=receipt.durable,
+        stream=row.stream,
+        offsets=(receipt.first_offset, receipt.last_offset),
+        positions=(receipt.first_position, receipt.last_position),
+        timestamp=receipt.timestamp,
+    )

@@ -1,0 +1,217 @@
+"""The log as a list: what an engine that keeps its word shows and answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import Enum
+
+from kimberlite import Receipt, Record
+from kimberlite.records import EPOCH
+from tests.model.records import Declaration, decode_system
+from tests.model.records import Record as Given
+
+#: ns of log time after which an idle producer is forgotten.
+FORGOTTEN = 7 * 86_400_000_000_000
+#: Batches of a producer that return their receipt.
+REMEMBERED = 1024
+
+Bound = int | datetime | None
+
+
+class State(Enum):
+    """What may be found of an append: `SENT` whole or nothing, `TAKEN` the same but only a crash can take it."""
+
+    SENT = "sent"
+    TAKEN = "taken"
+    DURABLE = "durable"
+    GONE = "gone"
+
+
+@dataclass(eq=False)
+class Unit:
+    """What is in the log whole or not at all. Every payload begins with its number."""
+
+    number: int
+    parts: dict[str, list[Record]]
+    #: The producer and whose table it counts in: a stream's, or None for appends to several.
+    producer: tuple[str, int] | None = None
+    scope: str | None = None
+    state: State = State.SENT
+    receipts: list[Receipt] = field(default_factory=list)
+    #: Where each part begins: offset, position, timestamp.
+    places: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+
+    def records(self) -> Iterator[tuple[str, Record]]:
+        return ((stream, record) for stream, records in self.parts.items() for record in records)
+
+    @property
+    def order(self) -> int:
+        return min([position for _, position, _ in self.places.values()] or [r.first_position for r in self.receipts])
+
+    @property
+    def timestamp(self) -> int:
+        return ([when for _, _, when in self.places.values()] or [r.timestamp for r in self.receipts])[0]
+
+    def lost(self) -> None:
+        self.state = State.GONE
+        self.receipts, self.places = [], {}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`new`, `again` with the unit it repeats, `conflict` with what it expected, or `duplicate`."""
+
+    kind: str
+    unit: Unit | None = None
+    expected: int | None = None
+
+
+@dataclass
+class _Producer:
+    time: int
+    first: int
+    batches: list[Unit]
+
+    @property
+    def next(self) -> int:
+        return self.first + len(self.batches)
+
+
+class Forming:
+    """Lengths of streams and tables of producers, as of the last append that was admitted."""
+
+    def __init__(self, units: Iterable[Unit] = ()) -> None:
+        self.lengths: Counter[str] = Counter()
+        self._producers: dict[tuple[str | None, str], _Producer] = {}
+        for unit in units:
+            self.add(unit, unit.timestamp)
+
+    def judge(self, unit: Unit, expect: dict[str, int | None]) -> list[Answer]:
+        """What may be said: where several streams do not fit, any of them."""
+        if unit.producer is not None:
+            answer = self._check(unit)
+            if answer.kind != "new":
+                return [answer]
+        wrong = [s for s, offset in expect.items() if offset is not None and offset != self.lengths[s]]
+        return [Answer("conflict", expected=self.lengths[stream]) for stream in wrong] or [Answer("new")]
+
+    def next_of(self, scope: str | None, name: str) -> int:
+        known = self._producers.get((scope, name))
+        return 0 if known is None else known.next
+
+    def _check(self, unit: Unit) -> Answer:
+        assert unit.producer is not None
+        name, sequence = unit.producer
+        known = self._producers.get((unit.scope, name))
+        if known is None or sequence >= known.next:
+            expected = 0 if known is None else known.next
+            return Answer("new") if sequence == expected else Answer("conflict", expected=expected)
+        if sequence < known.first:
+            return Answer("duplicate")
+        had = known.batches[sequence - known.first]
+        return Answer("again", had) if list(had.parts.items()) == list(unit.parts.items()) else Answer("conflict")
+
+    def add(self, unit: Unit, now: int) -> None:
+        for stream, records in unit.parts.items():
+            self.lengths[stream] += len(records)
+        if unit.producer is None:
+            return
+        name, sequence = unit.producer
+        for key, known in list(self._producers.items()):
+            if now >= known.time + FORGOTTEN:
+                del self._producers[key]
+        had = self._producers.get((unit.scope, name))
+        if had is None or had.next != sequence:
+            had = self._producers[unit.scope, name] = _Producer(now, sequence, [])
+        had.time = max(had.time, now)
+        had.batches.append(unit)
+        if len(had.batches) > REMEMBERED:
+            had.batches.pop(0)
+            had.first += 1
+
+
+class Expected:
+    """`rows` is what has been seen, system records too: it stays, whatever happens. `units` are all that was sent."""
+
+    def __init__(self) -> None:
+        self.rows: list[Record] = []
+        self.units: dict[int, Unit] = {}
+        self.made = 0
+
+    def unit(self, parts: dict[str, list[Record]]) -> Unit:
+        unit = Unit(self.made, parts)
+        self.units[unit.number] = unit
+        self.made += 1
+        return unit
+
+    def of(self, *states: State) -> list[Unit]:
+        return [unit for unit in self.units.values() if unit.state in states]
+
+    def forming(self) -> Forming:
+        """Where the next append goes, when nothing is undecided."""
+        return Forming(sorted(self.of(State.TAKEN, State.DURABLE), key=lambda unit: unit.order))
+
+    def observe(self, rows: Sequence[Record]) -> None:
+        """What a handle shows is what it showed before and whole units that were sent and not refused."""
+        known = len(self.rows)
+        assert list(rows[:known]) == self.rows, "what was shown is gone or another"
+        lengths = Counter(row.stream for row in self.rows)
+        latest = self.rows[-1].timestamp if self.rows else 0
+        for position, row in enumerate(rows[known:], known):
+            assert (row.position, row.offset) == (position, lengths[row.stream])
+            assert row.timestamp >= latest
+            lengths[row.stream] += 1
+            latest = row.timestamp
+        at = known
+        while at < len(rows):
+            at += 1 if rows[at].stream == "" else self._place(rows, at)
+        self.rows = list(rows)
+
+    def _place(self, rows: Sequence[Record], at: int) -> int:
+        unit = self.units[int(rows[at].payload.partition(b".")[0])]
+        assert unit.state is not State.GONE, f"unit {unit.number} was refused or lost, and is back"
+        assert not unit.places, f"unit {unit.number} is there twice"
+        given = list(unit.records())
+        found = [(row.stream, Record(*row[:4])) for row in rows[at : at + len(given)]]
+        assert found == given, f"unit {unit.number} is there in part or altered"
+        for row in reversed(rows[at : at + len(given)]):
+            unit.places[row.stream] = (row.offset, row.position, row.timestamp)
+        unit.state = State.DURABLE
+        for receipt in unit.receipts:
+            self.agrees(unit, receipt)
+        return len(given)
+
+    def agrees(self, unit: Unit, receipt: Receipt) -> None:
+        """A receipt says where the records are that it is for."""
+        count = len(unit.parts[receipt.stream])
+        offset, position, timestamp = unit.places[receipt.stream]
+        said = (receipt.first_offset, receipt.last_offset, receipt.first_position, receipt.last_position)
+        assert said == (offset, offset + count - 1, position, position + count - 1)
+        assert receipt.timestamp == timestamp
+        assert receipt.tree_size > receipt.last_position
+
+    def declared(self) -> list[str]:
+        """The streams that have records, in the order in which the log declares them."""
+        system = [decode_system(Given(row.payload), "stream 0") for row in self.rows if row.stream == ""]
+        there = {row.stream for row in self.rows}
+        return [said.name for said in system if isinstance(said, Declaration) and said.name in there]
+
+    def window(
+        self, stream: str | None, start: Bound, until: Bound, limit: int | None, *, reverse: bool, system: bool
+    ) -> list[Record]:
+        """What `read` gives for these arguments."""
+        rows = self.rows if stream is None else [row for row in self.rows if row.stream == stream]
+        first = 0 if start is None else self._bound(start, rows)
+        last = len(rows) if until is None else self._bound(until, rows)
+        shown = [row for row in rows[first:last] if system or row.stream]
+        return (shown[::-1] if reverse else shown)[:limit]
+
+    @staticmethod
+    def _bound(bound: int | datetime, rows: Sequence[Record]) -> int:
+        if isinstance(bound, int):
+            return bound
+        moment = (bound - EPOCH) // timedelta(microseconds=1) * 1000
+        return sum(row.timestamp < moment for row in rows)
