@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 Engine = Literal["threads", "uring"]
-Manner = Literal["usual", "quiet", "loose"]
+Manner = Literal["usual", "quiet", "large", "loose"]
 #: Stream, first offset, first position, seed, records.
 Ack = tuple[str, int, int, int, int]
 Say = Callable[[Any], None]
@@ -68,8 +68,8 @@ class Writer:
     key: Path | None
     engine: Engine
     seed: int
-    #: `quiet`: one client that pauses, so that there is time for marks. `loose`: most of it is synced by nobody, in
-    #: large groups.
+    #: `quiet`: one client that pauses, so that there is time for marks. `large`: groups of a hundred kilobytes and more,
+    #: some in flight together. `loose`: large ones that mostly nobody waits for.
     manner: Manner = "usual"
 
     async def open(self, rng: Random) -> Log:
@@ -87,7 +87,7 @@ class Writer:
         say(["torn", sum("torn" in note for note in (await db.info())["notes"])])
         say(["begin", "work"])
         # Large groups are in flight together: one can land without the one before it.
-        heavy = self.manner == "loose" or rng.random() < 0.5
+        heavy = self.manner in ("large", "loose") or rng.random() < 0.5
         clients = 1 if self.manner == "quiet" else rng.randrange(1, 9)
         await asyncio.gather(*(self._client(db, Random(rng.random()), say, heavy) for _ in range(clients)))
 
@@ -144,7 +144,7 @@ def reporting(say: Say, name: str, call: Callable[..., Any]) -> Callable[..., An
 
 
 def report_steps(say: Say) -> None:
-    """In a child only: what it does is said before and after. A mark or a group is done when its completion has come."""
+    """In a child only: what it does is said before and after; a mark or a group is done when it has completed."""
     for name, (owner, attribute) in STEPS.items():
         setattr(owner, attribute, reporting(say, name, getattr(owner, attribute)))
     mark = committer.Committer._write_mark

@@ -3,7 +3,7 @@
 What was written since the last flush is in the cache only. A power cut answers everything with EIO from then on, and
 leaves of each sector of the cache one of the versions that were written, or the one before.
 
-`python -m tests.crash.device STORE MOUNTPOINT SECTOR` serves the file STORE. It reads commands, a line each, and answers:
+`python -m tests.crash.device STORE MOUNTPOINT SECTOR` serves the file STORE. It obeys a command a line, and answers:
 `cut SEED` ends the power, `writes MS` and `flushes MS` hold each of those back by so much.
 """
 
@@ -83,7 +83,7 @@ class Cache:
     def cut(self, rng: Random) -> int:
         """Decides what was left of the cache; the number of sectors that it was about."""
         versions: dict[int, bytes] = {}
-        share = rng.choice((0.0, 0.1, 0.5, 0.9, 1.0))
+        share = rng.choice((0.0, 0.1, 0.5, 0.5, 0.9, 0.98, 1.0))
         whole = rng.random() < 0.3
         for place, before, after in self.unflushed:
             coin = rng.random() < share

@@ -29,6 +29,8 @@ from tests.crash.nonces import Nonces, read_files
 BAD = ("lost", "refused", "escaped", "hung", "nonces twice")
 #: What the power can go in the middle of.
 HITS = (*(f"{step} hit" for step in (*STEPS, "mark", "group", "recovery")), "torn tails")
+#: How a writer gets there.
+MANNERS: dict[str | None, Manner] = {"mark": "quiet", "group": "large"}
 #: What a writer may end with when its disk is gone.
 OF_A_DEAD_DISK = ("UnknownOutcome: ", "Unavailable: ", "NoSpace: ")
 #: Where a cut is aimed at; None is any moment.
@@ -47,7 +49,7 @@ class Database:
     def cut(self, mount: Shut, rng: Random, counts: Counter[str], *, check: bool) -> None:
         target = "opening" if self.cut_off and rng.random() < 0.4 else rng.choice(TARGETS)
         engine = rng.choice(usable())
-        manner: Manner = "quiet" if target == "mark" else rng.choice(("usual", "loose"))
+        manner: Manner = MANNERS.get(target) or rng.choice(("usual", "loose"))
         writer = Writer(self.path, self.key, engine, rng.getrandbits(40), manner)
         child = Child(writer.work)
         ended = target != "opening" and child.listen(10, until="work")
@@ -124,7 +126,7 @@ def run(cuts: int, seed: int) -> Counter[str]:
     with mounts() as made:
         key = made[0].place.parent / "key"
         while counts["cuts"] < cuts:
-            mount = made[rng.randrange(len(made))]
+            mount = rng.choice(made + made[1::2])
             database = Database(mount.path / f"db{counts['cuts']}", key if rng.random() < 0.5 else None)
             left = min(rng.randrange(1, 9), cuts - counts["cuts"])
             for i in range(left):
