@@ -68,8 +68,8 @@ class Writer:
     key: Path | None
     engine: Engine
     seed: int
-    #: `quiet`: one client that pauses, so that there is time for marks. `large`: groups of a hundred kilobytes and more,
-    #: some in flight together. `loose`: large ones that mostly nobody waits for.
+    #: `quiet`: one client that pauses, so that there is time for marks. `large`: groups of 100 KB and more, some in
+    #: flight together. `loose`: large ones that mostly nobody waits for.
     manner: Manner = "usual"
 
     async def open(self, rng: Random) -> Log:
