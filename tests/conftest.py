@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 
 settings.register_profile(
     "long",
-    max_examples=1000,
+    max_examples=400,
     stateful_step_count=40,
     deadline=None,
     database=None,

@@ -166,7 +166,8 @@ def report_steps(say: Say) -> None:
             return
 
         def finished(error: OSError | None) -> None:
-            say(["end", "group"])
+            if error is None:
+                say(["end", "group"])
             done(error)
 
         say(["begin", "group"])

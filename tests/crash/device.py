@@ -4,7 +4,8 @@ What was written since the last flush is in the cache only. A power cut answers 
 leaves of each sector of the cache one of the versions that were written, or the one before.
 
 `python -m tests.crash.device STORE MOUNTPOINT SECTOR` serves the file STORE. It obeys a command a line, and answers:
-`cut SEED` ends the power, `writes MS` and `flushes MS` hold each of those back by so much.
+`cut SEED` ends the power, `arm N` ends it at the N-th group of a log that is written from now on, and `hold MS` lets
+every write from now on land so much later, and overtake those before.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import stat
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from random import Random
-from typing import Final, Literal
+from typing import Final
 
 LARGEST_WRITE: Final = 1 << 20
+PAGES: Final = LARGEST_WRITE // mmap.PAGESIZE
 #: Requests of the kernel's FUSE protocol, version 7.
 GETATTR, OPEN, READ, WRITE, STATFS, RELEASE, FSYNC, FLUSH, INIT, INTERRUPT, FORGET = (
     3,
@@ -40,8 +43,8 @@ GETATTR, OPEN, READ, WRITE, STATFS, RELEASE, FSYNC, FLUSH, INIT, INTERRUPT, FORG
 )
 #: Asynchronous reads, big writes, asynchronous direct I/O, more pages than 32 in a request.
 INIT_FLAGS: Final = 1 << 0 | 1 << 5 | 1 << 15 | 1 << 22
-#: Past the page cache.
-OPEN_FLAGS: Final = 1
+#: Past the page cache, and one write beside another.
+OPEN_FLAGS: Final = 1 << 0 | 1 << 6
 FOR_EVER: Final = 1 << 30
 #: mount(2): no devices, no set-user-id.
 MOUNT_FLAGS: Final = 4 | 2
@@ -109,17 +112,27 @@ class Server:
         mode = f"rootmode={stat.S_IFREG:o},user_id=0,group_id=0"
         mount("powercut", target, "fuse", MOUNT_FLAGS, f"fd={self.fuse},{mode}")
         self.dead = False
-        #: Seconds that a request of this kind waits before it is done.
-        self.delays = {WRITE: 0.0, FSYNC: 0.0}
+        #: In the cache when the power went.
+        self.sectors = 0
+        #: Seconds that a write from now on is in flight before it lands; later ones may overtake it.
+        self.held = 0.0
+        #: When it lands, and the number of the request, its place and its bytes.
+        self.flying: list[tuple[float, int, int, bytes]] = []
+        #: Groups until the power goes; 0 is for never.
+        self.armed = 0
 
     def serve(self) -> None:
         poll = select.poll()
         poll.register(self.fuse, select.POLLIN)
         poll.register(sys.stdin.fileno(), select.POLLIN)
         while True:
-            # One thing at a time: a request that waits may take the command that is there.
-            ready = [fd for fd, _ in poll.poll()]
-            if not (self.command() if sys.stdin.fileno() in ready else self.request()):
+            now = time.monotonic()
+            ready = [fd for fd, _ in poll.poll(max(0, self.flying[0][0] - now) * 1000 if self.flying else None)]
+            while self.flying and self.flying[0][0] <= time.monotonic():
+                _, unique, place, data = self.flying.pop(0)
+                self.reply(unique, self.write(place, data))
+            # A command first: a request may be what it is about.
+            if ready and not (self.command() if sys.stdin.fileno() in ready else self.request()):
                 return
 
     def command(self) -> bool:
@@ -127,19 +140,25 @@ class Server:
         if not line:
             return False
         name, value = line.split()
-        done = 0
-        if name == b"cut":
-            self.dead = True
-            done = self.cache.cut(Random(int(value)))
+        if name == b"arm":
+            self.armed = int(value)
+        elif name == b"hold":
+            self.held = int(value) / 1000
         else:
-            self.delays[WRITE if name == b"writes" else FSYNC] = int(value) / 1000
-        os.write(sys.stdout.fileno(), b"%d\n" % done)
+            self.cut(int(value))
+        os.write(sys.stdout.fileno(), b"%d\n" % self.sectors)
         return True
 
-    def wait(self, operation: int) -> bool:
-        """Lets the delay of such a request pass; whether a command has come in the meantime, still to be obeyed."""
-        seconds = self.delays[operation]
-        return seconds > 0 and bool(select.select([sys.stdin.fileno()], [], [], seconds)[0])
+    def cut(self, seed: int) -> None:
+        if self.dead:
+            return
+        rng = Random(seed)
+        for _, unique, place, data in self.flying:
+            if rng.random() < 0.5:
+                self.cache.write(place, data)
+            self.reply(unique, errno.EIO)
+        self.flying.clear()
+        self.dead, self.sectors = True, self.cache.cut(rng)
 
     def request(self) -> bool:
         try:
@@ -147,13 +166,19 @@ class Server:
         except OSError as problem:
             return problem.errno != errno.ENODEV
         _, operation, unique = struct.unpack_from("<IIQ", data)
-        if operation not in (FORGET, INTERRUPT):
-            answer = self.answer(operation, data)
-            failed, body = (answer, b"") if isinstance(answer, int) else (0, answer)
-            # Nobody waits any more for what a killed process asked for.
-            with contextlib.suppress(FileNotFoundError):
-                os.write(self.fuse, struct.pack("<IiQ", 16 + len(body), -failed, unique) + body)
+        if operation == WRITE and self.held and not self.dead:
+            place, size = struct.unpack_from("<QI", data, 48)
+            self.flying.append((time.monotonic() + self.held, unique, place, data[80 : 80 + size]))
+            self.flying.sort()
+        elif operation not in (FORGET, INTERRUPT):
+            self.reply(unique, self.answer(operation, data))
         return True
+
+    def reply(self, unique: int, answer: bytes | int) -> None:
+        failed, body = (answer, b"") if isinstance(answer, int) else (0, answer)
+        # Nobody waits any more for what a killed process asked for.
+        with contextlib.suppress(FileNotFoundError):
+            os.write(self.fuse, struct.pack("<IiQ", 16 + len(body), -failed, unique) + body)
 
     def answer(self, operation: int, data: bytes) -> bytes | int:
         """The body of the answer, or an errno."""
@@ -164,41 +189,28 @@ class Server:
             return errno.EIO
         if operation == WRITE:
             place, size = struct.unpack_from("<QI", data, 48)
-            interrupted = self.wait(WRITE)
-            self.cache.write(place, data[80 : 80 + size])
-            if interrupted:
-                self.command()
-            return struct.pack("<II", size, 0)
+            return self.write(place, data[80 : 80 + size])
         if operation == FSYNC:
-            if self.wait(FSYNC):
-                self.command()
-            if self.dead:
-                return errno.EIO
             self.cache.flush()
             return b""
         if operation == GETATTR:
-            times = (0, 0, 0, 0, 0, 0)
-            owned = (stat.S_IFREG | 0o600, 1, 0, 0, 0, 4096, 0)
-            return struct.pack(
-                "<QII6Q3I7I", FOR_EVER, 0, 0, 1, self.size, self.size // 512, *times[:3], *times[3:], *owned
-            )
+            attributes = (1, self.size, self.size // 512, *bytes(3), *bytes(3), stat.S_IFREG | 0o600, 1, *bytes(3))
+            return struct.pack("<QII6Q3I7I", FOR_EVER, 0, 0, *attributes, 4096, 0)
         if operation == OPEN:
             return struct.pack("<QII", 0, OPEN_FLAGS, 0)
         if operation == INIT:
             _, minor, ahead, flags = struct.unpack_from("<4I", data, 40)
-            told = (
-                7,
-                min(minor, 31),
-                ahead,
-                flags & INIT_FLAGS,
-                64,
-                48,
-                LARGEST_WRITE,
-                1,
-                LARGEST_WRITE // mmap.PAGESIZE,
-            )
+            told = (7, min(minor, 31), ahead, flags & INIT_FLAGS, 64, 48, LARGEST_WRITE, 1, PAGES)
             return struct.pack("<4IHHIIH34x", *told)
         return b"" if operation in (RELEASE, FLUSH) else errno.ENOSYS
+
+    def write(self, place: int, data: bytes) -> bytes | int:
+        self.cache.write(place, data)
+        if self.armed and data[:8] == b"KIMBGRP1":
+            self.armed -= 1
+            if self.armed == 0:
+                self.cut(place)
+        return errno.EIO if self.dead else struct.pack("<II", len(data), 0)
 
 
 class Device:
@@ -215,11 +227,14 @@ class Device:
             raise OSError(errno.ENODEV, "the disk did not start")
 
     def cut(self, seed: int) -> int:
-        """Ends the power; how many sectors were in the cache."""
+        """Ends the power, if it has not ended; how many sectors were in the cache."""
         return self._command("cut", seed)
 
-    def hold_back(self, what: Literal["writes", "flushes"], milliseconds: int) -> None:
-        self._command(what, milliseconds)
+    def arm(self, groups: int) -> None:
+        self._command("arm", groups)
+
+    def hold(self, milliseconds: int) -> None:
+        self._command("hold", milliseconds)
 
     def _command(self, name: str, value: int) -> int:
         stdin, stdout = self._process.stdin, self._process.stdout

@@ -130,8 +130,9 @@ class Shut:
         self._shut_down(rng.choice((NO_FLUSH, NO_FLUSH, LOG_FLUSH, FLUSH)))
         return 0
 
-    def slow(self, rng: Random) -> None:
-        """Makes the time longer in which something is written and not flushed, where that can be done."""
+    def arm(self, groups: int) -> bool:
+        """Whether the power goes by itself, at the so manieth group that is written from now on."""
+        return False
 
     def _shut_down(self, how: int) -> None:
         directory = os.open(self.path, os.O_RDONLY)
@@ -188,9 +189,10 @@ class Volatile(Shut):
                 raise
         return sectors
 
-    def slow(self, rng: Random) -> None:
+    def arm(self, groups: int) -> bool:
         assert self.device is not None
-        self.device.hold_back("flushes", rng.choice((2, 10)))
+        self.device.arm(groups)
+        return True
 
     def unmount(self) -> None:
         super().unmount()

@@ -93,7 +93,7 @@ class History:
         sent = Sent(self._next, [])
         for stream in streams:
             longest = rng.choice((1, 40, 400, 400, 2500, 9000))
-            count = rng.randrange(1, 40 if rng.random() < 0.04 and longest < 1000 else 4)
+            count = min(rng.randrange(1, 24 if rng.random() < 0.05 else 4), max(1, 9000 // longest))
             sent.parts.append((stream, [self._payload(rng, sent.size + i, longest) for i in range(count)]))
         self.sent[sent.number] = sent
         return sent
@@ -159,7 +159,7 @@ class World:
                 depth=rng.randrange(1, 9),
                 group_bytes=rng.choice((1, 2000, 20_000)),
                 idle=0.0005,
-                compression=rng.choice((None, 1)),
+                compression=rng.choice((None, None, 1)),
                 checkpoint_records=rng.choice((20, 100_000)),
             ),
         )

@@ -94,7 +94,9 @@ class Forming:
         if unit.producer is not None:
             answer = self._check(unit)
             if answer.kind != "new":
-                return [answer]
+                # That a stream is not there at all is seen before its producer is asked for.
+                absent = any(offset and not self.lengths[stream] for stream, offset in expect.items())
+                return [answer, Answer("conflict", expected=0)] if absent else [answer]
         wrong = [s for s, offset in expect.items() if offset is not None and offset != self.lengths[s]]
         return [Answer("conflict", expected=self.lengths[stream]) for stream in wrong] or [Answer("new")]
 
