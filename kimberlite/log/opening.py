@@ -14,6 +14,7 @@ from kimberlite import _native
 from kimberlite.crypto.master import load_master
 from kimberlite.errors import (
     Busy,
+    Corrupt,
     Invalid,
     KimberliteError,
     Misconfigured,
@@ -182,6 +183,7 @@ class Opener:
             # What copies a database may leave out the directories that are empty.
             creation.make_directories(self.backend)
         self._heal(identity, keys)
+        marks_file = self._lock_marks()
         marks = load_marks(self.backend, identity)
         self.notes += [f"marks: block {block} is damaged; the other one is sound" for block in marks.damaged]
         log = new_log(identity, keys, self.options, self.injected.seed)
@@ -189,11 +191,10 @@ class Opener:
         loader = Loader(self.backend, identity, keys, marks, log, write=True)
         log, end = derived.load(loader, lambda: new_log(identity, keys, self.options, self.injected.seed))
         check_anchor(log, self.anchor)
-        mark = self._settle(log, marks.newest, end, identity)
+        mark = self._settle(log, marks.newest, end, identity, marks_file)
         clean = marks.newest.clean and marks.newest.group == log.sealed()[0] - 1 and end.torn_upto is None
         self._discard_prepared()
         segment, tail = self._go_on(log, end, clean=clean)
-        marks_file = self.backend.open(MARKS, "w")
         return identity, keys, log, tail, segment, marks_file, mark, derived
 
     def _heal(self, identity: Identity, keys: Keys) -> None:
@@ -205,17 +206,23 @@ class Opener:
             keys.receipt = self.injected.random(32)
             creation.write_small(self.backend, "receipt.key", keys.receipt)
 
-    def _settle(self, log: _native.Log, newest: Mark, end: Ended, identity: Identity) -> Mark:
+    def _lock_marks(self) -> File:
+        """A mark that a killed writer had in flight lands before this one reads any, and not on top of its own."""
+        if not self.backend.exists(MARKS):
+            raise Corrupt("it is missing", file=MARKS)
+        file = self.backend.open(MARKS, "w")
+        try:
+            file.lock()
+        except BlockingIOError:
+            raise Busy(f"{MARKS} is still being written") from None
+        return file
+
+    def _settle(self, log: _native.Log, newest: Mark, end: Ended, identity: Identity, file: File) -> Mark:
         """What was found is what is durable from now on: a mark says so before anybody reads it."""
         group, chain = log.durable_group()
         mark = Mark(newest.counter + 1, newest.incarnation, False, group, chain)
-        file = self.backend.open(MARKS, "w")
-        try:
-            block = encode_mark(mark, identity.database_id, identity.hash)
-            file.write(mark.counter % 2 * BLOCK, block)
-            file.sync()
-        finally:
-            file.close()
+        file.write(mark.counter % 2 * BLOCK, encode_mark(mark, identity.database_id, identity.hash))
+        file.sync()
         if end.torn_upto is not None and end.file is not None and end.segment is not None:
             self._quarantine(end, end.torn_upto + 1, end.segment.number)
         return mark

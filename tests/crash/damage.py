@@ -35,6 +35,8 @@ class Group(NamedTuple):
     length: int
     number: int
     durable_upto: int
+    #: Without its padding.
+    size: int
 
 
 class Found(NamedTuple):
@@ -58,7 +60,7 @@ def groups_of(name: str, data: bytes) -> list[Group]:
         if magic != MAGIC or (found and number != found[-1].number + 1):
             break
         padded = -(-length // BLOCK) * BLOCK
-        found.append(Group(name, place, padded, number, durable_upto))
+        found.append(Group(name, place, padded, number, durable_upto, length))
         place += padded
     return found
 
@@ -122,7 +124,7 @@ def _cut(rng: Random, files: dict[str, bytearray], groups: list[Group]) -> bool:
     if rng.random() < 0.2:
         del files[group.name]
     else:
-        del files[group.name][group.place + rng.randrange(group.length // SECTOR) * SECTOR :]
+        del files[group.name][group.place + rng.randrange(-(-group.size // SECTOR)) * SECTOR :]
     return True
 
 

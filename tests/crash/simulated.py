@@ -16,6 +16,7 @@ from random import Random
 from typing import Final
 
 from kimberlite.crypto.master import create_master
+from kimberlite.errors import KimberliteError
 from kimberlite.log import checkpoint
 from kimberlite.storage.memory import Disk
 from tests.crash import breaks
@@ -72,6 +73,8 @@ class Workload:
         self.history = History()
         self.tally = Tally()
         self.images: set[int] = set()
+        #: Images that were judged, with what they had to hold.
+        self.sound: set[tuple[object, ...]] = set()
 
     async def run(self) -> Tally:
         base = State(Disk(), 0, {}, NO_END, 0)
@@ -93,7 +96,10 @@ class Workload:
     async def _session(self, base: State) -> State:
         """What the next session begins on."""
         session = Session(self.world, self.history, base)
-        found = await session.begin()
+        try:
+            found = await session.begin()
+        except KimberliteError as error:
+            raise Wrong("refused", repr(error)) from error
         compare(found, base, self.history)
         self.history.cut_to(found)
         await session.work()
@@ -112,15 +118,20 @@ class Workload:
     async def _judge(self, states: list[State]) -> None:
         while states:
             state = states.pop()
-            if is_empty(state.disk):
-                self.tally.empty.add(distinct(state.disk))
-            else:
-                self.images.add(distinct(state.disk))
+            image = distinct(state.disk)
+            (self.tally.empty if is_empty(state.disk) else self.images).add(image)
+            claim = (image, state.promised, *sorted(state.lengths.items()))
+            if claim in self.sound:
+                # The same bytes and the same promises: what was seen to be so is not opened again.
+                self.tally.counts.update({"states": 1, "repeated": 1, f"level {state.level}": 1})
+                continue
             if state.resting or self.rng.random() < DAMAGED:
                 self._count(await trial(state, self.history, self.world, self.rng), f"level {state.level}")
             verdict = await judge(state, self.history, self.world, self.rng)
             self._note(verdict, state)
             states += verdict.children
+            if verdict.kind == "sound":
+                self.sound.add(claim)
 
     def _count(self, found: tuple[Counter[str], list[str]], where: str) -> None:
         counts, missed = found
@@ -176,8 +187,9 @@ def report(tally: Tally, seconds: float) -> str:
     nested = ", ".join(f"{counts[f'level {level}']}" for level in range(1, DEEPEST + 1))
     refused = counts["refused open"] + counts["refused later"]
     return (
-        f"{total} states, {tally.distinct + len(tally.empty)} distinct images, {total / seconds:.0f} states/s "
-        f"({total / max(tally.seconds, 1e-9):.0f} a second of a processor)\n"
+        f"{total} states, {tally.distinct + len(tally.empty)} distinct images "
+        f"({counts['repeated']} with the same promises as one before)\n"
+        f"{total / seconds:.0f} states/s ({total / max(tally.seconds, 1e-9):.0f} a second of a processor)\n"
         f"{counts['torn'] / max(1, total):.1%} with a torn tail; {nested} crashed in one, two, three recoveries\n"
         f"{lost}\n"
         f"damage under a watermark: {refused} refused of {counts['tried']} tried "

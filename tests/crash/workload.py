@@ -160,7 +160,7 @@ class World:
                 group_bytes=rng.choice((1, 2000, 20_000)),
                 idle=0.0005,
                 compression=rng.choice((None, None, 1)),
-                checkpoint_records=rng.choice((20, 100_000)),
+                checkpoint_records=rng.choice((20, 100_000, 100_000)),
             ),
         )
 
@@ -242,7 +242,8 @@ class Session:
             # Two idle times, and turns enough for the mark to land.
             await asyncio.sleep(3)
             await turns(60)
-            self.rest()
+            if not self.failed:
+                self.rest()
         try:
             await self.db.close()
         except KimberliteError:

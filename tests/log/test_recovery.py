@@ -258,10 +258,11 @@ async def test_a_torn_header_behind_a_closing_group_loses_nothing(either: Machin
     found.verify()
 
 
-async def test_a_segment_whose_write_is_still_on_its_way_is_busy(machine: Machine) -> None:
+@pytest.mark.parametrize("name", [FIRST, "marks"])
+async def test_a_file_whose_write_is_still_on_its_way_is_busy(machine: Machine, name: str) -> None:
     async with machine.open() as db:
         await db.append("s", b"x")
-    held = machine.backend().open(FIRST, "w")
+    held = machine.backend().open(name, "w")
     held.lock()
     with pytest.raises(Busy, match="still being written"):
         await machine.open()
