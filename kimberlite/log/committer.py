@@ -89,7 +89,7 @@ class Committer:
         self._loop = asyncio.get_running_loop()
         self._marks, self._mark, self._marking = marks, mark, False
         self._marked_at = mark.group
-        self._pool = _native.Pool()
+        self._pool = _native.Pool(log)
         #: Appends that wait for room in the pool, in their order.
         self._turns: deque[asyncio.Future[None]] = deque()
         self._flights: deque[Flight] = deque()
@@ -136,7 +136,7 @@ class Committer:
         self.check()
         if self.closed:
             raise Closed("the database was closed before this was appended")
-        self._pool.push(request)
+        self._pool.push(request, bool(self._writing))
         if self._pool.bytes >= self.options.group_bytes and self._busy is None:
             # Sealed while the others are still asking, so that it is written while the next is sealed.
             self._pump()

@@ -1,13 +1,17 @@
 //! Appends on their way to a group: Python runs once for each of them, and what is done for many is done here.
 use std::collections::VecDeque;
-use std::sync::{Mutex, OnceLock};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, OnceLock};
 
-use kimberlite_core::log::Part;
+use kimberlite_core::group::{Stream, make_ahead};
+use kimberlite_core::log::{self, Part};
+use kimberlite_core::record;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 use crate::batch::Batch;
+use crate::log::Log;
 use crate::writer::lock;
 
 /// Of the system record of an append to several streams, beside its parts.
@@ -128,9 +132,17 @@ impl Request {
     }
 }
 
-/// The appends that wait for a group, in the order in which they came.
+/// A batch that waits, and its stream.
+type Waits = (Arc<Stream>, Arc<record::Batch>);
+
+/// Fewer records are hashed sooner than a thread wakes up.
+const WORTH_A_THREAD: usize = 32;
+
+/// The appends that wait for a group, in the order in which they came. While those of encrypted streams wait, a thread
+/// makes what their bytes will need.
 #[pyclass(frozen, module = "kimberlite._native")]
 pub struct Pool {
+    log: Arc<log::Log>,
     state: Mutex<Waiting>,
 }
 
@@ -138,13 +150,34 @@ pub struct Pool {
 struct Waiting {
     queue: VecDeque<Py<Request>>,
     bytes: usize,
+    ahead: Option<Sender<Waits>>,
+}
+
+impl Waiting {
+    fn make_ahead(&mut self, log: &log::Log, request: &Request) {
+        let streams = log.streams.read().unwrap();
+        for part in &request.parts {
+            let stream = &streams.list[part.stream as usize];
+            if stream.encrypted && stream.keys.is_some() && part.batch.ends.len() >= WORTH_A_THREAD {
+                let ahead = self.ahead.get_or_insert_with(|| {
+                    let (sender, receiver) = channel::<Waits>();
+                    std::thread::Builder::new()
+                        .name("kimberlite-ahead".into())
+                        .spawn(move || receiver.iter().for_each(|(stream, batch)| make_ahead(&stream, &batch)))
+                        .expect("the process may have one more thread");
+                    sender
+                });
+                ahead.send((stream.clone(), part.batch.clone())).expect("the thread lives as long as its queue");
+            }
+        }
+    }
 }
 
 #[pymethods]
 impl Pool {
     #[new]
-    fn new() -> Self {
-        Self { state: Mutex::default() }
+    fn new(log: &Log) -> Self {
+        Self { log: log.inner.clone(), state: Mutex::default() }
     }
 
     fn __len__(&self) -> usize {
@@ -168,8 +201,12 @@ impl Pool {
         std::mem::take(&mut *lock(&self.state)).queue.into()
     }
 
-    fn push(&self, request: Bound<'_, Request>) {
+    /// `waits`: it will not be sealed at once, even if it is the first.
+    fn push(&self, request: Bound<'_, Request>, waits: bool) {
         let mut state = lock(&self.state);
+        if (waits || !state.queue.is_empty()) && !self.log.seeded {
+            state.make_ahead(&self.log, request.get());
+        }
         state.bytes += request.get().size;
         state.queue.push_back(request.unbind());
     }

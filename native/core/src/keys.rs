@@ -140,6 +140,10 @@ impl Entropy {
         Self::Seeded(Box::new(blake3::Hasher::new().update(seed).finalize_xof()))
     }
 
+    pub fn is_seeded(&self) -> bool {
+        matches!(self, Self::Seeded(_))
+    }
+
     pub fn fill(&mut self, out: &mut [u8]) {
         match self {
             Self::Kernel => getrandom::fill(out).expect("the kernel always has random bytes"),

@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 
 use crate::format::{Checked, RECORD_HEADER, ensure, put, u16_at, u32_at};
+use crate::group::Ahead;
 
 pub const HAS_KEY: u8 = 1;
 pub const HAS_EVENT_TIME: u8 = 2;
@@ -95,6 +96,8 @@ pub struct Batch {
     pub ends: Vec<u32>,
     /// Set once, when the stream, and with it the key of the digest, is known.
     pub producer: OnceLock<Producer>,
+    /// What was made of it while it waited for a group.
+    pub ahead: Ahead,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,11 +1,13 @@
 //! Groups: sealed here, and opened here. Reading, recovery and verification open with the same code.
 
+mod ahead;
 mod leaf;
 mod open;
 mod seal;
 #[cfg(test)]
 mod tests;
 
+pub use ahead::{Ahead, make_ahead};
 pub use leaf::{RunLeaves, hash_leaves};
 pub use open::{Expected, Group, Opened, Run, check_of_run, open, open_run};
 pub use seal::{OVERHEAD, Placed, Sealed, SealedRun, Sealer, bound};

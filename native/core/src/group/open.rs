@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
+use super::ahead::run_seed;
 use super::leaf::{RunLeaves, commitments};
-use super::seal::{associated, run_seed};
+use super::seal::associated;
 use super::{Database, Stream};
 use crate::format::{
     COMPRESSED, Checked, Damage, ENDS, GROUP_HEADER, GroupHeader, Hash, RunHeader, check, ensure, u32_at, u64_at, zeros,

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::leaf::{RunLeaves, commitments, hash_leaves};
+use super::ahead::{Drawn, Made, commit};
+use super::leaf::{RunLeaves, hash_leaves};
 use super::{Database, Stream};
 use crate::format::{
     BLOCK, COMPRESSED, ENCRYPTED, ENDS, GROUP_HEADER, GroupHeader, Hash, RUN_HEADER, RUN_PLAINTEXT, RunHeader, check,
@@ -10,7 +11,6 @@ use crate::format::{
 };
 use crate::keys::{Entropy, TAG, domain};
 use crate::record::Batch;
-use crate::salts::salts;
 
 /// The end of the log as sealed so far: the one place that gives out numbers, positions and offsets.
 pub struct Sealer {
@@ -32,10 +32,10 @@ pub struct Placed {
 }
 
 /// Records `from..to` of a batch, which end up in one run.
-struct Piece<'a> {
-    batch: &'a Arc<Batch>,
-    from: usize,
-    to: usize,
+pub(super) struct Piece<'a> {
+    pub batch: &'a Arc<Batch>,
+    pub from: usize,
+    pub to: usize,
 }
 
 impl Piece<'_> {
@@ -60,25 +60,15 @@ impl Piece<'_> {
     }
 }
 
-struct Plan<'a> {
+/// A run that is to be sealed; of an encrypted stream it is one piece.
+pub(super) struct Plan<'a> {
     stream: &'a Arc<Stream>,
     first_offset: u64,
     first_position: u64,
     records: u32,
-    pieces: Vec<Piece<'a>>,
+    pub pieces: Vec<Piece<'a>>,
+    drawn: Option<Drawn>,
 }
-
-/// What a run needs before its bytes can be made.
-struct Prepared {
-    /// Seed or nonce, as it stands in the header.
-    random: Hash,
-    seed: Hash,
-    /// Of an encrypted run.
-    commitments: Option<Vec<Hash>>,
-}
-
-/// Fewer commitments are made sooner than a thread starts.
-const WORTH_A_THREAD: usize = 400;
 
 /// Where a run went, and what its leaves are made of.
 pub struct SealedRun {
@@ -120,12 +110,14 @@ pub fn bound(batch: &Batch, quantum: usize) -> usize {
 /// Header, trailer and padding of a group.
 pub const OVERHEAD: usize = 2 * BLOCK;
 
-fn plan(batches: &[Placed], mut position: u64) -> Vec<Plan<'_>> {
+/// The runs that batches become, and what was `made` of them.
+pub(super) fn plan(batches: &[Placed], made: Vec<Vec<Made>>, mut position: u64) -> Vec<Plan<'_>> {
     let mut plans: Vec<Plan> = Vec::new();
     // Plaintext of the run that is being filled; usize::MAX when nothing may join it.
     let mut filled = usize::MAX;
-    for Placed { stream, offset, batch } in batches {
+    for (Placed { stream, offset, batch }, made) in batches.iter().zip(made) {
         let mut next = *offset;
+        let mut made = made.into_iter();
         let joins = !stream.encrypted && plans.last().is_some_and(|last| last.stream.number == stream.number);
         if !joins {
             filled = usize::MAX;
@@ -149,7 +141,9 @@ fn plan(batches: &[Placed], mut position: u64) -> Vec<Plan<'_>> {
             let length = piece.bytes().len();
             let records = (to - from) as u32;
             if filled == usize::MAX {
-                plans.push(Plan { stream, first_offset: next, first_position: position, records, pieces: vec![piece] });
+                let drawn = made.next().filter(|&(first, end, _)| (first, end) == (from, to)).map(|(.., drawn)| drawn);
+                let pieces = vec![piece];
+                plans.push(Plan { stream, first_offset: next, first_position: position, records, pieces, drawn });
             } else {
                 let last = plans.last_mut().expect("a run is being filled");
                 last.records += records;
@@ -178,13 +172,13 @@ impl Sealer {
         flags: u32,
         out: &mut [u8],
     ) -> Sealed {
-        let plans = plan(batches, self.position);
-        let mut prepared = self.prepare(&plans);
+        let made = batches.iter().map(|placed| placed.batch.ahead.take()).collect();
+        let plans = plan(batches, made, self.position);
         let mut at = GROUP_HEADER;
         let mut hashes = Vec::with_capacity(plans.len());
         let mut runs = Vec::with_capacity(plans.len());
-        for (plan, prepared) in plans.into_iter().zip(&mut prepared) {
-            let mut run = self.seal_run(database, plan, prepared, &mut out[at..]);
+        for plan in plans {
+            let mut run = self.seal_run(database, plan, &mut out[at..]);
             run.place = place + at as u64;
             hashes.push(*blake3::hash(&out[at..at + run.length as usize]).as_bytes());
             at += run.length as usize;
@@ -236,43 +230,11 @@ impl Sealer {
         }
     }
 
-    /// The random part of each run and, of encrypted ones, the commitments, which its bytes wait for: these are made
-    /// on two cores when there are many.
-    fn prepare(&mut self, plans: &[Plan]) -> Vec<Prepared> {
-        let mut prepared: Vec<Prepared> = plans.iter().map(|plan| self.draw(plan.stream)).collect();
-        let work: Vec<_> = prepared.iter_mut().zip(plans).filter(|(p, _)| p.commitments.is_some()).collect();
-        let commit_all = |work: Vec<(&mut Prepared, &Plan)>| {
-            for (prepared, plan) in work {
-                prepared.commitments = Some(commit(plan.stream, &prepared.seed, plan.records, &plan.pieces));
-            }
-        };
-        let records: usize = work.iter().map(|(_, plan)| plan.records as usize).sum();
-        if records < WORTH_A_THREAD || work.len() < 2 {
-            commit_all(work);
-        } else {
-            let mut first = work;
-            let second = first.split_off(first.len() / 2);
-            std::thread::scope(|scope| {
-                scope.spawn(|| commit_all(second));
-                commit_all(first);
-            });
-        }
-        prepared
-    }
-
-    fn draw(&mut self, stream: &Stream) -> Prepared {
-        let mut random = [0; 32];
-        if !stream.encrypted {
-            self.entropy.fill(&mut random);
-            return Prepared { random, seed: random, commitments: None };
-        }
-        self.entropy.fill(&mut random[..24]);
-        let keys = stream.keys.as_ref().expect("an encrypted stream is written with its key");
-        let seed = run_seed(&keys.salt, random[..24].try_into().unwrap());
-        Prepared { random, seed, commitments: Some(Vec::new()) }
-    }
-
-    fn seal_run(&mut self, database: &Database, plan: Plan, prepared: &mut Prepared, out: &mut [u8]) -> SealedRun {
+    fn seal_run(&mut self, database: &Database, mut plan: Plan, out: &mut [u8]) -> SealedRun {
+        let drawn = plan.drawn.take().unwrap_or_else(|| match plan.stream.encrypted {
+            true => Drawn::with(&mut self.entropy, plan.stream, &plan.pieces[0]),
+            false => Drawn::without(&mut self.entropy, plan.stream),
+        });
         let mut header = RunHeader {
             length: 0,
             stream: plan.stream.number,
@@ -282,12 +244,13 @@ impl Sealer {
             first_position: plan.first_position,
             plain: 0,
             key_id: [0; 16],
-            random: prepared.random,
+            random: drawn.random,
         };
-        let commitments = prepared.commitments.take();
-        match &commitments {
-            Some(commitments) => self.encrypted_run(database, &plan, commitments, &mut header, out),
-            None => self.plain_run(&plan, &mut header, out),
+        match &drawn.commitments {
+            Some(commitments) if plan.stream.encrypted => {
+                self.encrypted_run(database, &plan, commitments, &mut header, out)
+            }
+            _ => self.plain_run(&plan, &mut header, out),
         }
         SealedRun {
             stream: plan.stream.clone(),
@@ -296,8 +259,8 @@ impl Sealer {
             records: plan.records,
             place: 0,
             length: header.length,
-            seed: prepared.seed,
-            commitments,
+            seed: drawn.seed,
+            commitments: drawn.commitments,
             pieces: plan.pieces.into_iter().map(|p| (p.batch.clone(), p.from, p.to)).collect(),
         }
     }
@@ -352,10 +315,6 @@ pub(super) fn associated(database: &[u8; 16], clear: &[u8]) -> Vec<u8> {
     [&domain("kimberlite/run/1")[..], database, clear].concat()
 }
 
-pub(super) fn run_seed(key: &Hash, nonce: &[u8; 24]) -> Hash {
-    *blake3::Hasher::new_keyed(key).update(&domain("kimberlite/seed/1")).update(nonce).finalize().as_bytes()
-}
-
 fn write_plaintext(plan: &Plan, out: &mut [u8]) -> usize {
     let mut head = (plan.pieces.len() as u32).to_le_bytes().to_vec();
     plan.pieces.iter().for_each(|piece| piece.entry_into(&mut head));
@@ -382,12 +341,6 @@ fn compressed(plain: &[u8], level: i32) -> Option<Vec<u8>> {
         context.compress_to_buffer(plain, &mut out).ok()?;
         (out.len() < plain.len()).then_some(out)
     })
-}
-
-fn commit(stream: &Stream, seed: &Hash, records: u32, pieces: &[Piece]) -> Vec<Hash> {
-    let mut salted = vec![[0; 32]; records as usize];
-    salts(seed, 0, &mut salted);
-    commitments(stream, &salted, pieces.iter().flat_map(|p| (p.from..p.to).map(|i| p.batch.record(i))))
 }
 
 impl Sealed {

@@ -65,6 +65,22 @@ fn batch(random: &mut Random) -> Batch {
     batch
 }
 
+/// A batch and its stream; some have waited, and some of these were told their producer only then.
+fn waited(streams: &[Stream], random: &mut Random) -> (u32, Arc<Batch>) {
+    let (number, mut batch) = (1 + random.below(3) as u32, batch(random));
+    let stream = &streams[number as usize];
+    if !stream.encrypted || random.below(3) == 0 {
+        return (number, Arc::new(batch));
+    }
+    let producer = batch.producer.take();
+    let batch = Arc::new(batch);
+    make_ahead(&Arc::new(stream.clone()), &batch);
+    if let Some(producer) = producer {
+        batch.producer.set(producer).unwrap();
+    }
+    (number, batch)
+}
+
 /// Each batch behind what its stream has by now.
 fn placed(streams: &[Stream], lengths: &mut [u64], batches: &[(u32, Arc<Batch>)]) -> Vec<Placed> {
     let place = |(number, batch): &(u32, Arc<Batch>)| {
@@ -130,8 +146,7 @@ fn what_is_sealed_opens_as_it_was() {
         let mut place = 4096;
         for _ in 0..random.below(4) {
             let count = random.below(6);
-            let batches: Vec<_> =
-                (0..count).map(|_| (1 + random.below(3) as u32, Arc::new(batch(&mut random)))).collect();
+            let batches: Vec<_> = (0..count).map(|_| waited(&streams, &mut random)).collect();
             let mut out = vec![0xee; room(&batches)];
             let durable = expected.number - 1;
             let placed = placed(&streams, &mut lengths, &batches);
@@ -264,4 +279,32 @@ fn a_frame_that_is_not_shorter_than_its_text_is_refused() {
     assert_eq!(open(0, &plain), Ok(()));
     let longer = crate::format::Damage("a run is compressed that is not shorter for it");
     assert_eq!(open(crate::format::COMPRESSED, &frame), Err(longer));
+}
+
+#[test]
+fn what_was_made_ahead_is_used_once_and_nothing_is_made_after_sealing() {
+    let (database, streams) = (database(true), streams());
+    let stream = Arc::new(streams[2].clone());
+    let mut random = Random(7);
+    let mut nonces = Vec::new();
+    let batch = Arc::new(batch(&mut random));
+    make_ahead(&stream, &batch);
+    let copy = Arc::new(Batch::clone(&batch));
+    for batch in [&batch, &batch, &copy] {
+        let batches = [(2, batch.clone())];
+        let mut out = vec![0; room(&batches)];
+        let placed = placed(&streams, &mut [0; 4], &batches);
+        let mut sealer = sealer(None);
+        sealer.entropy = Entropy::Kernel;
+        let sealed = sealer.seal(&database, &placed, &SALT, 4096, 0, 1, 0, &mut out);
+        let header = GroupHeader::decode(&out, &SALT, 4096).unwrap();
+        let expected = Expected { number: 1, position: 0, previous: [2; 32], timestamp: 0 };
+        let group = open(&database, header, &expected, &SALT, 4096, &out[..sealed.padded]).unwrap();
+        nonces.extend(group.runs.iter().map(|run| *run.header.nonce()));
+        make_ahead(&stream, batch);
+    }
+    let count = nonces.len();
+    nonces.sort_unstable();
+    nonces.dedup();
+    assert_eq!(nonces.len(), count);
 }

@@ -36,6 +36,8 @@ const SHORT: usize = 256 * 1024;
 pub struct Log {
     pub database: Database,
     pub keys: Secrets,
+    /// Whether randomness comes from a seed, and so must be drawn in the order in which groups are sealed.
+    pub seeded: bool,
     tail: Mutex<Tail>,
     producers: Mutex<Producers>,
     pub streams: RwLock<Streams>,
@@ -77,7 +79,7 @@ struct Tail {
 
 impl Log {
     pub fn new(database: Database, secrets: Secrets, level: Option<i32>, cache: usize, entropy: Entropy) -> Self {
-        let chain = database.identity;
+        let (chain, seeded) = (database.identity, entropy.is_seeded());
         let sealer = Sealer { group: 1, position: 0, chain, timestamp: 0, incarnation: 0, level, entropy };
         Self {
             tail: Mutex::new(Tail { sealer, forming: vec![], position: 0, last_place: 0, last_chain: chain }),
@@ -90,6 +92,7 @@ impl Log {
             durable: AtomicU64::new(0),
             end: Mutex::new(End { group: 0, chain, timestamp: 0, incarnation: 0 }),
             keys: secrets,
+            seeded,
             database,
         }
     }
