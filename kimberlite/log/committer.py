@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from kimberlite import _native
-from kimberlite.errors import Closed, KimberliteError, LimitExceeded, NoSpace, UnknownOutcome
+from kimberlite.errors import Closed, KimberliteError, LimitExceeded, NoSpace, Unavailable, UnknownOutcome
 from kimberlite.log.marks import Mark, encode_mark
 from kimberlite.log.options import Options, Sync
 from kimberlite.log.tail import Tail, install
@@ -425,8 +425,8 @@ class Committer:
         async def run() -> None:
             try:
                 await work
-            except NoSpace as error:
-                self._out_of_space(error)
+            except (NoSpace, Unavailable) as error:
+                self._refuse_all(error)
             except OSError as error:
                 self.poison(error)
             except UnknownOutcome:
@@ -438,10 +438,10 @@ class Committer:
 
         self._busy = self._loop.create_task(run(), name="kimberlite-committer")
 
-    def _out_of_space(self, error: NoSpace) -> None:
-        """Everything in the pool is refused: nothing of it was numbered or sealed."""
+    def _refuse_all(self, error: NoSpace | Unavailable) -> None:
+        """Everything in the pool: nothing of it was numbered or sealed."""
         for request in self._pool.clear():
-            request.refuse(NoSpace(str(error)))
+            request.refuse(type(error)(str(error)))
         self._let_in()
 
     async def quiet(self) -> None:

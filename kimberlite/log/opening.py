@@ -334,6 +334,8 @@ class Opener:
             finally:
                 await tail.stop()
                 self.backend.close()
+                # They lead back to it, and would keep every file open until a collector comes.
+                del committer.on_publish, committer.on_rotate
 
         def info() -> dict[str, Any]:
             return describe(identity, native, self.backend, committer, self.notes)
@@ -390,6 +392,8 @@ def check_anchor(log: _native.Log, anchor: Receipt | None) -> None:
         raise RolledBack(f"the log has {size} records; the anchor was given at {anchor.tree_size}")
     if log.root_at(anchor.tree_size) != anchor.root:
         raise RolledBack(f"the log's root at {anchor.tree_size} records is not the anchor's")
+    if log.chain_of(anchor.group) != anchor.chain:
+        raise RolledBack(f"the log's chain at group {anchor.group} is not the anchor's")
 
 
 def describe(

@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 from kimberlite import _native
 from kimberlite.crypto.vault import Vault
-from kimberlite.errors import NoSpace, Unavailable
-from kimberlite.log.tail import FULL
+from kimberlite.log.tail import refusal
 from kimberlite.storage.backend import Backend, File
 
 
@@ -94,10 +93,9 @@ class Streams:
             await self._backend.run(lambda: self._write(blocks))
         except OSError as error:
             vault.unwritten(place for place, _ in blocks)
-            kind = NoSpace if error.errno in FULL else Unavailable
             for _, future in wanted:
                 if not future.done():
-                    future.set_exception(kind(f"the vault did not take the key of a new stream: {error.strerror}"))
+                    future.set_exception(refusal("the vault did not take the key of a new stream", error))
             return
         for (_, declaration, _), key in zip(drafts, keys, strict=True):
             self._native.add_stream(declaration, key)

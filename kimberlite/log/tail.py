@@ -7,7 +7,7 @@ import errno
 from collections.abc import Callable
 from typing import Final
 
-from kimberlite.errors import NoSpace
+from kimberlite.errors import NoSpace, Unavailable
 from kimberlite.log.names import PREPARE, SEGMENTS, prepared_name, segment_name
 from kimberlite.storage.backend import BLOCK, Backend, File
 
@@ -103,20 +103,21 @@ class Tail:
             self._work.set()
 
     async def make_room(self, bound: int) -> None:
-        """Returns when a group of this size has room in this segment; NoSpace if the disk has none."""
+        """Returns when a group of this size has room in this segment; NoSpace if the disk has none, Unavailable if it
+        refuses."""
         while not self.has_room(bound):
             self.refused = None
             await self._next_progress(hurry=True)
             if self.refused is not None and not self.has_room(bound):
-                raise NoSpace(f"no room for {bound} bytes: {self.refused.strerror}")
+                raise refusal(f"no room for {bound} bytes", self.refused)
 
     async def make_next(self) -> Prepared:
-        """The next segment's file, with room for a header; NoSpace if the disk has none."""
+        """The next segment's file, with room for a header; fails as `make_room` does."""
         while self.next is None or self.next.ready < 2 * BLOCK:
             self.refused = None
             await self._next_progress(hurry=True)
             if self.refused is not None and (self.next is None or self.next.ready < 2 * BLOCK):
-                raise NoSpace(f"no room for another segment: {self.refused.strerror}")
+                raise refusal("no room for another segment", self.refused)
         self.next.used = True
         return self.next
 
@@ -230,6 +231,12 @@ class Tail:
                 raise
 
         return fill
+
+
+def refusal(what: str, error: OSError) -> NoSpace | Unavailable:
+    """Why nothing was appended."""
+    kind = NoSpace if error.errno in FULL else Unavailable
+    return kind(f"{what}: {error.strerror}")
 
 
 def install(backend: Backend, prepared: Prepared, number: int, header: bytes) -> None:

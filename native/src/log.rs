@@ -417,6 +417,11 @@ impl Log {
         (end.group, PyBytes::new(py, &end.chain))
     }
 
+    /// Lets go of every file. Nothing is read after this.
+    fn close(&self) {
+        self.inner.close();
+    }
+
     /// Positions below this are durable.
     #[getter]
     fn durable(&self) -> u64 {
@@ -544,6 +549,12 @@ impl Log {
         Ok(self.inner.root_at(size).map_err(os_error)?.map(|root| PyBytes::new(py, &root)))
     }
 
+    /// The chain hash at the end of a durable group; None if there is no such group.
+    fn chain_of<'py>(&self, py: Python<'py>, group: u64) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let chain = py.detach(|| self.inner.chain_of(group)).map_err(|failure| self.failure(py, failure))?;
+        Ok(chain.map(|chain| PyBytes::new(py, &chain)))
+    }
+
     /// From here on a segment is read through its index file.
     fn close_segment(&self, segment: &Segment, index: &Bound<'_, PyAny>) -> PyResult<()> {
         let closed = log::Index::closed(Some(source_of(index)?), self.inner.keys.receipt);
@@ -574,25 +585,28 @@ impl Log {
 
     /// One record, checked against its leaf.
     fn get<'py>(&self, py: Python<'py>, position: u64) -> PyResult<Bound<'py, PyAny>> {
-        let found = py.detach(|| self.inner.get(position, &mut log::Window::default()));
+        self.get_many(py, vec![position])?.get_item(0)
+    }
+
+    /// Records in the order asked for, each checked against its leaf.
+    fn get_many<'py>(&self, py: Python<'py>, positions: Vec<u64>) -> PyResult<Bound<'py, PyList>> {
         let out = PyList::empty(py);
-        append_records(py, &self.inner, &found.map_err(|failure| self.failure(py, failure))?, false, &out)?;
-        out.get_item(0)
+        let mut window = log::Window::default();
+        for position in positions {
+            let found = py.detach(|| self.inner.get(position, &mut window));
+            append_records(py, &self.inner, &found.map_err(|failure| self.failure(py, failure))?, false, &out)?;
+        }
+        Ok(out)
     }
 
     /// The first position at or after a time.
-    fn position_at(&self, timestamp: u64) -> u64 {
-        self.inner.position_at(timestamp)
+    fn position_at(&self, py: Python<'_>, timestamp: u64) -> PyResult<u64> {
+        py.detach(|| self.inner.position_at(timestamp)).map_err(|error| io_error(py, error))
     }
 
     /// The first offset of a stream that is not before a position.
-    fn offset_at(&self, py: Python<'_>, stream: u32, position: u64) -> u64 {
-        py.detach(|| self.inner.offset_at(stream, position))
-    }
-
-    /// Where an offset of a stream is in the log.
-    fn position_of(&self, stream: u32, offset: u64) -> Option<u64> {
-        self.inner.position_of(stream, offset)
+    fn offset_at(&self, py: Python<'_>, stream: u32, position: u64) -> PyResult<u64> {
+        py.detach(|| self.inner.offset_at(stream, position)).map_err(|error| io_error(py, error))
     }
 
     /// Records of a span, at most `limit` and about `size` bytes of them; and the span that is left.

@@ -152,8 +152,14 @@ async def test_an_anchor_that_the_log_reaches_lets_it_open_and_one_ahead_does_no
 async def test_an_anchor_of_another_history_is_a_rollback_and_one_not_durable_is_invalid(machine: Machine) -> None:
     async with machine.open() as db:
         receipt = await db.append("s", b"x")
-    with pytest.raises(RolledBack):
-        await machine.open(anchor=receipt._replace(root=bytes(32)))
+        await db.append("s", bytes(90_000))
+        await db.append("s", bytes(90_000))
+    for other in ({"root": bytes(32)}, {"chain": bytes(32)}, {"group": receipt.group + 1}, {"group": 1 << 40}):
+        for read_only in (False, True):
+            with pytest.raises(RolledBack):
+                await machine.open(anchor=receipt._replace(**other), read_only=read_only)
+        with pytest.raises(RolledBack):
+            machine.verify(receipt._replace(**other))
     with pytest.raises(Invalid):
         await machine.open(anchor=receipt._replace(durable=False))
 
@@ -200,19 +206,23 @@ async def test_info_says_what_is_open_and_where_it_stands(either: Machine) -> No
 
 
 async def test_a_handle_that_was_closed_leaves_no_descriptors(tmp_path: Path) -> None:
-    async def once() -> int:
-        async with kimberlite.open(tmp_path / "db", backend="threads", segment_bytes=64 * 1024) as db:
-            for _ in range(4):
-                await db.append("s", bytes(30_000))
-            await payloads(db.read())
-        async with kimberlite.open(tmp_path / "db", read_only=True) as reader:
-            await payloads(reader.read())
-        del db, reader
-        gc.collect()
-        return len(os.listdir("/proc/self/fd"))
+    def held() -> list[str]:
+        names = (os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd"))
+        return [name for name in names if name.startswith(str(tmp_path))]
 
-    counts = [await once() for _ in range(4)]
-    assert counts == counts[:1] * 4
+    gc.disable()
+    try:
+        for _ in range(2):
+            async with kimberlite.open(tmp_path / "db", backend="threads", segment_bytes=64 * 1024) as db:
+                for _ in range(4):
+                    await db.append("s", bytes(30_000))
+                await payloads(db.read())
+            assert held() == []
+            async with kimberlite.open(tmp_path / "db", read_only=True) as reader:
+                await payloads(reader.read())
+            assert held() == []
+    finally:
+        gc.enable()
 
 
 async def test_a_segment_that_was_closed_costs_a_running_writer_two_descriptors(tmp_path: Path) -> None:

@@ -154,6 +154,8 @@ async def test_get_many_keeps_the_order_asked_for_and_repetitions(machine: Machi
         await db.append("s", [b"0", b"1", b"2"])
         assert [r.payload for r in await db.get_many(iter([3, 1, 3]))] == [b"2", b"0", b"2"]
         assert await db.get_many([]) == []
+        many = [1 + i % 3 for i in range(3000)]
+        assert [r.position for r in await db.get_many(many)] == many
 
 
 async def test_batches_are_the_same_records_as_lists(either: Machine) -> None:
@@ -219,6 +221,23 @@ async def test_what_the_disk_refuses_to_a_reader_is_unavailable_and_the_handle_g
         machine.fault = None
         assert await payloads(db.read("s")) == [b"x"]
         assert (await db.append("s", b"y")).durable
+
+
+async def test_a_stream_does_not_end_where_the_disk_refuses_its_index(machine: Machine) -> None:
+    async with machine.open(segment_bytes=64 * 1024) as db:
+        for _ in range(6):
+            await db.append("s", bytes(30_000))
+        await db.append("t", b"x")
+    for name in [name for name in machine.disk.files() if name.startswith("index/")]:
+        machine.backend().unlink(name)
+    first = datetime.fromtimestamp(machine.now / 1e9, UTC)
+    async with machine.open(segment_bytes=64 * 1024) as db:
+        machine.fault = failing("read", "segments/")
+        for read in (db.read("s"), db.read("s", reverse=True), db.read("t"), db.read("s", start=first)):
+            with pytest.raises(Unavailable):
+                await payloads(read)
+        machine.fault = None
+        assert len(await payloads(db.read("s"))) == 6
 
 
 async def test_a_flipped_bit_under_a_reader_is_named_and_never_shown(either: Machine) -> None:

@@ -7,7 +7,7 @@ import errno
 
 import pytest
 
-from kimberlite import NoSpace, Receipt
+from kimberlite import KimberliteError, NoSpace, Receipt, Unavailable
 from kimberlite.log.names import prepared_name, segment_name
 from kimberlite.log.tail import RESERVE, Tail
 from kimberlite.storage.backend import BLOCK
@@ -137,11 +137,28 @@ async def test_an_error_of_what_is_being_prepared_costs_room_and_not_the_handle(
         async with either.open(segment_bytes=SMALL) as db:
             either.fault = failing(verb, "prepare/")
             outcomes = await asyncio.gather(*(db.append(verb, bytes(9_000)) for _ in range(20)), return_exceptions=True)
-            assert {type(outcome) for outcome in outcomes} <= {Receipt, NoSpace}
+            assert {type(outcome) for outcome in outcomes} <= {Receipt, Unavailable}
             either.fault = None
             stored = [outcome for outcome in outcomes if isinstance(outcome, Receipt)]
             assert (await db.append(verb, b"room again")).first_offset == len(stored)
     either.verify()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.ENOSPC, NoSpace), (errno.EIO, Unavailable), (errno.EMFILE, Unavailable)]
+)
+async def test_an_append_without_room_says_what_the_disk_said(
+    machine: Machine, number: int, kind: type[KimberliteError]
+) -> None:
+    async with machine.open(segment_bytes=SMALL) as db:
+        await db.append("s", b"x")
+        machine.fault = failing("allocate", number=number)
+        with pytest.raises(kind) as refused:
+            for _ in range(20):
+                await db.append("s", bytes(30_000))
+        assert type(refused.value) is kind
+        machine.fault = None
+        assert (await db.append("s", b"room again")).durable
 
 
 async def test_what_was_being_prepared_is_thrown_away_by_the_next_writer(machine: Machine) -> None:

@@ -52,6 +52,10 @@ impl Cache {
         Self { slots: Vec::new(), free: Vec::new(), places: HashMap::new(), hand: 0, bytes: 0, limit }
     }
 
+    pub fn clear(&mut self) {
+        *self = Self::new(self.limit);
+    }
+
     pub fn get(&mut self, at: At) -> Option<Arc<CachedRun>> {
         let slot = self.slots[*self.places.get(&at)?].as_mut()?;
         slot.asked = true;

@@ -111,6 +111,13 @@ impl Log {
         (tail.sealer.group, tail.sealer.position, tail.sealer.chain)
     }
 
+    /// Lets go of every file. Nothing is read after this.
+    pub fn close(&self) {
+        self.segments.write().unwrap().clear();
+        *self.hashes.write().unwrap() = None;
+        self.cache.lock().unwrap().clear();
+    }
+
     pub fn attach(&self, segment: Arc<Segment>) {
         self.segments.write().unwrap().insert(segment.header.number, segment);
     }

@@ -203,11 +203,17 @@ impl Log {
             return Ok(None);
         }
         let wanted = if span.reverse { span.end - 1 } else { span.start };
-        let position = match span.stream {
-            None => Some(wanted),
-            Some(stream) => self.position_of(stream, wanted),
+        let end = match span.stream {
+            None => self.durable(),
+            Some(stream) => self.streams.read().unwrap().info.get(stream as usize).map_or(0, |info| info.durable),
         };
-        let Some(position) = position.filter(|&position| position < self.durable()) else { return Ok(None) };
+        if wanted >= end {
+            return Ok(None);
+        }
+        let position = match span.stream {
+            None => wanted,
+            Some(stream) => self.position_of(stream, wanted)?.ok_or(Failure::Io(io::ErrorKind::NotFound.into()))?,
+        };
         let (run, within) = self.run_at(position, window, WINDOW)?;
         let header = &run.opened.header;
         let base = if span.stream.is_some() { header.first_offset } else { header.first_position };
@@ -221,36 +227,37 @@ impl Log {
         Ok(Some((Found { run, from, to }, left)))
     }
 
-    /// Where a stream's offset is in the log.
-    pub fn position_of(&self, stream: u32, offset: u64) -> Option<u64> {
-        self.newest_first().iter().find_map(|segment| {
-            let index = segment.index();
-            let entry = index.lookup(segment).ok()?.run_of_offset(stream, offset)?;
-            Some(entry.position + (offset - entry.offset))
-        })
+    /// Where a stream's offset is in the log; None if it has no such offset.
+    pub fn position_of(&self, stream: u32, offset: u64) -> io::Result<Option<u64>> {
+        for segment in self.newest_first() {
+            if let Some(entry) = segment.index().lookup(&segment)?.run_of_offset(stream, offset) {
+                return Ok(Some(entry.position + (offset - entry.offset)));
+            }
+        }
+        Ok(None)
     }
 
     /// The first offset of a stream that is not before a position.
-    pub fn offset_at(&self, stream: u32, position: u64) -> u64 {
+    pub fn offset_at(&self, stream: u32, position: u64) -> io::Result<u64> {
         let (mut low, mut high) = (0, self.streams.read().unwrap().info[stream as usize].durable);
         while low < high {
             let middle = low.midpoint(high);
-            if self.position_of(stream, middle).is_some_and(|at| at < position) {
+            if self.position_of(stream, middle)?.is_some_and(|at| at < position) {
                 low = middle + 1;
             } else {
                 high = middle;
             }
         }
-        low
+        Ok(low)
     }
 
     /// The first durable position whose timestamp is not before this.
-    pub fn position_at(&self, timestamp: u64) -> u64 {
-        let found = self
-            .newest_first()
-            .iter()
-            .rev()
-            .find_map(|segment| segment.index().lookup(segment).ok()?.first_position_at_or_after(timestamp));
-        found.unwrap_or(u64::MAX).min(self.durable())
+    pub fn position_at(&self, timestamp: u64) -> io::Result<u64> {
+        for segment in self.newest_first().iter().rev() {
+            if let Some(position) = segment.index().lookup(segment)?.first_position_at_or_after(timestamp) {
+                return Ok(position.min(self.durable()));
+            }
+        }
+        Ok(self.durable())
     }
 }

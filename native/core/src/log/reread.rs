@@ -58,6 +58,19 @@ impl Log {
         Err(lost())
     }
 
+    /// The chain hash at the end of a durable group, from its bytes; None if there is no such group.
+    pub fn chain_of(&self, number: u64) -> Result<Option<Hash>, Failure> {
+        let end = self.end();
+        if number >= end.group {
+            return Ok((number == end.group).then_some(end.chain));
+        }
+        let Some((segment, place)) = self.group_place(number)? else { return Ok(None) };
+        let bytes = self.group_bytes(&segment, place, number)?;
+        let group = self.open_again(&segment, place, &bytes);
+        let group = group.map_err(|Damage(what)| self.damage(&segment, place, number, what))?;
+        Ok((group.header.number == number).then_some(group.chain))
+    }
+
     fn group_place(&self, number: u64) -> Result<Option<(std::sync::Arc<Segment>, u64)>, Failure> {
         for segment in self.newest_first() {
             if segment.header.first_group <= number {
@@ -94,7 +107,7 @@ impl Log {
     }
 
     fn part_receipt(&self, state: &State, (stream, offset, records): (u32, u64, u32)) -> Result<Receipt, Failure> {
-        let position = self.position_of(stream, offset).ok_or(Failure::HashesDamaged { position: state.size })?;
+        let position = self.position_of(stream, offset)?.ok_or(Failure::HashesDamaged { position: state.size })?;
         let more = records as u64 - 1;
         Ok(Receipt {
             group: state.header.number,
