@@ -9,6 +9,7 @@ from typing import Final
 
 from kimberlite import _native
 from kimberlite.errors import Closed, KimberliteError, LimitExceeded, NoSpace, Unavailable, UnknownOutcome
+from kimberlite.log.flights import Answer, Flight, Flights
 from kimberlite.log.marks import Mark, encode_mark
 from kimberlite.log.options import Options, Sync
 from kimberlite.log.tail import Tail, install
@@ -17,44 +18,17 @@ from kimberlite.storage.backend import BLOCK, Backend, File, let_go
 
 #: Seconds after which what the kernel only holds is synced.
 OS_DELAY: Final = 1.0
-#: Behind every group.
-NO_LIMIT: Final = (1 << 64) - 1
 #: Buffers kept for the next groups.
 SPARE_BUFFERS: Final = 16
 
 Part = tuple[str, int, _native.Batch, int | None]
 
 
-#: An append that is in no new group: its error, or the number of the group that it is in already.
-Answer = tuple[_native.Request, KimberliteError | int]
-
-
-class Flight:
-    """A sealed group on its way to the disk."""
-
-    __slots__ = ("acks", "alone", "buffer", "durable", "refused", "sealed", "synced", "written")
-
-    def __init__(self, sealed: _native.Sealed, buffer: _native.Buffer, durable: bool) -> None:
-        self.sealed = sealed
-        self.buffer: _native.Buffer | None = buffer
-        #: Whether somebody waits for it to be on the disk.
-        self.durable = durable
-        #: Whether its own write makes it durable, with no sync behind it.
-        self.alone = False
-        self.written = False
-        self.synced = False
-        self.acks: list[_native.Request] = []
-        #: Refusals that cite what is durable once this group is.
-        self.refused: list[Answer] = []
-
-
 class Committer:
     """One queue, one owner of the tail.
 
     * Requests are sealed in the order in which they came; numbers are given when they are sealed.
-    * `flights` are the groups that are sealed and not durable, in order. Durable is a prefix: a group leaves
-      only from the left, when it and all before it are synced; then it is published, then acknowledged.
-    * A sync covers only groups whose write had completed before it was submitted.
+    * Durable is the prefix of the flights that is synced: it is published, then acknowledged, and leaves.
     * Poisoned is for ever: after a failed write or sync nothing is sealed, synced or acknowledged again.
     """
 
@@ -92,13 +66,7 @@ class Committer:
         self._pool = _native.Pool(log)
         #: Appends that wait for room in the pool, in their order.
         self._turns: deque[asyncio.Future[None]] = deque()
-        self._flights: deque[Flight] = deque()
-        #: Of those, in order, the ones that are being written.
-        self._writing: list[Flight] = []
-        #: And the last that somebody waits for; 0 if nobody ever did.
-        self._wanted = 0
-        #: Of those, in order, the ones whose waiters are content with the kernel, until they are answered.
-        self._unanswered: deque[Flight] = deque()
+        self._flights = Flights()
         self._syncing = False
         self._busy: asyncio.Task[None] | None = None
         self._pump_due = False
@@ -136,7 +104,7 @@ class Committer:
         self.check()
         if self.closed:
             raise Closed("the database was closed before this was appended")
-        self._pool.push(request, bool(self._writing))
+        self._pool.push(request, bool(self._flights.writing))
         if self._pool.bytes >= self.options.group_bytes and self._busy is None:
             # Sealed while the others are still asking, so that it is written while the next is sealed.
             self._pump()
@@ -193,9 +161,9 @@ class Committer:
                 self._commit(*self._take(overhead))
 
     def _may_seal(self) -> bool:
-        if not self._writing:
+        if not self._flights.writing:
             return True
-        return len(self._writing) < self.options.depth and self._pool.bytes >= self.options.group_bytes
+        return len(self._flights.writing) < self.options.depth and self._pool.bytes >= self.options.group_bytes
 
     def _take(self, overhead: int) -> tuple[list[_native.Request], int]:
         """The requests of the next group, and its bound: what fits, of one policy."""
@@ -213,16 +181,17 @@ class Committer:
         flight = self._seal(bound, now, durable=requests[0].durable, closing=False)
         flight.acks, flight.refused = accepted, refused
         if refused:
-            self._wanted = flight.sealed.number
+            self._flights.wanted = flight.sealed.number
         self._write(flight)
         self.log.finish(flight.sealed)
 
     def _refuse(self, refused: list[Answer]) -> None:
         """What they cite is sealed: they are told when it is durable."""
         if self._flights:
-            self._flights[-1].refused += refused
-            self._wanted = self._flights[-1].sealed.number
-            if not self._flights[-1].durable:
+            last = self._flights.last()
+            last.refused += refused
+            self._flights.wanted = last.sealed.number
+            if not last.durable:
                 self._sync()
         else:
             self._answer(refused)
@@ -244,14 +213,7 @@ class Committer:
         self.tail.advance(sealed.padded)
         self.written += sealed.padded
         flight = Flight(sealed, buffer, durable)
-        # A write that is durable by itself says nothing of those before it that are not.
-        flight.alone = durable and all(other.alone for other in self._flights)
-        self._flights.append(flight)
-        self._writing.append(flight)
-        if durable:
-            self._wanted = sealed.number
-        else:
-            self._unanswered.append(flight)
+        self._flights.add(flight)
         return flight
 
     def _write(self, flight: Flight) -> None:
@@ -264,10 +226,7 @@ class Committer:
             if error is not None:
                 self.poison(error)
                 return
-            flight.written = True
-            self._writing.remove(flight)
-            flight.synced = flight.synced or flight.alone
-            flight.buffer = None
+            self._flights.written(flight)
             view.release()
             if len(self._buffers) < SPARE_BUFFERS:
                 self._buffers.append(buffer)
@@ -299,11 +258,11 @@ class Committer:
 
     def _answer_os(self) -> None:
         """What the kernel has taken is said to be so, in order, and to be nothing more."""
-        limit = self._writing[0].sealed.number if self._writing else NO_LIMIT
-        if not self._unanswered or self._unanswered[0].sealed.number >= limit:
+        taken = self._flights.take_taken()
+        if not taken:
             return
-        while self._unanswered and self._unanswered[0].sealed.number < limit:
-            self._acknowledge(self._unanswered.popleft(), durable=False)
+        for flight in taken:
+            self._acknowledge(flight, durable=False)
         self._rest()
         if self._os_timer is None:
             self._os_timer = self._loop.call_later(OS_DELAY, self._os_due)
@@ -314,18 +273,11 @@ class Committer:
             self._sync()
 
     def _sync_due(self) -> bool:
-        """Whether somebody waits for a group that is written and not synced, or for one behind it."""
-        last = NO_LIMIT if self._waiting else self._wanted
-        for flight in self._flights:
-            if flight.sealed.number > last:
-                return False
-            if flight.written and not flight.synced:
-                return True
-        return False
+        return self._flights.sync_due(everything=bool(self._waiting))
 
     def _sync(self) -> None:
         """Syncs every group whose write has completed; those that are needed and have not come back for it."""
-        covered = [flight for flight in self._flights if flight.written and not flight.synced]
+        covered = self._flights.covered()
         if self._syncing or not covered or self.poisoned is not None:
             return
         self._syncing = True
@@ -348,16 +300,15 @@ class Committer:
         """Durable, publish, ack: in this order, for the prefix that is synced."""
         if self.poisoned is not None:
             return
-        published = []
-        while self._flights and self._flights[0].synced:
-            flight = self._flights.popleft()
+        synced = self._flights.synced()
+        for flight in synced:
             self.durable = flight.sealed.number
             self.log.publish(flight.sealed)
-            published.append(flight)
-        for flight in published:
+        for flight in synced:
             self._acknowledge(flight, durable=True)
             self._answer(flight.refused)
-        if published:
+            self._flights.leaves(flight)
+        if synced:
             self._wake()
             self.on_publish()
         self._pump()

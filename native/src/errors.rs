@@ -1,4 +1,7 @@
-//! The errors of `kimberlite.errors`, raised from here.
+//! The errors of `kimberlite.errors`, raised from here, and those of the operating system.
+use std::io;
+
+use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -33,4 +36,13 @@ pub fn corrupt(
         class(py, "Corrupt")?.call((message,), Some(&named))
     };
     build().map_or_else(|error| error, PyErr::from_value)
+}
+
+/// The OSError with its errno, which the plain conversion leaves out.
+pub fn os_error(error: io::Error) -> PyErr {
+    let text = error.to_string();
+    match error.raw_os_error() {
+        Some(errno) => PyOSError::new_err((errno, text.split(" (os error").next().unwrap_or_default().to_owned())),
+        None => PyOSError::new_err(text),
+    }
 }

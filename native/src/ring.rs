@@ -11,7 +11,8 @@ use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
-use crate::writer::{BLOCK, STUCK, contiguous, drain, eventfd, lock, os_error, signal};
+use crate::errors::os_error;
+use crate::writer::{BLOCK, STUCK, contiguous, drain, eventfd, lock, signal};
 
 /// Bytes in one request; the kernel stops a little below 2 GiB, and at no whole number of our blocks.
 const MOST: usize = 1 << 30;

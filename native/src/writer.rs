@@ -7,8 +7,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use pyo3::buffer::PyUntypedBuffer;
-use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+
+use crate::errors::os_error;
 
 /// A short write is taken up again at a multiple of this: O_DIRECT takes nothing else.
 pub(crate) const BLOCK: usize = 4096;
@@ -293,18 +295,6 @@ pub(crate) fn contiguous(buffer: &Bound<'_, PyAny>, place: i64) -> PyResult<PyUn
         return Err(PyValueError::new_err("a place is from 0 to 2**63 - 1"));
     }
     Ok(view)
-}
-
-/// The OSError with its errno, which the plain conversion leaves out.
-pub(crate) fn os_error(error: io::Error) -> PyErr {
-    match error.raw_os_error() {
-        Some(errno) => {
-            let text = error.to_string();
-            let said = text.split(" (os error").next().unwrap_or_default();
-            PyOSError::new_err((errno, said.to_owned()))
-        }
-        None => error.into(),
-    }
 }
 
 pub(crate) fn eventfd() -> io::Result<OwnedFd> {

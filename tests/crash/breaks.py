@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from kimberlite.log import checkpoint, committer, creation, opening, recovery
-from kimberlite.log.committer import Committer, Flight
+from kimberlite.log.committer import Committer
+from kimberlite.log.flights import Flight
 from kimberlite.log.log import Log
 from kimberlite.log.names import MARKS, PREPARE, QUARANTINE, SEGMENTS, prepared_name, segment_name
 from kimberlite.log.opening import Opener

@@ -1,0 +1,132 @@
+//! Index files, hashes, producers and checkpoints: what is made of a log and kept beside it.
+
+use std::sync::Arc;
+
+use kimberlite_core::format::{Damage, SegmentHeader};
+use kimberlite_core::log;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use super::replaying::ask;
+use super::segment::source_of;
+use super::{Log, Resume, Segment, io_error};
+
+#[pymethods]
+impl Log {
+    /// A segment to read from and, when it is active, to seal into; `upto` is what a checkpoint covers of it.
+    #[pyo3(signature = (header, file, upto=0))]
+    fn attach(&self, py: Python<'_>, header: &[u8], file: &Bound<'_, PyAny>, upto: u64) -> PyResult<Segment> {
+        let header = SegmentHeader::decode(header).map_err(|Damage(what)| PyValueError::new_err(what))?;
+        let source = source_of(file)?;
+        let inner = py.detach(|| log::Segment::resumed(header, source, upto)).map_err(|error| io_error(py, error))?;
+        let inner = Arc::new(inner);
+        self.inner.attach(inner.clone());
+        Ok(Segment { inner, file: file.clone().unbind() })
+    }
+
+    /// A closed segment, whose index is read from a file, or made again, when it is needed.
+    #[pyo3(signature = (header, file, index))]
+    fn attach_closed(
+        &self,
+        header: &[u8],
+        file: &Bound<'_, PyAny>,
+        index: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Segment> {
+        let header = SegmentHeader::decode(header).map_err(|Damage(what)| PyValueError::new_err(what))?;
+        let index = index.map(source_of).transpose()?;
+        let inner = Arc::new(log::Segment::closed(header, source_of(file)?, index, self.inner.keys.receipt));
+        self.inner.attach(inner.clone());
+        Ok(Segment { inner, file: file.clone().unbind() })
+    }
+
+    /// The index file of a segment that is active in memory.
+    fn index_file<'py>(&self, py: Python<'py>, segment: &Segment) -> PyResult<Bound<'py, PyBytes>> {
+        let bytes = py.detach(|| {
+            let index = segment.inner.index();
+            let log::Index::Active(index) = &*index else { return None };
+            let mut bytes = index.encode();
+            let mac = log::derived_mac(&self.inner.keys.receipt, &bytes);
+            bytes.extend(mac);
+            Some(bytes)
+        });
+        bytes.map(|bytes| PyBytes::new(py, &bytes)).ok_or_else(|| PyValueError::new_err("the segment is closed"))
+    }
+
+    /// From here on a segment is read through its index file.
+    fn close_segment(&self, segment: &Segment, index: &Bound<'_, PyAny>) -> PyResult<()> {
+        let closed = log::Index::closed(Some(source_of(index)?), self.inner.keys.receipt);
+        *segment.inner.index.write().unwrap() = Arc::new(closed);
+        Ok(())
+    }
+
+    /// The file of tree hashes; None while there is none.
+    #[pyo3(signature = (file))]
+    fn set_hashes(&self, file: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        self.inner.set_hashes(file.map(source_of).transpose()?);
+        Ok(())
+    }
+
+    /// Hashes that nobody has taken for the file, so many at most: the index of the first, and they, joined.
+    fn take_hashes<'py>(&self, py: Python<'py>, most: usize) -> (u64, Bound<'py, PyBytes>) {
+        let (first, hashes) = py.detach(|| self.inner.take_hashes(most));
+        (first, PyBytes::new(py, hashes.as_flattened()))
+    }
+
+    fn flushed_hashes(&self, upto: u64) {
+        self.inner.flushed_hashes(upto);
+    }
+
+    fn snapshot<'py>(&self, py: Python<'py>, segment: &Segment, place: u64, producers: u64) -> Bound<'py, PyBytes> {
+        let header = &segment.inner.header;
+        PyBytes::new(py, &self.inner.snapshot(header.number, place, &header.salt, producers))
+    }
+
+    /// Where a checkpoint leaves off; None if its MAC is wrong.
+    fn resume(&self, bytes: &[u8]) -> Option<Resume> {
+        self.inner.resume(bytes).map(Resume)
+    }
+
+    /// Whether the group that a restored checkpoint ends with is in its place.
+    fn ends_with(&self, resume: &Resume, header: &[u8], group: &[u8]) -> bool {
+        self.inner.ends_with(&resume.0, header, group)
+    }
+
+    fn restore(&self, py: Python<'_>, bytes: &[u8], keys: Py<PyAny>) -> PyResult<()> {
+        let mut failed = None;
+        let restored = py.detach(|| self.inner.restore(bytes, &mut |d, hash| ask(&keys, d, hash, &mut failed)));
+        match (failed, restored) {
+            (Some(error), _) => Err(error),
+            (None, restored) => restored.map_err(|Damage(what)| PyValueError::new_err(what)),
+        }
+    }
+
+    /// Entries for the file of producers, which is so long, with their MAC; and whether it is to have no others.
+    fn take_producers<'py>(&self, py: Python<'py>, upto_group: u64, length: usize) -> (Bound<'py, PyBytes>, bool) {
+        let (entries, anew) = self.inner.take_producers(upto_group, length);
+        if entries.is_empty() {
+            return (PyBytes::new(py, &[]), anew);
+        }
+        let mut piece = (entries.len() as u64).to_le_bytes().to_vec();
+        piece.extend(entries);
+        let mac = log::derived_mac(&self.inner.keys.receipt, &piece);
+        piece.extend(mac);
+        (PyBytes::new(py, &piece), anew)
+    }
+
+    /// The entries in a file of producers; None if a piece is not what was written.
+    fn unwrap<'py>(&self, py: Python<'py>, mut file: &[u8]) -> Option<Bound<'py, PyBytes>> {
+        let mut entries = Vec::with_capacity(file.len());
+        while !file.is_empty() {
+            let length = u64::from_le_bytes(*file.first_chunk::<8>()?) as usize;
+            let piece = file.get(..length.checked_add(40)?)?;
+            entries.extend(&log::checked(&self.inner.keys.receipt, piece)?[8..]);
+            file = &file[length + 40..];
+        }
+        Some(PyBytes::new(py, &entries))
+    }
+
+    fn load_producers(&self, entries: &[u8]) -> PyResult<()> {
+        self.inner.load_producers(entries).map_err(|Damage(what)| PyValueError::new_err(what))
+    }
+}

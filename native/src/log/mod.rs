@@ -1,0 +1,170 @@
+//! `Log`: what the core knows of a log, under Python's hands.
+
+mod appending;
+mod derived;
+mod reading;
+mod replaying;
+mod sealed;
+mod segment;
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use kimberlite_core::format::Damage;
+use kimberlite_core::group::Database;
+use kimberlite_core::keys::{Entropy, GroupKey, Key, derive, domain};
+use kimberlite_core::log::{self, Failure, Refused, Secrets};
+use kimberlite_core::system::Declaration;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use self::sealed::Finisher;
+pub use self::sealed::Sealed;
+use self::segment::segment_file;
+pub use self::segment::{Resume, Segment, closes, header_damage};
+use crate::errors::{self, os_error};
+
+pub fn exactly<const N: usize>(bytes: &[u8], what: &str) -> PyResult<[u8; N]> {
+    bytes.try_into().map_err(|_| PyValueError::new_err(format!("{what} has {} bytes, not {N}", bytes.len())))
+}
+
+#[pyclass(frozen, module = "kimberlite._native")]
+pub struct Log {
+    pub inner: Arc<log::Log>,
+    finisher: Mutex<Finisher>,
+}
+
+impl Log {
+    fn failure(&self, py: Python<'_>, failure: Failure) -> PyErr {
+        match failure {
+            Failure::Io(error) => io_error(py, error),
+            Failure::Damaged { segment, place, group, position, what } => {
+                errors::corrupt(py, what, &segment_file(segment), Some(place), Some(group), Some(position))
+            }
+            Failure::HashesDamaged { position } => {
+                errors::corrupt(py, "a record does not match its leaf", "hashes", None, None, Some(position))
+            }
+            Failure::NoKey { stream } => self.refused(py, Refused::NoKey { stream }),
+        }
+    }
+
+    fn refused(&self, py: Python<'_>, refused: Refused) -> PyErr {
+        let name = |stream: u32| self.inner.streams.read().unwrap().info[stream as usize].name.clone();
+        match refused {
+            Refused::Expected { stream, length } => {
+                errors::conflict(py, format!("stream {:?} has {length} records", name(stream)), Some(length))
+            }
+            Refused::Sequence { expected } => {
+                errors::conflict(py, format!("the producer's next sequence is {expected}"), Some(expected))
+            }
+            Refused::DigestDiffers => {
+                errors::conflict(py, "the producer has used this sequence for other records".into(), None)
+            }
+            Refused::Forgotten => {
+                errors::raise(py, "Duplicate", "appended before; its receipt is no longer remembered")
+            }
+            Refused::NoKey { stream } => {
+                errors::raise(py, "KeyUnavailable", &format!("the key of stream {:?} is missing", name(stream)))
+            }
+        }
+    }
+}
+
+#[pymethods]
+impl Log {
+    #[new]
+    #[pyo3(signature = (database_id, identity, *, quantum, tagged, group_key, receipt_key, level, cache_bytes, seed=None))]
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        database_id: &[u8],
+        identity: &[u8],
+        quantum: usize,
+        tagged: bool,
+        group_key: Option<&[u8]>,
+        receipt_key: &[u8],
+        level: Option<i32>,
+        cache_bytes: usize,
+        seed: Option<&[u8]>,
+    ) -> PyResult<Self> {
+        let group_key = group_key.map(|key| exactly(key, "group key").map(|key| GroupKey::new(&key))).transpose()?;
+        let database = Database {
+            id: exactly(database_id, "database id")?,
+            identity: exactly(identity, "identity hash")?,
+            quantum,
+            tagged,
+            group_key,
+        };
+        let receipt: Key = exactly(receipt_key, "receipt key")?;
+        let several = derive(&receipt, &[&domain("kimberlite/producer/1")]);
+        let entropy = seed.map_or(Entropy::Kernel, Entropy::seeded);
+        let finisher = Mutex::new(Finisher { queue: None, last: None });
+        let secrets = Secrets { receipt, several };
+        Ok(Self { inner: Arc::new(log::Log::new(database, secrets, level, cache_bytes, entropy)), finisher })
+    }
+
+    /// The number of a stream; None if there is none of this name.
+    fn stream(&self, name: &str) -> Option<u32> {
+        self.inner.streams.read().unwrap().number(name)
+    }
+
+    /// Number, declaration and its hash for each new stream. They are not added.
+    #[allow(clippy::type_complexity)]
+    fn drafts<'py>(
+        &self,
+        py: Python<'py>,
+        names: Vec<String>,
+        encrypted: bool,
+    ) -> Vec<(u32, Bound<'py, PyBytes>, Bound<'py, PyBytes>)> {
+        let first = self.inner.streams.read().unwrap().list.len() as u32;
+        let draft = |(stream, name)| {
+            let random = self.inner.random();
+            let encoded = Declaration { stream, encrypted, random, largest_record: 0, name }.encode();
+            (stream, PyBytes::new(py, &encoded), PyBytes::new(py, &Declaration::hash(&encoded)))
+        };
+        (first..).zip(names).map(draft).collect()
+    }
+
+    /// Adds a drafted stream. Its declaration goes in front of its first record.
+    #[pyo3(signature = (declaration, data_key))]
+    fn add_stream(&self, declaration: &[u8], data_key: Option<&[u8]>) -> PyResult<u32> {
+        let key = data_key.map(|key| exactly(key, "data key")).transpose()?;
+        self.inner.add_stream(declaration, key.as_ref()).map_err(|Damage(what)| PyValueError::new_err(what))
+    }
+
+    /// Number and chain of the last durable group.
+    fn durable_group<'py>(&self, py: Python<'py>) -> (u64, Bound<'py, PyBytes>) {
+        let end = self.inner.end();
+        (end.group, PyBytes::new(py, &end.chain))
+    }
+
+    /// Positions below this are durable.
+    #[getter]
+    fn durable(&self) -> u64 {
+        self.inner.durable()
+    }
+
+    /// Number of the next group, position of the next record, chain, incarnation and time of what is sealed.
+    fn sealed<'py>(&self, py: Python<'py>) -> (u64, u64, Bound<'py, PyBytes>) {
+        let (group, position, chain) = self.inner.sealed();
+        (group, position, PyBytes::new(py, &chain))
+    }
+
+    fn root<'py>(&self, py: Python<'py>) -> (u64, Bound<'py, PyBytes>) {
+        let (size, root) = self.inner.root();
+        (size, PyBytes::new(py, &root))
+    }
+
+    /// Lets go of every file. Nothing is read after this.
+    fn close(&self) {
+        self.inner.close();
+    }
+}
+
+/// An error of a file, or damage that was found where an index was to be made again.
+fn io_error(py: Python<'_>, error: io::Error) -> PyErr {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<log::Unindexed>()) {
+        Some(found) => errors::corrupt(py, found.what, &segment_file(found.segment), Some(found.place), None, None),
+        None => os_error(error),
+    }
+}

@@ -1,0 +1,102 @@
+//! Records and hashes that were asked for.
+
+use kimberlite_core::log;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList, PyString};
+
+use super::{Log, io_error};
+use crate::errors::os_error;
+use crate::records::append_records;
+
+#[pymethods]
+impl Log {
+    /// Name, mode, durable length and number of every stream that has records.
+    fn streams<'py>(&self, py: Python<'py>) -> Vec<(Bound<'py, PyString>, bool, u64, u32)> {
+        let streams = self.inner.streams.read().unwrap();
+        let all = streams.info.iter().zip(&streams.list).skip(1).filter(|(info, _)| info.durable > 0);
+        all.map(|(info, s)| (PyString::new(py, &info.name), s.encrypted, info.durable, s.number)).collect()
+    }
+
+    /// Durable length of a stream by its number.
+    fn length(&self, stream: u32) -> u64 {
+        self.inner.streams.read().unwrap().info[stream as usize].durable
+    }
+
+    /// One record, checked against its leaf.
+    fn get<'py>(&self, py: Python<'py>, position: u64) -> PyResult<Bound<'py, PyAny>> {
+        self.get_many(py, vec![position])?.get_item(0)
+    }
+
+    /// Records in the order asked for, each checked against its leaf.
+    fn get_many<'py>(&self, py: Python<'py>, positions: Vec<u64>) -> PyResult<Bound<'py, PyList>> {
+        let out = PyList::empty(py);
+        let mut window = log::Window::default();
+        for position in positions {
+            let found = py.detach(|| self.inner.get(position, &mut window));
+            append_records(py, &self.inner, &found.map_err(|failure| self.failure(py, failure))?, false, &out)?;
+        }
+        Ok(out)
+    }
+
+    /// The first position at or after a time.
+    fn position_at(&self, py: Python<'_>, timestamp: u64) -> PyResult<u64> {
+        py.detach(|| self.inner.position_at(timestamp)).map_err(|error| io_error(py, error))
+    }
+
+    /// The first offset of a stream that is not before a position.
+    fn offset_at(&self, py: Python<'_>, stream: u32, position: u64) -> PyResult<u64> {
+        py.detach(|| self.inner.offset_at(stream, position)).map_err(|error| io_error(py, error))
+    }
+
+    /// Records of a span, at most `limit` and about `size` bytes of them; and the span that is left.
+    #[pyo3(signature = (stream, start, end, reverse, limit, size, system))]
+    #[allow(clippy::too_many_arguments, clippy::type_complexity)]
+    fn read<'py>(
+        &self,
+        py: Python<'py>,
+        stream: Option<u32>,
+        start: u64,
+        end: u64,
+        reverse: bool,
+        limit: usize,
+        size: usize,
+        system: bool,
+    ) -> PyResult<(Bound<'py, PyList>, u64, u64)> {
+        let out = PyList::empty(py);
+        let mut span = log::Span { stream, start, end, reverse };
+        let mut window = log::Window::default();
+        let mut bytes = 0;
+        while out.len() < limit && bytes < size {
+            let next = py.detach(|| self.inner.next(span, &mut window));
+            let Some((mut found, left)) = next.map_err(|failure| self.failure(py, failure))? else {
+                span.end = span.start;
+                break;
+            };
+            let skip = found.run.opened.header.stream == 0 && !system;
+            let room = limit - out.len();
+            let mut cut = 0;
+            if !skip && found.to - found.from > room {
+                cut = found.to - found.from - room;
+                if reverse { found.from += cut } else { found.to -= cut }
+            }
+            if !skip {
+                append_records(py, &self.inner, &found, reverse, &out)?;
+            }
+            bytes += found.run.opened.size();
+            span = left;
+            if reverse { span.end += cut as u64 } else { span.start -= cut as u64 }
+        }
+        Ok((out, span.start, span.end))
+    }
+
+    /// The root when the tree had so many leaves; None if its hashes are not there.
+    fn root_at<'py>(&self, py: Python<'py>, size: u64) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        Ok(self.inner.root_at(size).map_err(os_error)?.map(|root| PyBytes::new(py, &root)))
+    }
+
+    /// The chain hash at the end of a durable group; None if there is no such group.
+    fn chain_of<'py>(&self, py: Python<'py>, group: u64) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let chain = py.detach(|| self.inner.chain_of(group)).map_err(|failure| self.failure(py, failure))?;
+        Ok(chain.map(|chain| PyBytes::new(py, &chain)))
+    }
+}
