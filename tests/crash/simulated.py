@@ -176,6 +176,9 @@ def search(states: int, seed: int, pool: ProcessPoolExecutor, jobs: int, broken:
         done, running = wait(running, return_when=FIRST_COMPLETED)
         for future in done:
             tally.add(future.result())
+        progress = f"{tally.counts['states']} of {states} states, {len(tally.wrong)} wrong"
+        print(f"\r{progress}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
     for future in running:
         future.cancel()
     return tally
