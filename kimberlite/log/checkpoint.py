@@ -19,7 +19,7 @@ from kimberlite.log.names import CHECKPOINT, HASHES, PRODUCERS, index_name
 from kimberlite.log.options import Options
 from kimberlite.log.recovery import Ended, Loader, segment_numbers
 from kimberlite.log.tail import Tail
-from kimberlite.storage.backend import Backend, File, let_go
+from kimberlite.storage.backend import Backend, File, opener
 
 #: Before the first hash.
 HASHES_HEADER: Final = 4096
@@ -215,9 +215,7 @@ class Checkpointer:
     def _write(self, write: Callable[[], None], closed: list[_native.Segment]) -> None:
         for segment in closed:
             self._derived.write_index(segment)
-            index = self._derived.backend.open(index_name(segment.number), "r")
-            self._derived.log.close_segment(segment, index)
-            let_go(index)
+            self._derived.log.close_segment(segment, opener(self._derived.backend, index_name(segment.number)))
         write()
 
     async def stop(self) -> None:

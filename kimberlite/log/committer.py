@@ -11,10 +11,11 @@ from kimberlite import _native
 from kimberlite.errors import Closed, KimberliteError, LimitExceeded, NoSpace, Unavailable, UnknownOutcome
 from kimberlite.log.flights import Answer, Flight, Flights
 from kimberlite.log.marks import Mark, encode_mark
+from kimberlite.log.names import segment_name
 from kimberlite.log.options import Options, Sync
 from kimberlite.log.tail import Tail, install
 from kimberlite.records import Receipt
-from kimberlite.storage.backend import BLOCK, Backend, File, let_go
+from kimberlite.storage.backend import BLOCK, Backend, File, let_go, opener
 
 #: Seconds after which what the kernel only holds is synced.
 OS_DELAY: Final = 1.0
@@ -431,6 +432,7 @@ class Committer:
         self.tail.rotated(prepared)
         self.rotating = False
         await self.backend.run(lambda: old_file.truncate(old_end))
+        self.log.release(old, opener(self.backend, segment_name(old.number)))
         let_go(old_file)
         self.on_rotate(old)
 

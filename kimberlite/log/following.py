@@ -12,7 +12,7 @@ from kimberlite.log.creation import read_small
 from kimberlite.log.identity import Identity
 from kimberlite.log.names import CHECKPOINT, HASHES, segment_name
 from kimberlite.log.recovery import Keys, Loader, load_marks, segment_numbers
-from kimberlite.storage.backend import BLOCK, Backend, File, let_go
+from kimberlite.storage.backend import BLOCK, Backend, File, let_go, opener
 
 #: Read at a time when looking for what is new.
 PIECE: Final = 256 * 1024
@@ -115,6 +115,8 @@ class Follower:
         segment = self.log.attach(header, file)
         self.loader.enter(segment, number)
         let_go(file)
+        if self._segment is not None:
+            self.log.release(self._segment, opener(self.backend, segment_name(number - 1)))
         if self._scan is not None:
             self._scan.close()
         self._segment, self._scan, self._place, self._closed = segment, None, BLOCK, False

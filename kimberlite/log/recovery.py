@@ -29,7 +29,7 @@ from kimberlite.log.names import (
     segment_number,
 )
 from kimberlite.log.options import Options
-from kimberlite.storage.backend import BLOCK, Backend, File, let_go
+from kimberlite.storage.backend import BLOCK, Backend, File, let_go, opener
 
 #: Read at a time by a replay: enough that the disk streams, little enough to hold.
 CHUNK: Final = 4 << 20
@@ -198,6 +198,7 @@ class Loader:
             end = self._follow(segment, file, scan, place, last=last)
             self.segments.append(segment)
             if not last:
+                self.log.release(segment, opener(self.backend, segment_name(number)))
                 let_go(file)
             if self.progress is not None:
                 self.progress(number + 1, len(numbers))
@@ -310,15 +311,22 @@ class Loader:
         for number, (header, after) in enumerate(pairwise(headers)):
             name = segment_name(number)
             file = self.backend.open(name, "r")
-            what = _native.closes(header, after, *self._last_block(file))
+            try:
+                what = _native.closes(header, after, *self._last_block(file))
+            finally:
+                file.close()
             if what is not None:
                 raise Corrupt(f"segment {number} is missing or short: {what}", file=name)
-            index = index_name(number)
-            index_file = self.backend.open(index, "r") if self.backend.exists(index) else None
-            self.segments.append(self.log.attach_closed(header, file, index_file))
-            for handed_over in (file, index_file):
-                if handed_over is not None:
-                    let_go(handed_over)
+            self.segments.append(self.log.attach_closed(header, opener(self.backend, name), self._index(number)))
+
+    def _index(self, number: int) -> Callable[[], File] | None:
+        """None if the segment has no index file."""
+        name = index_name(number)
+        if not self.backend.exists(name):
+            return None
+        # What is no file of its owner's is refused now, and not when it is needed.
+        self.backend.open(name, "r").close()
+        return opener(self.backend, name)
 
     def _header(self, number: int) -> bytes:
         name = segment_name(number)

@@ -81,6 +81,11 @@ def let_go(file: File) -> None:
         file.close()
 
 
+def opener(backend: Backend, name: str) -> Callable[[], File]:
+    """For a native reader, which opens a file for itself whenever it needs it and has it not."""
+    return lambda: backend.open(name, "r")
+
+
 class Backend(Protocol):
     #: `threads`, `uring` or `memory`, and why this one.
     name: str

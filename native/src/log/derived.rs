@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::replaying::ask;
-use super::segment::source_of;
+use super::segment::{reopened, source_of};
 use super::{Log, Resume, Segment, io_error};
 
 #[pymethods]
@@ -22,22 +22,22 @@ impl Log {
         let inner = py.detach(|| log::Segment::resumed(header, source, upto)).map_err(|error| io_error(py, error))?;
         let inner = Arc::new(inner);
         self.inner.attach(inner.clone());
-        Ok(Segment { inner, file: file.clone().unbind() })
+        Ok(Segment { inner })
+    }
+
+    /// From here on a segment's file is opened, by this call, whenever it is read and not open.
+    fn release(&self, segment: &Segment, open: Py<PyAny>) {
+        segment.inner.read_from(reopened(&self.files, open));
     }
 
     /// A closed segment, whose index is read from a file, or made again, when it is needed.
-    #[pyo3(signature = (header, file, index))]
-    fn attach_closed(
-        &self,
-        header: &[u8],
-        file: &Bound<'_, PyAny>,
-        index: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<Segment> {
+    #[pyo3(signature = (header, open, index))]
+    fn attach_closed(&self, header: &[u8], open: Py<PyAny>, index: Option<Py<PyAny>>) -> PyResult<Segment> {
         let header = SegmentHeader::decode(header).map_err(|Damage(what)| PyValueError::new_err(what))?;
-        let index = index.map(source_of).transpose()?;
-        let inner = Arc::new(log::Segment::closed(header, source_of(file)?, index, self.inner.keys.receipt));
+        let (source, index) = (reopened(&self.files, open), index.map(|open| reopened(&self.files, open)));
+        let inner = Arc::new(log::Segment::closed(header, source, index, self.inner.keys.receipt));
         self.inner.attach(inner.clone());
-        Ok(Segment { inner, file: file.clone().unbind() })
+        Ok(Segment { inner })
     }
 
     /// The index file of a segment that is active in memory.
@@ -53,11 +53,10 @@ impl Log {
         bytes.map(|bytes| PyBytes::new(py, &bytes)).ok_or_else(|| PyValueError::new_err("the segment is closed"))
     }
 
-    /// From here on a segment is read through its index file.
-    fn close_segment(&self, segment: &Segment, index: &Bound<'_, PyAny>) -> PyResult<()> {
-        let closed = log::Index::closed(Some(source_of(index)?), self.inner.keys.receipt);
+    /// From here on the runs of a segment are looked up in its index file.
+    fn close_segment(&self, segment: &Segment, index: Py<PyAny>) {
+        let closed = log::Index::closed(Some(reopened(&self.files, index)), self.inner.keys.receipt);
         *segment.inner.index.write().unwrap() = Arc::new(closed);
-        Ok(())
     }
 
     /// The file of tree hashes; None while there is none.

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use kimberlite_core::format::Damage;
 use kimberlite_core::group::Database;
 use kimberlite_core::keys::{Entropy, GroupKey, Key, derive, domain};
-use kimberlite_core::log::{self, Failure, Refused, Secrets};
+use kimberlite_core::log::{self, Failure, Files, Refused, Secrets};
 use kimberlite_core::system::Declaration;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -25,6 +25,9 @@ use self::segment::segment_file;
 pub use self::segment::{Resume, Segment, closes, header_damage};
 use crate::errors::{self, os_error};
 
+/// Files of closed segments and their indexes that are open at a time: a process has 1,024 unless it asks for more.
+const MOST_FILES: usize = 128;
+
 pub fn exactly<const N: usize>(bytes: &[u8], what: &str) -> PyResult<[u8; N]> {
     bytes.try_into().map_err(|_| PyValueError::new_err(format!("{what} has {} bytes, not {N}", bytes.len())))
 }
@@ -32,6 +35,8 @@ pub fn exactly<const N: usize>(bytes: &[u8], what: &str) -> PyResult<[u8; N]> {
 #[pyclass(frozen, module = "kimberlite._native")]
 pub struct Log {
     pub inner: Arc<log::Log>,
+    /// Of closed segments and their indexes.
+    files: Arc<Files>,
     finisher: Mutex<Finisher>,
 }
 
@@ -100,7 +105,8 @@ impl Log {
         let entropy = seed.map_or(Entropy::Kernel, Entropy::seeded);
         let finisher = Mutex::new(Finisher { queue: None, last: None });
         let secrets = Secrets { receipt, several };
-        Ok(Self { inner: Arc::new(log::Log::new(database, secrets, level, cache_bytes, entropy)), finisher })
+        let inner = Arc::new(log::Log::new(database, secrets, level, cache_bytes, entropy));
+        Ok(Self { inner, files: Files::new(MOST_FILES), finisher })
     }
 
     /// The number of a stream; None if there is none of this name.

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use kimberlite_core::format::{Damage, SegmentHeader};
-use kimberlite_core::log::{self, Descriptor, Source};
+use kimberlite_core::log::{self, Descriptor, Files, Source};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -32,12 +32,31 @@ pub fn source_of(file: &Bound<'_, PyAny>) -> PyResult<Arc<dyn Source>> {
     Ok(Arc::new(Descriptor::duplicate(borrowed).map_err(os_error)?))
 }
 
+/// A file that Python opens whenever it is to be read and is not open.
+pub fn reopened(files: &Arc<Files>, open: Py<PyAny>) -> Arc<dyn Source> {
+    files.source(Box::new(move || {
+        Python::attach(|py| {
+            let opened = || {
+                let file = open.bind(py).call0()?;
+                let source = source_of(&file)?;
+                if file.getattr("fd")?.extract::<i32>()? >= 0 {
+                    // The source has a descriptor of its own.
+                    file.call_method0("close")?;
+                }
+                Ok(source)
+            };
+            opened().map_err(|error: PyErr| match error.value(py).getattr("errno").and_then(|n| n.extract()) {
+                Ok(errno) => io::Error::from_raw_os_error(errno),
+                Err(_) => io::Error::other(error),
+            })
+        })
+    }))
+}
+
 /// A segment that can be read.
 #[pyclass(frozen, module = "kimberlite._native")]
 pub struct Segment {
     pub inner: Arc<log::Segment>,
-    #[pyo3(get)]
-    pub file: Py<PyAny>,
 }
 
 #[pymethods]

@@ -2,6 +2,7 @@
 
 mod append;
 mod cache;
+mod files;
 mod read;
 mod replay;
 mod reread;
@@ -12,6 +13,7 @@ mod streams;
 mod tests;
 
 pub use append::{Admission, Part, Receipt, Refused};
+pub use files::{Files, Open};
 pub use read::{Failure, Found, Span, Window};
 pub use replay::{Replayed, Stop};
 pub use segment::{Descriptor, Index, Segment, Source, Unindexed, checked, closes, derived_mac};

@@ -70,7 +70,7 @@ impl Window {
         let number = segment.header.number;
         let inside = self.segment == number && place >= self.place && end <= self.place + self.bytes.len() as u64;
         if !inside {
-            self.bytes = segment.source.read(place, length.max(ahead))?;
+            self.bytes = segment.read(place, length.max(ahead))?;
             (self.segment, self.place) = (number, place);
         }
         let from = (place - self.place) as usize;

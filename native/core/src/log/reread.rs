@@ -83,10 +83,10 @@ impl Log {
     }
 
     fn group_bytes(&self, segment: &Segment, place: u64, number: u64) -> Result<Vec<u8>, Failure> {
-        let head = segment.source.read(place, GROUP_HEADER)?;
+        let head = segment.read(place, GROUP_HEADER)?;
         let header = GroupHeader::decode(&head, &segment.header.salt, place)
             .map_err(|Damage(what)| self.damage(segment, place, number, what))?;
-        Ok(segment.source.read(place, header.length as usize)?)
+        Ok(segment.read(place, header.length as usize)?)
     }
 
     /// Checked whole, since what its receipt says will be believed; that the group follows those before it was seen

@@ -63,14 +63,14 @@ pub enum Index {
 
 pub struct Segment {
     pub header: SegmentHeader,
-    pub source: Arc<dyn Source>,
+    source: RwLock<Arc<dyn Source>>,
     pub index: RwLock<Arc<Index>>,
 }
 
 impl Segment {
     pub fn active(header: SegmentHeader, source: Arc<dyn Source>) -> Self {
         let index = Index::Active(Box::new(SegmentIndex::new(&header)));
-        Self { header, source, index: RwLock::new(Arc::new(index)) }
+        Self { header, source: RwLock::new(source), index: RwLock::new(Arc::new(index)) }
     }
 
     /// Goes on behind what a checkpoint covers: the index up to there is made again.
@@ -82,7 +82,17 @@ impl Segment {
     }
 
     pub fn closed(header: SegmentHeader, source: Arc<dyn Source>, file: Option<Arc<dyn Source>>, key: Key) -> Self {
-        Self { header, source, index: RwLock::new(Arc::new(Index::closed(file, key))) }
+        Self { header, source: RwLock::new(source), index: RwLock::new(Arc::new(Index::closed(file, key))) }
+    }
+
+    pub fn read(&self, place: u64, length: usize) -> io::Result<Vec<u8>> {
+        let source = self.source.read().unwrap().clone();
+        source.read(place, length)
+    }
+
+    /// From here on its bytes come from there.
+    pub fn read_from(&self, source: Arc<dyn Source>) {
+        *self.source.write().unwrap() = source;
     }
 
     pub fn index(&self) -> Arc<Index> {
@@ -158,10 +168,10 @@ fn scan(segment: &Segment, upto: u64) -> io::Result<SegmentIndex> {
         if place >= upto {
             return Ok(index);
         }
-        let head = segment.source.read(place, GROUP_HEADER)?;
+        let head = segment.read(place, GROUP_HEADER)?;
         let group = GroupHeader::decode(&head, &segment.header.salt, place);
         let group = group.map_err(|Damage(what)| damaged(place, what))?;
-        let bytes = segment.source.read(place, group.length as usize)?;
+        let bytes = segment.read(place, group.length as usize)?;
         let mut at = GROUP_HEADER;
         let mut runs = Vec::with_capacity(group.runs as usize);
         for _ in 0..group.runs {
