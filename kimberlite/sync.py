@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
 from datetime import datetime
@@ -185,6 +186,8 @@ class Database:
         return handed.result()
 
     def _check_thread(self) -> None:
+        if sys.is_finalizing():
+            raise Closed("the interpreter is ending, and the database's thread with it")
         if threading.current_thread() is self._thread:
             raise Invalid("a call from the database's own thread would wait for itself")
 

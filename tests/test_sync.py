@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -283,3 +284,48 @@ def test_an_interpreter_may_end_without_a_close_and_loses_nothing(tmp_path: Path
     assert told == "" or (told.startswith("Task was destroyed but it is pending!") and "Exception" not in told)
     with kimberlite.sync.open(tmp_path / "db", backend="threads") as db:
         assert [record.payload for record in db.read("s")] == [b"0", b"1", b"2"]
+
+
+AT_EXIT = """
+import atexit, sys, kimberlite.sync
+db = kimberlite.sync.open(sys.argv[1], backend="threads")
+class Late:
+    def __init__(self, db): self.db = db
+    def __del__(self): self.db.close()
+if sys.argv[2] == "atexit":
+    atexit.register(db.close)
+else:
+    late = Late(db)
+    del db
+"""
+
+
+@pytest.mark.parametrize(("how", "told"), [("atexit", ""), ("destructor", "the interpreter is ending")])
+def test_a_close_while_the_interpreter_ends_works_or_says_why_not(tmp_path: Path, how: str, told: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AT_EXIT, tmp_path / "db", how],
+        env=os.environ | {"PYTHONPATH": str(PACKAGE)},
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert told in done.stderr.decode()
+    assert told or not done.stderr
+    kimberlite.sync.open(tmp_path / "db", backend="threads").close()
+
+
+def test_a_child_that_lives_on_does_not_keep_the_directory_locked(tmp_path: Path) -> None:
+    first = kimberlite.sync.open(tmp_path / "db", backend="threads")
+    first.append("s", b"x")
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    try:
+        first.close()
+        with kimberlite.sync.open(tmp_path / "db", backend="threads") as again:
+            assert again.append("s", b"y").first_offset == 1
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

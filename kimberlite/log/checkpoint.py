@@ -2,12 +2,13 @@
 
 The order of a checkpoint: what it covers is durable → hashes written and synced → producers written and
 synced → checkpoint replaced. So what a checkpoint names is there, and what is behind it is cut off by
-the next start. Any error of these files only discards them.
+the next start. Any error of these files only puts a checkpoint off.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Final
 
@@ -25,8 +26,11 @@ from kimberlite.storage.backend import Backend, File, opener
 HASHES_HEADER: Final = 4096
 #: Hashes written at a time. What the disk takes at once, appends wait for.
 PIECE: Final = 16_384
-#: Seconds between two checkpoints at least: a busy log would otherwise do nothing else.
+#: Seconds between two checkpoints at least: a busy log would otherwise do nothing else. And after one that failed.
 LEAST_INTERVAL: Final = 0.5
+AGAIN: Final = 5.0
+#: Longer than any file of producers is.
+EVERYTHING: Final = 1 << 62
 
 
 class Derived:
@@ -123,12 +127,17 @@ class Derived:
         self.producers_size = size
 
         def write() -> None:
-            self._write_hashes()
-            if anew:
-                self._replace_producers(entries)
-            elif entries:
-                self._append_producers(place, entries)
-            write_small(self.backend, CHECKPOINT, snapshot)
+            try:
+                self._write_hashes()
+                if anew:
+                    self._replace_producers(entries)
+                elif entries:
+                    self._append_producers(place, entries)
+                write_small(self.backend, CHECKPOINT, snapshot)
+            except OSError:
+                # Hashes are kept until they are synced; what was taken of the producers is not.
+                self.producers_size = EVERYTHING
+                raise
             self.group = group
 
         return write
@@ -136,7 +145,7 @@ class Derived:
     def _write_hashes(self) -> None:
         """All there are by now, which may be more than the checkpoint names: the next one names those."""
         while True:
-            first, hashes = self.log.take_hashes(PIECE)
+            first, hashes = self.log.take_hashes(PIECE, again=True)
             if not hashes or self.hashes is None:
                 return
             self.hashes.write(HASHES_HEADER + 32 * first, hashes)
@@ -175,8 +184,7 @@ class Checkpointer:
         self._last = self._loop.time() - LEAST_INTERVAL
         self._closed = [segment for segment in derived.replayed if segment is not committer.segment]
         self._stopped = False
-        #: Why there are no more checkpoints, if there are none.
-        self.failed: OSError | None = None
+        self._interval = LEAST_INTERVAL
         committer.on_rotate = self._rotated
 
     def published(self) -> None:
@@ -187,7 +195,7 @@ class Checkpointer:
         records = self._derived.log.durable - self._position
         written = committer.written - self._place
         due = records >= self._options.checkpoint_records or written >= self._options.checkpoint_bytes
-        if (due or self._closed) and self._loop.time() - self._last >= LEAST_INTERVAL:
+        if (due or self._closed) and self._loop.time() - self._last >= self._interval:
             self._task = self._loop.create_task(self._take(), name="kimberlite-checkpoint")
 
     def _rotated(self, segment: _native.Segment) -> None:
@@ -203,19 +211,24 @@ class Checkpointer:
         self._closed = []
         group = self._derived.log.sealed()[0] - 1
         write = self._derived.capture(committer.segment, committer.tail)
+        self._interval = LEAST_INTERVAL
         try:
             if await committer.until_durable(group):
                 await committer.backend.run(lambda: self._write(write, closed))
-        except OSError as error:
-            self.failed = error
-            self._stopped = True
+        except OSError:
+            # The disk may have room again, or another mood: nobody waits for this.
+            self._interval = AGAIN
+            self._closed = closed + self._closed
+            self._position = self._place = 0
         finally:
             self._task = None
 
     def _write(self, write: Callable[[], None], closed: list[_native.Segment]) -> None:
-        for segment in closed:
-            self._derived.write_index(segment)
-            self._derived.log.close_segment(segment, opener(self._derived.backend, index_name(segment.number)))
+        while closed:
+            number = closed[0].number
+            self._derived.write_index(closed[0])
+            self._derived.log.close_segment(closed[0], opener(self._derived.backend, index_name(number)))
+            closed.pop(0)
         write()
 
     async def stop(self) -> None:
@@ -225,9 +238,6 @@ class Checkpointer:
 
     def write_last(self) -> None:
         """At a clean close, when everything is durable."""
-        if self.failed is None:
-            try:
-                write = self._derived.capture(self._committer.segment, self._committer.tail)
-                self._write(write, self._closed)
-            except OSError as error:
-                self.failed = error
+        with contextlib.suppress(OSError):
+            write = self._derived.capture(self._committer.segment, self._committer.tail)
+            self._write(write, self._closed)

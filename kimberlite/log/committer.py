@@ -19,6 +19,9 @@ from kimberlite.storage.backend import BLOCK, Backend, File, let_go, opener
 
 #: Seconds after which what the kernel only holds is synced.
 OS_DELAY: Final = 1.0
+#: What a group takes beside its batches; and what declarations of new streams may take of one.
+OVERHEAD: Final = _native.OVERHEAD
+MOST_DECLARED: Final = 1 << 20
 #: Buffers kept for the next groups.
 SPARE_BUFFERS: Final = 16
 
@@ -150,27 +153,41 @@ class Committer:
 
     def _pump_all(self) -> None:
         while self._pool and self.poisoned is None and self._busy is None and self._may_seal():
-            overhead = self.log.overhead()
-            bound = self._pool.first + overhead
-            if bound > self.tail.most:
+            batch, declarations = self._pool.first
+            if OVERHEAD + batch > self.tail.most:
                 self._pool.take(0)[0][0].refuse(LimitExceeded("the append does not fit in a segment"))
-            elif self.tail.full(bound):
+                self._let_in()
+                continue
+            # So many streams may be new that their declarations alone fill groups.
+            crowd = OVERHEAD + declarations + batch > self.tail.most or declarations > MOST_DECLARED
+            some = min(declarations, MOST_DECLARED, self.tail.most // 2)
+            bound = OVERHEAD + (some if crowd else declarations + batch)
+            if self.tail.full(bound):
                 self._start(self._rotate())
             elif not self.tail.has_room(bound):
                 self._start(self.tail.make_room(bound))
+            elif crowd:
+                self._declare(bound)
             else:
-                self._commit(*self._take(overhead))
+                self._commit(*self._take())
 
     def _may_seal(self) -> bool:
         if not self._flights.writing:
             return True
         return len(self._flights.writing) < self.options.depth and self._pool.bytes >= self.options.group_bytes
 
-    def _take(self, overhead: int) -> tuple[list[_native.Request], int]:
+    def _take(self) -> tuple[list[_native.Request], int]:
         """The requests of the next group, and its bound: what fits, of one policy."""
-        taken, bound = self._pool.take(max(0, min(self.options.largest_group, self.tail.largest()) - overhead))
+        taken, bound = self._pool.take(max(0, min(self.options.largest_group, self.tail.largest()) - OVERHEAD))
         self._let_in()
-        return taken, bound + overhead
+        return taken, OVERHEAD + bound
+
+    def _declare(self, bound: int) -> None:
+        """A group of nothing but declarations."""
+        self.log.declare(bound - OVERHEAD)
+        flight = self._seal(bound, self.clock(), durable=True, closing=False)
+        self._write(flight)
+        self.log.finish(flight.sealed)
 
     def _commit(self, requests: list[_native.Request], bound: int) -> None:
         # One time for all of the group: what is kept of producers must not be of another time, or go back.

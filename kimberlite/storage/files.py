@@ -14,7 +14,6 @@ reached however the operator likes). What raises `OSError`, and with which errno
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import fcntl
 import os
@@ -22,12 +21,12 @@ import stat
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from kimberlite import _native
 from kimberlite.storage.backend import BLOCK, Mode, error
+from kimberlite.storage.background import Background
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -199,7 +198,8 @@ class Directory:
         #: Until a file system has refused O_DIRECT.
         self.direct = True
         self._root = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._executor: ThreadPoolExecutor | None = None
+        self._background = Background(_BACKGROUND)
+        self._locked_by = 0
         self._files: weakref.WeakSet[DiskFile] = weakref.WeakSet()
         kind = NETWORK.get(_native.file_system(self._root) & 0xFFFFFFFF)
         if kind is not None:
@@ -288,23 +288,24 @@ class Directory:
 
     def lock_directory(self) -> None:
         fcntl.flock(self._root, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._locked_by = os.getpid()
 
     def free(self) -> int:
         found = os.fstatvfs(self._root)
         return found.f_bavail * found.f_frsize
 
     async def run(self, call: Callable[[], T]) -> T:
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(_BACKGROUND, thread_name_prefix="kimberlite-background")
-        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+        return await self._background.run(call)
 
     def close_directory(self) -> None:
         """What `run` has begun is finished first, then every file is closed. A second time does nothing."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=True)
+        self._background.close()
         for file in list(self._files):
             file.close()
         if self._root >= 0:
+            # A forked child may live on with a duplicate of it; and what its parent has locked is not the child's.
+            if self._locked_by == os.getpid():
+                fcntl.flock(self._root, fcntl.LOCK_UN)
             os.close(self._root)
             self._root = -1
 

@@ -18,6 +18,8 @@ mod _native {
     #[pymodule_export]
     const LARGEST_BATCH_BYTES: usize = super::batch::LARGEST_BATCH_BYTES;
     #[pymodule_export]
+    const OVERHEAD: usize = kimberlite_core::group::OVERHEAD;
+    #[pymodule_export]
     use super::batch::{Batch, encode};
     #[pymodule_export]
     use super::buffer::Buffer;

@@ -77,6 +77,11 @@ impl Request {
         Self { names, parts, producer, several, policy, future, size, bound, places: OnceLock::new() }
     }
 
+    /// The highest number of a stream that it goes to.
+    fn last_stream(&self) -> u32 {
+        self.parts.iter().map(|part| part.stream).max().unwrap_or(0)
+    }
+
     fn waits(&self, py: Python<'_>) -> PyResult<bool> {
         Ok(!self.future.bind(py).call_method0(intern!(py, "done"))?.is_truthy()?)
     }
@@ -190,10 +195,12 @@ impl Pool {
         lock(&self.state).bytes
     }
 
-    /// What the first takes of a group at most; 0 if there is none.
+    /// What the first takes of a group at most, and what the declarations in front of it take; 0 if there is none.
     #[getter]
-    fn first(&self) -> usize {
-        lock(&self.state).queue.front().map_or(0, |first| first.get().bound)
+    fn first(&self) -> (usize, usize) {
+        let state = lock(&self.state);
+        let Some(first) = state.queue.front().map(|first| first.get()) else { return (0, 0) };
+        (first.bound, self.log.streams.read().unwrap().undeclared_bound(0, first.last_stream()))
     }
 
     /// Empties it, and gives what was in it.
@@ -212,18 +219,20 @@ impl Pool {
     }
 
     /// The first, and with it those of its policy that follow and fit: together they take `most` of a group, unless
-    /// the first alone takes more. Also what they take at most.
+    /// the first alone takes more. Also what they take at most, declarations in front of them included.
     fn take(&self, most: usize) -> (Vec<Py<Request>>, usize) {
         let mut state = lock(&self.state);
-        let (mut taken, mut bound) = (Vec::new(), 0);
+        let streams = self.log.streams.read().unwrap();
+        let (mut taken, mut bound, mut declared) = (Vec::new(), 0, 0);
         let mut policy = None;
         while let Some(next) = state.queue.front().map(|next| next.get()) {
-            let joins = policy == Some(next.policy) && next.policy != Policy::Alone && bound + next.bound <= most;
+            let more = next.bound + streams.undeclared_bound(declared, next.last_stream());
+            let joins = policy == Some(next.policy) && next.policy != Policy::Alone && bound + more <= most;
             if policy.is_some() && !joins {
                 break;
             }
             policy = Some(next.policy);
-            bound += next.bound;
+            (bound, declared) = (bound + more, declared.max(next.last_stream()));
             state.bytes -= next.size;
             taken.extend(state.queue.pop_front());
         }

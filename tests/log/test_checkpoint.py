@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import Callable
 
 import pytest
 
 from kimberlite import Log, Receipt, RolledBack
+from kimberlite.crypto.master import load_master
 from kimberlite.log import checkpoint
 from kimberlite.log.names import CHECKPOINT, HASHES, PRODUCERS, index_name, segment_name
+from kimberlite.log.options import Options
+from kimberlite.log.recovery import load_identity, load_keys, new_log
 from tests.log import simulated
 from tests.log.simulated import Machine, failing, payloads
 
@@ -19,6 +24,7 @@ DERIVED = (HASHES, PRODUCERS, CHECKPOINT)
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "LEAST_INTERVAL", 0.002)
+    monkeypatch.setattr(checkpoint, "AGAIN", 0.004)
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -48,6 +54,17 @@ async def same(machine: Machine, receipts: list[Receipt]) -> None:
         assert (await db.info())["root"] == receipts[-1].root.hex()
         assert await db.append("s", b"7" * 900, producer=("p", 7)) == receipts[7]
     machine.verify(receipts[30])
+
+
+def named(machine: Machine) -> int:
+    """The group that the checkpoint was taken of."""
+    backend = machine.backend()
+    identity = load_identity(backend)
+    assert identity is not None
+    keys = load_keys(backend, identity, load_master(machine.key), os.urandom, read_only=True)
+    resume = new_log(identity, keys, Options(), None).resume(machine.disk.files()[CHECKPOINT])
+    assert resume is not None
+    return resume.group
 
 
 async def replayed(machine: Machine) -> int:
@@ -154,6 +171,32 @@ async def test_a_derived_file_that_cannot_be_written_costs_nobody_an_append(eith
         machine.verify()
         async with machine.open(segment_bytes=64 * 1024) as db:
             assert len(await payloads(db.read("s"))) == 31
+
+
+@pytest.mark.parametrize("name", [HASHES, PRODUCERS, "prepare/checkpoint", "prepare/index"])
+async def test_checkpoints_come_again_when_the_disk_has_room_again(either: Machine, name: str) -> None:
+    async with either.open(checkpoint_records=5, segment_bytes=64 * 1024) as db:
+        receipts, found = [], None
+        for i in range(60):
+            if i == 6:
+                found = either.disk.files()[CHECKPOINT]
+            either.fault = failing("write", name, errno.ENOSPC) if 5 < i < 40 else None
+            # Producers that cannot be appended to are written anew, and an index waits for its segment's end.
+            if i == 40 and name in (HASHES, "prepare/checkpoint"):
+                assert either.disk.files()[CHECKPOINT] == found
+            receipts.append(await db.append("s", b"%d" % i * 900, producer=("p", i)))
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        receipts.append(await db.append("t", b"last"))
+        await asyncio.sleep(0.01)
+        left = either.image()
+    assert left.disk.files()[CHECKPOINT] != found
+    assert named(left) > 40
+    async with left.open(segment_bytes=64 * 1024) as db:
+        assert await payloads(db.read("s")) == [b"%d" % i * 900 for i in range(60)]
+        for i in (0, 7, 30, 59):
+            assert await db.append("s", b"%d" % i * 900, producer=("p", i)) == receipts[i]
+    left.verify(receipts[-1])
 
 
 async def test_a_checkpoint_ahead_of_the_log_is_a_rollback(either: Machine) -> None:

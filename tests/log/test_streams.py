@@ -7,7 +7,7 @@ import errno
 
 import pytest
 
-from kimberlite import NEW, Conflict, KimberliteError, NoSpace, StreamInfo, Unavailable
+from kimberlite import NEW, Conflict, KimberliteError, LimitExceeded, NoSpace, Receipt, StreamInfo, Unavailable
 from kimberlite.log.names import VAULTS
 from tests.log.simulated import Machine, failing, payloads
 
@@ -161,3 +161,24 @@ async def test_names_that_differ_in_one_character_are_different_streams(machine:
             assert (await db.append(name, name.encode())).first_offset == 0
         for name in names:
             assert await payloads(db.read(name)) == [name.encode()]
+
+
+async def test_new_streams_that_fill_groups_with_their_declarations_wait_and_hinder_nobody(either: Machine) -> None:
+    count = 900
+    async with either.open(segment_bytes=64 * 1024) as db:
+        await db.append("old", b"x")
+        tasks = [asyncio.ensure_future(db.append(f"stream {i}" * 10, b"%d" % i)) for i in range(count)]
+        # Those that nobody waits for have their number too, and their declarations go before the next ones.
+        await asyncio.sleep(0)
+        for task in tasks[: count // 2]:
+            task.cancel()
+        receipts = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(receipt) for receipt in receipts[count // 2 :]} == {Receipt}
+        assert (await db.append("old", b"y")).first_offset == 1
+        with pytest.raises(LimitExceeded):
+            await db.append("newest", bytes(60_000))
+        assert (await db.append("newest", b"z")).first_offset == 0
+    either.verify()
+    async with either.open(segment_bytes=64 * 1024) as db:
+        for i in (count // 2, count - 1):
+            assert await payloads(db.read(f"stream {i}" * 10)) == [b"%d" % i]

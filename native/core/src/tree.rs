@@ -149,6 +149,11 @@ impl Tree {
         }
     }
 
+    /// What was taken and is not flushed was not written after all.
+    pub fn untake(&mut self) {
+        self.taken = self.first_unflushed;
+    }
+
     /// Hashes that nobody has taken for writing, `most` of them, and the index of the first.
     pub fn take_pending(&mut self, most: usize) -> (u64, Vec<Hash>) {
         let first = self.taken;
@@ -298,6 +303,8 @@ mod tests {
         tree.flushed(u64::MAX);
         assert_eq!(tree.pending(), 3..4, "what was never taken stays");
         assert_eq!((tree.pending_get(2), tree.pending_get(3)), (None, Some(&leaf(2))));
+        assert_eq!(tree.take_pending(usize::MAX), (3, vec![leaf(2)]));
+        tree.untake();
         assert_eq!(tree.take_pending(usize::MAX), (3, vec![leaf(2)]));
         assert_eq!(tree.pending_get(3), Some(&leaf(2)));
         tree.flushed(4);

@@ -2,7 +2,6 @@
 
 use std::sync::{Arc, Condvar, Mutex};
 
-use kimberlite_core::group;
 use kimberlite_core::log::{self, Admission, Part};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
@@ -72,9 +71,9 @@ impl Log {
         request.answer(py, receipts?)
     }
 
-    /// What a group takes at most beside its batches.
-    fn overhead(&self) -> usize {
-        group::OVERHEAD + self.inner.streams.read().unwrap().undeclared_bound()
+    /// Puts declarations into the group that is forming, so many bytes of it at most; what they take.
+    fn declare(&self, most: usize) -> usize {
+        self.inner.declare(most)
     }
 
     /// Seals what was admitted into the buffer.

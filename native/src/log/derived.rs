@@ -66,9 +66,11 @@ impl Log {
         Ok(())
     }
 
-    /// Hashes that nobody has taken for the file, so many at most: the index of the first, and they, joined.
-    fn take_hashes<'py>(&self, py: Python<'py>, most: usize) -> (u64, Bound<'py, PyBytes>) {
-        let (first, hashes) = py.detach(|| self.inner.take_hashes(most));
+    /// Hashes that nobody has taken for the file or, `again`, that were not flushed; so many at most: the index of the
+    /// first, and they, joined.
+    #[pyo3(signature = (most, again=false))]
+    fn take_hashes<'py>(&self, py: Python<'py>, most: usize, again: bool) -> (u64, Bound<'py, PyBytes>) {
+        let (first, hashes) = py.detach(|| self.inner.take_hashes(most, again));
         (first, PyBytes::new(py, hashes.as_flattened()))
     }
 

@@ -102,6 +102,15 @@ impl Log {
         Ok(Admission::New(parts.iter().map(|part| tail.add(&mut streams, part.stream, part.batch.clone())).collect()))
     }
 
+    /// Puts declarations into the group that is forming, so many bytes of it at most; what they take.
+    pub fn declare(&self, most: usize) -> usize {
+        let mut tail = self.tail.lock().unwrap();
+        let mut streams = self.streams.write().unwrap();
+        let (declarations, bound) = streams.undeclared_within(most);
+        declarations.iter().for_each(|payload| tail.system(&mut streams, payload));
+        bound
+    }
+
     pub(super) fn name(&self, streams: &super::Streams, parts: &[Part], id: &[u8], several: bool) -> Named {
         if let (false, [part]) = (several, parts) {
             let stream = &streams.list[part.stream as usize];

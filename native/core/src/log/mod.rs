@@ -134,9 +134,14 @@ impl Log {
         (tree.size(), tree.root())
     }
 
-    /// Hashes that nobody has taken for the file yet, so many at most: the index of the first, and they.
-    pub fn take_hashes(&self, most: usize) -> (u64, Vec<Hash>) {
-        self.tree.write().unwrap().take_pending(most)
+    /// Hashes that nobody has taken for the file yet, or that are not in it, so many at most: the index of the first, and
+    /// they.
+    pub fn take_hashes(&self, most: usize, again: bool) -> (u64, Vec<Hash>) {
+        let mut tree = self.tree.write().unwrap();
+        if again {
+            tree.untake();
+        }
+        tree.take_pending(most)
     }
 
     /// Entries for the file of producers, of groups up to this one: those that are new, or, if the file is much longer

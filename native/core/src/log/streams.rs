@@ -62,10 +62,27 @@ impl Streams {
         (self.info[number].forming, self.info[number].durable) = (next, next);
     }
 
-    /// What the declarations that are in no group yet take of one at most.
-    pub fn undeclared_bound(&self) -> usize {
-        let waiting = self.info.iter().rev().take_while(|info| !info.declared);
+    /// What declarations that are in no group yet take of one at most: those that must be there before a record of
+    /// `upto`, but for those up to `above`.
+    pub fn undeclared_bound(&self, above: u32, upto: u32) -> usize {
+        let end = (upto as usize).min(self.info.len() - 1);
+        let between = self.info.get(above as usize + 1..=end).unwrap_or_default();
+        let waiting = between.iter().rev().take_while(|info| !info.declared);
         waiting.map(|info| info.declaration.len() + DECLARED).sum()
+    }
+
+    /// Declarations that are in no group yet, in their order, which take so much of one; the first whatever it takes.
+    pub fn undeclared_within(&mut self, most: usize) -> (Vec<Vec<u8>>, usize) {
+        let first = self.info.iter().rposition(|info| info.declared).map_or(0, |last| last + 1);
+        let (mut upto, mut taken) = (first, 0);
+        while let Some(info) = self.info.get(upto) {
+            let length = info.declaration.len() + DECLARED;
+            if upto > first && taken + length > most {
+                break;
+            }
+            (upto, taken) = (upto + 1, taken + length);
+        }
+        if upto == first { (Vec::new(), 0) } else { (self.undeclared(upto as u32 - 1), taken) }
     }
 
     /// Streams below this one, itself included, whose declarations are in no group yet.

@@ -98,7 +98,7 @@ fn a_group_is_no_longer_than_the_bounds_of_batches_whose_producer_is_not_known_y
             let declared =
                 Declaration { stream: 1, encrypted, random: [0; 16], largest_record: 0, name: "stream".into() };
             log.add_stream(&declared.encode(), encrypted.then(|| stream_key(1)).as_ref()).unwrap();
-            let mut room = OVERHEAD + log.streams.read().unwrap().undeclared_bound();
+            let mut room = OVERHEAD + log.streams.read().unwrap().undeclared_bound(0, u32::MAX);
             let mut random = Random(8);
             for sequence in 0..600 {
                 let noise: Vec<u8> = (0..sequence % 128).map(|_| random.below(256) as u8).collect();
@@ -123,12 +123,12 @@ fn a_group_has_room_for_all_the_streams_that_it_declares() {
             world.log.add_stream(&declaration.encode(), None).unwrap();
         }
         let parts = offer(&[(200, one(b""))], |_| None);
-        let room = OVERHEAD + world.log.streams.read().unwrap().undeclared_bound() + bound(&one(b""), 128);
+        let room = OVERHEAD + world.log.streams.read().unwrap().undeclared_bound(0, u32::MAX) + bound(&one(b""), 128);
         world.log.admit(&parts, None, false, 0).unwrap();
         let mut out = vec![0; room];
         let sealed = world.log.seal(&world.segments[0], SEGMENT_HEADER as u64, 0, 0, false, &mut out);
         assert_eq!(sealed.records, 201);
-        assert_eq!(world.log.streams.read().unwrap().undeclared_bound(), 0);
+        assert_eq!(world.log.streams.read().unwrap().undeclared_bound(0, u32::MAX), 0);
     }
 }
 

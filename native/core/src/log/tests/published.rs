@@ -232,7 +232,7 @@ fn slow_root(leaves: &[Hash]) -> Hash {
 #[test]
 fn the_root_of_every_size_is_that_of_the_leaves_on_file_or_not() {
     let mut world = grow(SHAPES[1], 11, 60);
-    while world.kept.len() == world.sealed || world.log.take_hashes(usize::MAX).1.is_empty() {
+    while world.kept.len() == world.sealed || world.log.take_hashes(usize::MAX, false).1.is_empty() {
         step(&mut world);
     }
     let size = world.log.root().0;

@@ -168,7 +168,7 @@ impl World {
         let expect = |stream: &u32| Some(self.lengths[*stream as usize]);
         let offered = offer(&parts, expect);
         if self.kept.len() == self.sealed {
-            self.room = OVERHEAD + self.log.streams.read().unwrap().undeclared_bound();
+            self.room = OVERHEAD + self.log.streams.read().unwrap().undeclared_bound(0, u32::MAX);
         }
         self.room += parts.iter().map(|(_, batch)| bound(batch, QUANTUM)).sum::<usize>();
         self.room += if several && producer.is_some() { 512 + 16 * parts.len() } else { 0 };
@@ -290,7 +290,7 @@ impl World {
     }
 
     pub fn flush_hashes(&mut self) {
-        let (first, hashes) = self.log.take_hashes(usize::MAX);
+        let (first, hashes) = self.log.take_hashes(usize::MAX, false);
         self.hashes.write(crate::format::HASHES_HEADER + 32 * first as usize, hashes.as_flattened());
         self.log.flushed_hashes(first + hashes.len() as u64);
     }
