@@ -7,15 +7,17 @@ handle may be shared between threads, and their appends share groups as tasks' d
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
+import warnings
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Literal, Self, TypeVar
 
 from kimberlite import api
-from kimberlite.errors import Closed, Invalid
+from kimberlite.errors import Closed, Invalid, KimberliteError
 from kimberlite.log.log import NEW, Log, Producer, Records
 from kimberlite.log.options import MIB, Sync
 from kimberlite.log.reading import Reader, Tail
@@ -82,8 +84,8 @@ class Database:
         #: Held by whoever closes.
         self._closing = threading.Lock()
         self._thread = threading.Thread(target=self._loop.run_forever, name="kimberlite", daemon=True)
-        self._thread.start()
         self._pid = os.getpid()
+        self._thread.start()
         try:
             self._log = self._call(opening)
         except BaseException:
@@ -164,6 +166,13 @@ class Database:
                     self._call(self._log.close())
                 finally:
                     self._stop()
+
+    def __del__(self) -> None:
+        if getattr(self, "_stopped", True) or sys.is_finalizing() or os.getpid() != self._pid:
+            return
+        warnings.warn("a database was dropped without a close", ResourceWarning, stacklevel=2)
+        with contextlib.suppress(KimberliteError):
+            self.close()
 
     def __enter__(self) -> Self:
         return self

@@ -329,3 +329,12 @@ def test_a_child_that_lives_on_does_not_keep_the_directory_locked(tmp_path: Path
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+def test_a_handle_that_is_dropped_closes_itself_and_says_so(tmp_path: Path) -> None:
+    held = [kimberlite.sync.open(tmp_path / "db", backend="threads")]
+    held[0].append("s", b"x")
+    with pytest.warns(ResourceWarning, match="without a close"):
+        held.clear()
+    with kimberlite.sync.open(tmp_path / "db", backend="threads") as again:
+        assert again.append("s", b"y").first_offset == 1

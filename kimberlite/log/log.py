@@ -277,19 +277,31 @@ class Log:
         if os.getpid() != self._pid:
             # The log is its parent's, who goes on writing it.
             return
+        if self._closed is None and asyncio.get_running_loop() is not self._loop:
+            if not self._loop.is_closed():
+                raise Invalid("the database belongs to another event loop, which has to close it")
+            # Its loop has taken whoever would have finished: what it has acknowledged is on the disk.
+            self._closed = asyncio.ensure_future(self._abandon())
         if self._closed is None:
             self._closed = asyncio.ensure_future(self._finish())
             self._changed.set()
         await asyncio.shield(self._closed)
 
+    async def _abandon(self) -> None:
+        self._backend.close()
+        self._let_go()
+
     async def _finish(self) -> None:
         try:
             await self._close()
         finally:
-            # Whoever keeps the handle keeps no file open.
-            self._native.close()
-            self._committer = self._streams = self._refresh = None
-            self._close = self._info = gone
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Whoever keeps the handle keeps no file open."""
+        self._native.close()
+        self._committer = self._streams = self._refresh = None
+        self._close = self._info = gone
 
     async def __aenter__(self) -> Log:
         return self
@@ -314,6 +326,8 @@ class Log:
         self._check()
         if self._committer is None or self._streams is None:
             raise Invalid("the database is open for reading only")
+        if asyncio.get_running_loop() is not self._loop:
+            raise Invalid("the database belongs to another event loop")
         return self._committer, self._streams
 
     def _published(self) -> None:

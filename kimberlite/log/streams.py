@@ -60,7 +60,13 @@ class Streams:
                 self._task = asyncio.create_task(self._create(), name="kimberlite-streams")
             await done
         finally:
-            self.entering = self.entering - Counter(names)
+            for name in names:
+                self._entered(name)
+
+    def _entered(self, name: str) -> None:
+        self.entering[name] -= 1
+        if not self.entering[name]:
+            del self.entering[name]
 
     async def drain(self) -> None:
         """Returns when nobody waits for a stream: they are in line for the log, or have been told why not."""

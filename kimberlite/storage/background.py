@@ -18,39 +18,51 @@ T = TypeVar("T")
 _Work = tuple[Callable[[], Any], asyncio.AbstractEventLoop, "asyncio.Future[Any]"]
 
 
+class _Shared:
+    """What the threads know: not the `Background`, so that one nobody has any more can end them."""
+
+    def __init__(self) -> None:
+        self.queue: SimpleQueue[_Work | None] = SimpleQueue()
+        self.guard = threading.Lock()
+        #: Threads that wait for work, less the work that waits for them.
+        self.free = 0
+
+
 class Background:
-    """Threads are started as they are needed, `most` of them, and end with `close`."""
+    """Threads are started as they are needed, `most` of them, and end with `close` or when nobody has it any more."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._queue: SimpleQueue[_Work | None] = SimpleQueue()
+        self._shared = _Shared()
         self._threads: list[threading.Thread] = []
-        #: Threads that wait for work, less the work that waits for them.
-        self._free = 0
-        self._guard = threading.Lock()
 
     async def run(self, call: Callable[[], T]) -> T:
         """The call's result. One that is cancelled before it has begun is not made."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        with self._guard:
-            if self._free <= 0 and len(self._threads) < self._most:
+        with self._shared.guard:
+            if self._shared.free <= 0 and len(self._threads) < self._most:
                 self._start()
-            self._free -= 1
-        self._queue.put((call, loop, future))
+            self._shared.free -= 1
+        self._shared.queue.put((call, loop, future))
         return await future
 
     def close(self) -> None:
         """Returns when everything that was asked for is done."""
-        with self._guard:
-            threads, self._threads = self._threads, []
-        for _ in threads:
-            self._queue.put(None)
-        for thread in threads:
+        for thread in self._end():
             thread.join()
 
+    def __del__(self) -> None:
+        self._end()
+
+    def _end(self) -> list[threading.Thread]:
+        threads, self._threads = self._threads, []
+        for _ in threads:
+            self._shared.queue.put(None)
+        return threads
+
     def _start(self) -> None:
-        thread = threading.Thread(target=self._serve, name="kimberlite-background", daemon=True)
+        thread = threading.Thread(target=_serve, args=(self._shared,), name="kimberlite-background", daemon=True)
         try:
             thread.start()
         except RuntimeError:
@@ -59,24 +71,25 @@ class Background:
                 raise
             return
         self._threads.append(thread)
-        self._free += 1
+        self._shared.free += 1
 
-    def _serve(self) -> None:
-        while (work := self._queue.get()) is not None:
-            call, loop, future = work
-            result: Any = None
-            problem: BaseException | None = None
-            if not future.cancelled():
-                try:
-                    result = call()
-                except BaseException as error:
-                    problem = error
-            with self._guard:
-                self._free += 1
-            # A loop that is closed has nobody left who waits.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(_tell, future, result, problem)
-            del work, call, future, result, problem
+
+def _serve(shared: _Shared) -> None:
+    while (work := shared.queue.get()) is not None:
+        call, loop, future = work
+        result: Any = None
+        problem: BaseException | None = None
+        if not future.cancelled():
+            try:
+                result = call()
+            except BaseException as error:
+                problem = error
+        with shared.guard:
+            shared.free += 1
+        # A loop that is closed has nobody left who waits.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_tell, future, result, problem)
+        del work, call, loop, future, result, problem
 
 
 def _tell(future: asyncio.Future[Any], result: Any, problem: BaseException | None) -> None:

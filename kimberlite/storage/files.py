@@ -309,6 +309,12 @@ class Directory:
             os.close(self._root)
             self._root = -1
 
+    def __del__(self) -> None:
+        # Dropped without a close: nobody else could ever open the directory in this process.
+        root, self._root = getattr(self, "_root", -1), -1
+        if root >= 0:
+            os.close(root)
+
     def _writable(self, name: str) -> None:
         if self.read_only:
             raise error(errno.EROFS, name)

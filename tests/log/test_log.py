@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import Callable, Coroutine
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import kimberlite
 from kimberlite import NEW, Closed, Conflict, Invalid, Log, Receipt, Unavailable
 from tests.log.simulated import START, Machine, failing, payloads
 
@@ -245,3 +248,38 @@ async def test_log_time_never_goes_back_with_the_clock(machine: Machine) -> None
         machine.now = START - 10**9
     async with machine.open() as db:
         assert (await db.append("s", b"3")).timestamp == START + 5
+
+
+def test_a_handle_whose_loop_has_ended_can_be_closed_or_dropped(tmp_path: Path) -> None:
+    async def left() -> Log:
+        db = await kimberlite.open(tmp_path / "db", backend="threads")
+        await db.append("s", b"x")
+        return db
+
+    async def refused(db: Log) -> None:
+        with pytest.raises(Invalid, match="another event loop"):
+            await db.append("s", b"y")
+        await db.close()
+        await db.close()
+
+    async def count() -> int:
+        async with kimberlite.open(tmp_path / "db", backend="threads") as db:
+            return len([record async for record in db.read("s")])
+
+    db = asyncio.run(left())
+    asyncio.run(refused(db))
+    assert asyncio.run(count()) == 1
+    db = asyncio.run(left())
+    del db
+    gc.collect()
+    assert asyncio.run(count()) == 2
+
+
+async def test_a_handle_is_closed_by_its_own_loop_while_that_runs(tmp_path: Path) -> None:
+    async def other(db: Log) -> None:
+        with pytest.raises(Invalid, match="another event loop"):
+            await db.close()
+
+    async with kimberlite.open(tmp_path / "db", backend="threads") as db:
+        await asyncio.to_thread(asyncio.run, other(db))
+        assert (await db.append("s", b"x")).durable
