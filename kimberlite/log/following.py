@@ -11,7 +11,7 @@ from kimberlite.errors import Corrupt
 from kimberlite.log.creation import read_small
 from kimberlite.log.identity import Identity
 from kimberlite.log.names import CHECKPOINT, HASHES, segment_name
-from kimberlite.log.recovery import Keys, Loader, load_marks, segment_numbers
+from kimberlite.log.recovery import NO_LIMIT, Keys, Loader, load_marks, segment_numbers
 from kimberlite.storage.backend import BLOCK, Backend, File, let_go, opener
 
 #: Read at a time when looking for what is new.
@@ -86,8 +86,13 @@ class Follower:
         assert self._segment is not None
         if self._scan is None:
             self._scan = self.backend.open(segment_name(self._segment.number), "r")
+        # Asked before reading: the next segment begins when all of this one is on the disk, and nothing in this one
+        # says so of its last groups.
+        ended = self._header(self._segment.number + 1) is not None
         data = self._scan.read(self._place, PIECE)
         limit = max(self.loader.watermark, _native.Log.watermark(self._segment, self._place, data)[0])
+        if ended:
+            limit = NO_LIMIT
         want, place = 0, self._place
         place, stop, want, what = self.log.replay(self._segment, place, data, limit, self.keys.data_key)
         if stop == "more" and want > PIECE:
@@ -101,17 +106,23 @@ class Follower:
             raise Corrupt(what, file=name, place=place, group=group, position=position)
         return moved
 
+    def _header(self, number: int) -> bytes | None:
+        """None until a segment is there. The writer may be about to write it; damage shows at the next open."""
+        if not self.backend.exists(segment_name(number)):
+            return None
+        file = self.backend.open(segment_name(number), "r")
+        try:
+            header = file.read(0, BLOCK)
+        finally:
+            file.close()
+        return header if _native.header_damage(header, self.identity.database_id, number) is None else None
+
     def _enter_next(self) -> bool:
         number = 0 if self._segment is None else self._segment.number + 1
-        name = segment_name(number)
-        if not self.backend.exists(name):
+        header = self._header(number)
+        if header is None:
             return False
-        file = self.backend.open(name, "r")
-        header = file.read(0, BLOCK)
-        if _native.header_damage(header, self.identity.database_id, number) is not None:
-            # The writer may be about to write it; damage to what is durable shows at the next open.
-            file.close()
-            return False
+        file = self.backend.open(segment_name(number), "r")
         segment = self.log.attach(header, file)
         self.loader.enter(segment, number)
         let_go(file)

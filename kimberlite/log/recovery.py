@@ -270,6 +270,22 @@ class Loader:
             return Ended(segment, file, place, stop == "closed", torn)
         return self._judge(segment, file, scan, place, what, last=last)
 
+    def beyond(self, end: Ended) -> tuple[int, Ended]:
+        """What follows the watermark and is sound, which a start would keep: how many groups, and where it ends. It is
+        not judged: a writer may be at work."""
+        if end.segment is None or end.closed:
+            return 0, end
+        first = self.log.sealed()[0]
+        scan = self.backend.open(segment_name(end.segment.number), "s")
+        try:
+            with Ahead(scan, end.place, CHUNK) as ahead:
+                place, stop, _ = self._replay_all(end.segment, ahead, end.place, NO_LIMIT)
+            torn = self.rest(end.segment, scan, place)[1]
+        finally:
+            scan.close()
+        count = self.log.sealed()[0] - first
+        return count, Ended(end.segment, end.file, place, stop == "closed", torn, end.watermark)
+
     def _replay_all(self, segment: _native.Segment, ahead: Ahead, place: int, limit: int) -> tuple[int, str, str]:
         """Applies groups until there are no more; where it stopped, how and why."""
         data = b""

@@ -83,15 +83,17 @@ def verify(
     loader.acknowledged = 0 if anchor is None else anchor.group
     # Before the segments: a writer may be at work, and its next checkpoint is of what is not read here.
     promised = loader.promised = checkpointed(backend, log)
-    end = loader.run()
+    uncovered, end = loader.beyond(loader.run())
     hashes.compare()
     notes += hashes.notes()
     if marks.newest.clean and load_marks(backend, identity) == marks:
         judge_end(loader, end)
+    group, chain = log.durable_group()
+    if uncovered:
+        notes.append(f"groups {group - uncovered + 1} to {group} are sound, and no watermark covers them yet")
     if end.torn_upto is not None and end.segment is not None:
         name = segment_name(end.segment.number)
-        notes.append(f"{name}: bytes {end.place} to {end.torn_upto} were never acknowledged")
-    group, chain = log.durable_group()
+        notes.append(f"{name}: bytes {end.place} to {end.torn_upto} are no sound group, and no watermark covers them")
     if promised > group:
         raise RolledBack(f"the log ends at group {group}, and there is a checkpoint of group {promised}")
     size, root = log.root()

@@ -43,6 +43,23 @@ async def test_a_reader_goes_with_the_writer_from_segment_to_segment(either: Mac
         assert [record.offset for record in read] == list(range(119, -1, -1))
 
 
+async def test_a_reader_goes_on_beside_a_writer_that_is_never_idle_long_enough_for_a_mark(either: Machine) -> None:
+    async with either.open(segment_bytes=64 * 1024, idle=3600.0) as db, either.open(read_only=True) as reader:
+        tail = reader.tail(start=0)
+        for i in range(200):
+            receipt = await db.append("s", bytes(3000))
+            if i % 10 == 9:
+                await until(lambda receipt=receipt: sees_position(reader, receipt.first_position - 1))  # type: ignore[misc]
+        assert (await db.info())["segments"] > 10
+        found = [(await asyncio.wait_for(anext(tail), 5)).offset for _ in range(199)]
+        assert found == list(range(199))
+
+
+async def sees_position(reader: Log, position: int) -> bool:
+    await reader.info()
+    return reader.durable_position >= position
+
+
 async def test_a_reader_takes_no_lock_and_writes_nothing(either: Machine) -> None:
     async with either.open(segment_bytes=64 * 1024) as db:
         for _ in range(20):

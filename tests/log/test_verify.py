@@ -13,7 +13,7 @@ from kimberlite.log.names import HASHES, MARKS, VAULTS, segment_name
 from kimberlite.log.verify import verify, verify_directory
 from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import MemoryBackend
-from tests.log.simulated import Machine
+from tests.log.simulated import Machine, payloads
 
 
 async def filled(machine: Machine) -> Receipt:
@@ -77,12 +77,21 @@ async def test_bytes_behind_a_log_that_was_closed_cleanly_are_damage(either: Mac
     assert damaged.value.file == last
 
 
-async def test_bytes_behind_the_watermark_of_a_log_that_was_killed_are_not_judged(either: Machine) -> None:
-    async with either.open() as db:
-        await db.append("s", b"x")
+async def test_what_is_behind_the_watermark_of_a_log_that_was_killed_is_counted_and_not_judged(either: Machine) -> None:
+    async with either.open(idle=3600.0) as db:
+        for i in range(3):
+            last = await db.append("s", b"%d" % i)
         dead = either.image()
-    dead.write(segment_name(0), dead.end(), b"x" * 100)
-    assert dead.verify().notes == []
+    report = dead.verify()
+    assert (report.records, report.groups) == (last.last_position + 1, last.group)
+    assert report.root == last.root
+    assert report.notes == [f"groups {last.group} to {last.group} are sound, and no watermark covers them yet"]
+    end = dead.end()
+    dead.write(segment_name(0), end, b"x" * 100)
+    [_, torn] = dead.verify().notes
+    assert torn.startswith(f"{segment_name(0)}: bytes {end} to {end + 99} are no sound group")
+    async with dead.open() as db:
+        assert len(await payloads(db.read("s"))) == 3
 
 
 async def test_a_wrong_hash_is_noted_by_its_number(either: Machine) -> None:
