@@ -82,7 +82,7 @@ class Derived:
             self.log.load_producers(producers)
         except ValueError:
             return False
-        if not loader.matches(resume):
+        if not loader.matches(resume) or not self.log.hashes_fit():
             return False
         self.hashes, self.producers_size, self.group = hashes, resume.producers, resume.group
         return True

@@ -70,7 +70,7 @@ class Follower:
             self.log.restore(data, self.keys.data_key)
         except ValueError:
             return False
-        return self.loader.matches(resume)
+        return self.loader.matches(resume) and self.log.hashes_fit()
 
     def refresh(self) -> None:
         """Takes what has become durable since."""

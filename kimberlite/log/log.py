@@ -123,9 +123,13 @@ class Log:
         policy = self._policy(sync)
         if policy == "record":
             raise Invalid("append_many is one group; it cannot have a sync for every record")
+        if not isinstance(batches, Mapping):
+            raise Invalid("append_many takes a mapping of streams to their records")
+        if expect is not None and not isinstance(expect, Mapping):
+            raise Invalid("append_many takes a mapping of streams to the offsets that they must have")
         if not batches:
             raise Invalid("there are no records to append")
-        expected = dict(expect or {})
+        expected = {} if expect is None else dict(expect)
         if not expected.keys() <= batches.keys():
             raise Invalid("expect names a stream that gets no records")
         encoded = {stream: _native.encode(records) for stream, records in batches.items()}
@@ -219,7 +223,7 @@ class Log:
         self._check()
         if stream is not None:
             checked_name(stream)
-        if limit is not None and (not isinstance(limit, int) or limit < 0):
+        if limit is not None and (type(limit) is not int or limit < 0):
             raise Invalid("limit is a number of records")
         return Reader(self, stream, checked_bound(start), checked_bound(until), limit, reverse=reverse, system=system)
 
@@ -235,6 +239,8 @@ class Log:
         """The records at these positions, in the order asked for."""
         self._check()
         await self._refreshed()
+        if not isinstance(positions, Iterable):
+            raise Invalid("positions are a sequence of integers")
         wanted = list(positions)
         for position in wanted:
             self._check_position(position)
@@ -343,7 +349,7 @@ class Log:
             return position if stream is None else self._native.offset_at(stream, position)
 
     def _check_position(self, position: int) -> None:
-        if not isinstance(position, int) or not 0 <= position < self._native.durable:
+        if type(position) is not int or not 0 <= position < self._native.durable:
             raise Invalid(f"there is no record at position {position}: the log has {self._native.durable}")
 
     async def _refreshed(self) -> None:

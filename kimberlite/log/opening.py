@@ -81,6 +81,21 @@ def translate(error: OSError, where: str) -> KimberliteError:
     return Unavailable(f"{where}: {error}")
 
 
+def checked_path(path: object) -> str:
+    """The name of a directory, which may not be there."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise Invalid(f"a path is a str or a PathLike, not {type(path).__name__}")
+    name = os.fspath(path)
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise Invalid(f"this is not the name of a directory: {name!r}")
+    return name
+
+
+def check_receipt(anchor: object) -> None:
+    if anchor is not None and not isinstance(anchor, Receipt):
+        raise Invalid(f"an anchor is a receipt, not {type(anchor).__name__}")
+
+
 def open_log(
     path: str | os.PathLike[str],
     *,
@@ -93,26 +108,28 @@ def open_log(
     options: Options,
     injected: Injected = Injected(),
 ) -> Opening:
+    name = checked_path(path)
+    check_receipt(anchor)
     if isinstance(backend, str) and backend not in BACKENDS:
         raise Invalid(f"backend is one of {', '.join(BACKENDS)} or a Backend, not {backend!r}")
 
     async def start() -> Log:
         try:
             if isinstance(backend, str):
-                if (read_only or not create) and not os.path.isdir(path):  # noqa: ASYNC240 (once, before anything runs)
-                    raise Invalid(f"there is no database at {os.fspath(path)}")
-                storage: Backend = open_backend(path, backend, read_only=read_only, create=create)
+                if (read_only or not create) and not os.path.isdir(name):  # noqa: ASYNC240 (once, before anything runs)
+                    raise Invalid(f"there is no database at {name}")
+                storage: Backend = open_backend(name, backend, read_only=read_only, create=create)
             else:
                 storage = backend
         except OSError as error:
-            raise translate(error, os.fspath(path)) from error
+            raise translate(error, name) from error
         try:
             master = load_master(key_file)
             opened = Opener(storage, master, options, injected, read_only=read_only, anchor=anchor)
             return await opened.open(create=create, origin=origin)
         except OSError as error:
             storage.close()
-            raise translate(error, os.fspath(path)) from error
+            raise translate(error, name) from error
         except BaseException:
             storage.close()
             raise

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, Self
 
 from kimberlite.errors import Unavailable
 from kimberlite.records import Record
@@ -29,8 +31,72 @@ def reading_disk() -> Iterator[None]:
         raise Unavailable(f"the disk cannot be read: {error}") from error
 
 
-class Reader:
-    """An async iterator of records; `batches()` gives the same as lists, for speed."""
+class Records:
+    """An async iterator of records, taken in batches; `batches()` gives these, for speed.
+
+    A wait for more that is cancelled loses nothing, and tasks that share an iterator share its records out.
+    """
+
+    def __init__(self) -> None:
+        self._batch: list[Record] = []
+        self._next = 0
+        self._closed = False
+        #: Held by whoever gets the next batch.
+        self._turn = asyncio.Lock()
+
+    async def _more(self) -> list[Record]:
+        """The next records; none at the end. Nothing has moved on if it is cancelled."""
+        raise NotImplementedError
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Record:
+        while self._next >= len(self._batch):
+            async with self._turn:
+                if self._next >= len(self._batch):
+                    self._batch, self._next = await self._more(), 0
+                    if not self._batch:
+                        raise StopAsyncIteration
+        record = self._batch[self._next]
+        self._next += 1
+        return record
+
+    def batches(self) -> Batches:
+        """The records as lists of up to some thousands."""
+        return Batches(self)
+
+    async def _take(self) -> list[Record]:
+        async with self._turn:
+            rest, self._batch, self._next = self._batch[self._next :], [], 0
+            return rest or await self._more()
+
+    async def aclose(self) -> None:
+        self._closed = True
+        self._batch = []
+
+
+class Batches:
+    """An async iterator of lists of records."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[Record]:
+        batch = await self._records._take()
+        if not batch:
+            raise StopAsyncIteration
+        return batch
+
+    async def aclose(self) -> None:
+        await self._records.aclose()
+
+
+class Reader(Records):
+    """What is there when it begins."""
 
     def __init__(
         self,
@@ -43,68 +109,54 @@ class Reader:
         reverse: bool,
         system: bool,
     ) -> None:
+        super().__init__()
         self._log = log
         self._stream, self._start, self._until = stream, start, until
         self._left = NO_END if limit is None else limit
         self._reverse, self._system = reverse, system
-        self._batches: AsyncIterator[list[Record]] | None = None
-        self._batch: list[Record] = []
-        self._next = 0
-        self._closed = False
+        #: The stream's number and what is left to read, once it has begun.
+        self._span: tuple[int | None, int, int] | None = None
+        self._first = True
 
-    def __aiter__(self) -> Reader:
-        return self
-
-    async def __anext__(self) -> Record:
-        while self._next >= len(self._batch):
-            if self._batches is None:
-                self._batches = self.batches()
-            self._batch, self._next = await anext(self._batches), 0
-        record = self._batch[self._next]
-        self._next += 1
-        return record
-
-    async def aclose(self) -> None:
-        self._closed = True
-        self._batch = []
-
-    async def batches(self) -> AsyncIterator[list[Record]]:
-        """The records as lists of up to some thousands."""
+    async def _more(self) -> list[Record]:
         log = self._log
         log._check()
-        await log._refreshed()
-        native = log._native
-        number = None if self._stream is None else native.stream(self._stream)
-        if self._stream is not None and number is None:
-            return
-        length = native.durable if number is None else native.length(number)
-        start = 0 if self._start is None else min(log._resolve(self._start, number), length)
-        end = length if self._until is None else min(log._resolve(self._until, number), length)
-        size, first = FIRST_BYTES, True
+        if self._span is None:
+            await log._refreshed()
+            self._span = self._begin()
+        number, start, end = self._span
         while start < end and self._left > 0 and not self._closed:
             log._check()
             limit = min(self._left, BATCH_RECORDS)
+            read = partial(log._native.read, number, start, end, self._reverse, limit)
             with reading_disk():
-                if first:
-                    found = native.read(number, start, end, self._reverse, limit, size, self._system)
+                if self._first:
+                    records, start, end = read(FIRST_BYTES, self._system)
                 else:
-                    low, high = start, end
-                    found = await log._backend.run(
-                        lambda low=low, high=high, limit=limit: native.read(  # type: ignore[misc]
-                            number, low, high, self._reverse, limit, BATCH_BYTES, self._system
-                        )
-                    )
-            records, start, end = found
-            first = False
+                    records, start, end = await log._backend.run(partial(read, BATCH_BYTES, self._system))
+            self._first = False
+            self._span = number, start, end
             self._left -= len(records)
             if records:
-                yield records
+                return records
+        return []
+
+    def _begin(self) -> tuple[int | None, int, int]:
+        log, native = self._log, self._log._native
+        number = None if self._stream is None else native.stream(self._stream)
+        if self._stream is not None and number is None:
+            return None, 0, 0
+        length = native.durable if number is None else native.length(number)
+        start = 0 if self._start is None else min(log._resolve(self._start, number), length)
+        end = length if self._until is None else min(log._resolve(self._until, number), length)
+        return number, start, end
 
 
-class Tail:
-    """A live async iterator: it waits for records that are not there yet, and ends with the database."""
+class Tail(Records):
+    """What is durable and what becomes so: it waits for records that are not there yet, and ends with the database."""
 
     def __init__(self, log: Log, stream: str | None, start: int | datetime | None, *, system: bool) -> None:
+        super().__init__()
         self._log, self._stream, self._system = log, stream, system
         self._at: int | None
         if start is not None:
@@ -116,34 +168,11 @@ class Tail:
                 self._at = log._native.durable
             else:
                 self._at = 0 if number is None else log._native.length(number)
-        self._batch: list[Record] = []
-        self._next = 0
-        self._closed = False
-
-    def __aiter__(self) -> Tail:
-        return self
-
-    async def __anext__(self) -> Record:
-        while self._next >= len(self._batch):
-            if self._closed:
-                raise StopAsyncIteration
-            self._batch, self._next = await self._more(), 0
-        record = self._batch[self._next]
-        self._next += 1
-        return record
 
     async def aclose(self) -> None:
-        self._closed = True
-        self._batch = []
+        await super().aclose()
         # Whoever waits on it looks again.
         self._log._published()
-
-    async def batches(self) -> AsyncIterator[list[Record]]:
-        """The records as they become durable, some thousands at a time."""
-        while not self._closed:
-            batch = await self._more()
-            if batch:
-                yield batch
 
     async def _more(self) -> list[Record]:
         native = self._log._native

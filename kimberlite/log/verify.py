@@ -13,7 +13,7 @@ from kimberlite.errors import Corrupt, Invalid, RolledBack
 from kimberlite.log.checkpoint import HASHES_HEADER
 from kimberlite.log.creation import read_small
 from kimberlite.log.names import CHECKPOINT, HASHES, segment_name
-from kimberlite.log.opening import check_anchor, translate
+from kimberlite.log.opening import check_anchor, check_receipt, checked_path, translate
 from kimberlite.log.options import Options
 from kimberlite.log.recovery import Ended, Loader, load_identity, load_keys, load_marks, new_log
 from kimberlite.records import Receipt
@@ -48,14 +48,16 @@ def verify_directory(
     progress: Progress | None = None,
 ) -> Report:
     """Reads everything and writes nothing; a KimberliteError says what is wrong and where."""
+    name = checked_path(path)
+    check_receipt(anchor)
     try:
-        backend = open_backend(path, read_only=True)
+        backend = open_backend(name, read_only=True)
     except OSError as error:
-        raise translate(error, os.fspath(path)) from error
+        raise translate(error, name) from error
     try:
         return verify(backend, load_master(key_file), anchor=anchor, progress=progress)
     except OSError as error:
-        raise translate(error, os.fspath(path)) from error
+        raise translate(error, name) from error
     finally:
         backend.close()
 

@@ -18,9 +18,11 @@ had completed before it was submitted, and no others.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from weakref import ref
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -83,7 +85,16 @@ def let_go(file: File) -> None:
 
 def opener(backend: Backend, name: str) -> Callable[[], File]:
     """For a native reader, which opens a file for itself whenever it needs it and has it not."""
-    return lambda: backend.open(name, "r")
+    # Native objects are not seen by the collector: through them nothing may lead back to their owner.
+    weak = ref(backend)
+
+    def open() -> File:
+        backend = weak()
+        if backend is None:
+            raise error(errno.EBADF, name)
+        return backend.open(name, "r")
+
+    return open
 
 
 class Backend(Protocol):

@@ -203,7 +203,8 @@ class Directory:
         self._files: weakref.WeakSet[DiskFile] = weakref.WeakSet()
         kind = NETWORK.get(_native.file_system(self._root) & 0xFFFFFFFF)
         if kind is not None:
-            os.close(self._root)
+            root, self._root = self._root, -1
+            os.close(root)
             raise OSError(errno.EREMOTE, f"a database must not be on {kind}, whose locks do not hold", self.path)
 
     def open(self, name: str, mode: Mode) -> DiskFile:

@@ -5,7 +5,7 @@ use kimberlite_core::record::{self, Record, append_header};
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyList, PyMapping, PyString, PyTuple, PyType};
+use pyo3::types::{PyBool, PyBytes, PyInt, PyList, PyMapping, PySet, PyString, PyTuple, PyType};
 
 use crate::errors;
 
@@ -33,8 +33,9 @@ impl Batch {
 }
 
 fn nanoseconds(value: &Bound<'_, PyAny>) -> PyResult<i64> {
-    if value.is_instance_of::<pyo3::types::PyInt>() {
-        return value.extract().map_err(|_| PyValueError::new_err("an event time does not fit in 64 bits of ns"));
+    let unfit = |_| PyValueError::new_err("an event time does not fit in 64 bits of ns");
+    if value.is_instance_of::<PyInt>() && !value.is_instance_of::<PyBool>() {
+        return value.extract().map_err(unfit);
     }
     let tzinfo = value
         .getattr("tzinfo")
@@ -42,7 +43,7 @@ fn nanoseconds(value: &Bound<'_, PyAny>) -> PyResult<i64> {
     if tzinfo.is_none() {
         return Err(PyValueError::new_err("an event time must be aware: it has no time zone"));
     }
-    value.py().import("kimberlite.records")?.getattr("nanoseconds")?.call1((value,))?.extract()
+    value.py().import("kimberlite.records")?.getattr("nanoseconds")?.call1((value,))?.extract().map_err(unfit)
 }
 
 fn headers_of(value: &Bound<'_, PyAny>, out: &mut Vec<u8>) -> PyResult<()> {
@@ -124,6 +125,8 @@ fn encoded(records: &Bound<'_, PyAny>) -> PyResult<record::Batch> {
         push(&mut batch, records, &mut headers)?;
     } else if records.is_instance_of::<PyString>() {
         return Err(PyTypeError::new_err("records are bytes, not str: encode the text first"));
+    } else if records.cast::<PyMapping>().is_ok() || records.is_instance_of::<PySet>() {
+        return Err(PyTypeError::new_err("records are a sequence: a mapping or a set is none"));
     } else {
         let items = records
             .try_iter()

@@ -9,6 +9,7 @@ use kimberlite_core::record;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
+use pyo3::{PyTraverseError, PyVisit};
 
 use crate::batch::Batch;
 use crate::log::Log;
@@ -122,6 +123,12 @@ impl Request {
         Self::build(names, core, policy, producer, several, future, quantum)
     }
 
+    /// An error that answers it may lead to a frame that leads back here.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        self.names.iter().try_for_each(|name| visit.call(name))?;
+        visit.call(&self.future)
+    }
+
     /// Whether it is answered only when it is on the disk.
     #[getter]
     fn durable(&self) -> bool {
@@ -183,6 +190,12 @@ impl Pool {
     #[new]
     fn new(log: &Log) -> Self {
         Self { log: log.inner.clone(), state: Mutex::default() }
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // What cannot be looked at now is not garbage.
+        let Ok(state) = self.state.try_lock() else { return Ok(()) };
+        state.queue.iter().try_for_each(|request| visit.call(request))
     }
 
     fn __len__(&self) -> usize {

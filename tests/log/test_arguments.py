@@ -48,6 +48,10 @@ WRONG_RECORDS: dict[str, Any] = {
     "str among bytes": [b"x", "y"],
     "bytearray": bytearray(b"x"),
     "list of lists": [[b"x"]],
+    "mapping": {b"a": b"b"},
+    "set": {b"a"},
+    "event time a bool": Record(b"x", event_time=True),
+    "event time of the last day": Record(b"x", event_time=datetime.max.replace(tzinfo=UTC)),
     "payload a str": Record("x"),  # type: ignore[arg-type]
     "key a str": Record(b"x", key="k"),  # type: ignore[arg-type]
     "header value a str": Record(b"x", headers={"a": "b"}),  # type: ignore[arg-type]
@@ -190,3 +194,25 @@ async def test_headers_ids_and_sequences_at_their_limits_are_taken(machine: Mach
     assert next(iter(first.headers))[0] == "h" * 65_535
     assert len(list(second.headers)) == 2_000
     assert (second.event_time, third.event_time) == (-(1 << 63), (1 << 63) - 1)
+
+
+async def test_what_append_many_is_not_given_as_mappings_is_invalid(machine: Machine) -> None:
+    async with machine.open() as db:
+        await db.append("s", b"x")
+        for expect in (NEW, False, "", [], [("s", 0)]):
+            with pytest.raises(Invalid, match="mapping"):
+                await db.append_many({"s": b"x"}, expect=expect)  # type: ignore[arg-type]
+        with pytest.raises(Invalid, match="mapping"):
+            await db.append_many([("s", b"x")])  # type: ignore[arg-type]
+        assert (await db.append("s", b"y")).first_offset == 1
+
+
+async def test_positions_and_limits_are_integers(machine: Machine) -> None:
+    async with machine.open() as db:
+        await db.append("s", [b"x", b"y"])
+        with pytest.raises(Invalid):
+            await db.get(True)
+        with pytest.raises(Invalid):
+            await db.get_many(1)  # type: ignore[arg-type]
+        with pytest.raises(Invalid):
+            db.read("s", limit=True)

@@ -150,6 +150,24 @@ async def test_a_flipped_bit_in_a_derived_file_is_never_believed(either: Machine
     await same(either, receipts)
 
 
+async def test_a_record_is_read_whatever_a_bit_of_the_hashes_says(either: Machine) -> None:
+    receipts = await filled(either)
+    for place in range(4096, len(either.disk.files()[HASHES]), 32 * 7):
+        either.flip(HASHES, place)
+    for read_only in (True, False):
+        async with either.open(segment_bytes=64 * 1024, read_only=read_only) as db:
+            for i, receipt in enumerate(receipts):
+                assert (await db.get(receipt.first_position)).payload == b"%d" % i * 900
+
+
+async def test_hashes_of_another_database_are_made_again(either: Machine) -> None:
+    receipts = await filled(either)
+    other = Machine(either.key)
+    await filled(other)
+    either.write(HASHES, 0, other.disk.files()[HASHES])
+    await same(either, receipts)
+
+
 @pytest.mark.parametrize("name", [*DERIVED, index_name(0)])
 async def test_a_derived_file_that_was_cut_is_made_again(either: Machine, name: str) -> None:
     receipts = await filled(either)

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 import kimberlite
+import kimberlite.sync
 from kimberlite import Busy, Invalid, KimberliteError, Misconfigured, NoSpace, RolledBack, Unavailable
 from kimberlite.log.opening import translate
+from kimberlite.log.verify import verify_directory
 from kimberlite.storage.memory import Disk
 from tests.log.simulated import Machine, failing, payloads
 
@@ -268,3 +270,18 @@ async def test_an_opening_that_is_never_awaited_has_done_nothing(tmp_path: Path)
     kimberlite.open(tmp_path / "db")
     assert not (tmp_path / "db").exists()
     assert Disk().files() == {}
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", 5, None, b"db"])
+def test_what_names_no_directory_is_invalid(path: Any) -> None:
+    for opened in (kimberlite.open, kimberlite.sync.open, verify_directory):
+        with pytest.raises(Invalid):
+            opened(path)
+
+
+def test_an_anchor_that_is_no_receipt_is_invalid(tmp_path: Path) -> None:
+    anchor: Any = 5
+    for opened in (kimberlite.open, verify_directory):
+        with pytest.raises(Invalid, match="anchor"):
+            opened(tmp_path / "db", anchor=anchor)
+    assert not (tmp_path / "db").exists()

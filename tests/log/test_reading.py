@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kimberlite import Closed, Corrupt, Invalid, Log, Record, Unavailable
-from tests.log.simulated import START, Machine, failing, payloads
+from tests.log.simulated import START, Machine, failing, payloads, until
 
 SECOND = 10**9
 
@@ -254,6 +254,58 @@ async def test_a_flipped_bit_under_a_reader_is_named_and_never_shown(either: Mac
         assert damaged.value.file == "segments/00000000000000000000.seg"
         block[600] ^= 1
         file.write(4096, bytes(block))
+
+
+@pytest.mark.parametrize("batches", [False, True])
+async def test_a_wait_that_was_cancelled_is_no_end(either: Machine, batches: bool) -> None:
+    count = 30_000
+    async with either.open(segment_bytes=8 << 20) as db:
+        for _ in range(count // 1000):
+            await db.append("s", [bytes(100)] * 1000)
+        reader = db.read("s")
+        source = reader.batches() if batches else reader
+        found: list[int] = []
+
+        async def pull() -> None:
+            async for item in source:
+                found.extend(record.offset for record in (item if isinstance(item, list) else [item]))
+
+        for turns in (1, 2, 3, 5, 8):
+            pulling = asyncio.ensure_future(pull())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            pulling.cancel()
+            await asyncio.wait([pulling])
+        await pull()
+        assert found == list(range(count))
+
+
+async def test_tasks_that_share_an_iterator_share_its_records_out(machine: Machine) -> None:
+    async with machine.open() as db:
+        for source in (db.tail(start=0), db.tail(start=0).batches(), db.tail("s", start=0)):
+            found: list[int] = []
+
+            async def work(source: Any = source, found: list[int] = found) -> None:
+                async for item in source:
+                    for record in item if isinstance(item, list) else [item]:
+                        found.append(record.offset)
+                        await asyncio.sleep(0.0002)
+
+            workers = [asyncio.ensure_future(work()) for _ in range(3)]
+            done = 0
+            while done < 40:
+                await db.append("s", [b"x"] * 4)
+                done += 4
+                await asyncio.sleep(0.0001)
+
+            async def all_found(found: list[int] = found) -> bool:
+                return len(found) == db.durable_position - 1
+
+            await until(all_found)
+            for worker in workers:
+                worker.cancel()
+            await asyncio.wait(workers)
+            assert sorted(found) == list(range(len(found)))
 
 
 # ---- live

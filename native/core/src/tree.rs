@@ -66,6 +66,28 @@ pub fn leads_to<E>(
     Ok(tree.1[common] == node)
 }
 
+/// Whether `tree` has this leaf at this index: it leads, with hashes that `get` finds by their index, up to a peak.
+pub fn leaf_leads_to<E>(
+    index: u64,
+    leaf: Hash,
+    tree: (u64, &[Hash]),
+    mut get: impl FnMut(u64) -> Result<Option<Hash>, E>,
+) -> Result<bool, E> {
+    if index >= tree.0 {
+        return Ok(false);
+    }
+    // Its subtree is that of the first bit in which its index differs from the size.
+    let top = u64::BITS - 1 - (index ^ tree.0).leading_zeros();
+    let mut node = leaf;
+    for level in 0..top {
+        let at = index >> level;
+        let Some(other) = get(place(level, at ^ 1))? else { return Ok(false) };
+        node = root_from_peaks(&if at & 1 == 1 { [other, node] } else { [node, other] });
+    }
+    let peak = tree.0.checked_shr(top + 1).unwrap_or(0).count_ones() as usize;
+    Ok(tree.1[peak] == node)
+}
+
 /// `peaks` are the roots of the perfect subtrees, one for each bit set in `size`, largest first.
 /// Of the stored sequence, `pending` is what may not be in the file yet: it starts at index
 /// `first_unflushed` and ends with the last hash there is; what is before `taken` was handed out
@@ -291,6 +313,22 @@ mod tests {
                 }
             }
             assert!(!leads_to(larger + 1, &[leaf(1); 7], (larger, tree.peaks()), get).unwrap());
+        }
+    }
+
+    #[test]
+    fn every_leaf_leads_to_its_peak_and_no_other_does() {
+        for size in 1..70u64 {
+            let leaves: Vec<Hash> = (0..size).map(leaf).collect();
+            let mut tree = Tree::empty();
+            tree.push(&leaves);
+            let get = |at| Ok::<_, ()>(tree.pending_get(at).copied());
+            for index in 0..size {
+                let leads = |index, hash| leaf_leads_to(index, hash, (size, tree.peaks()), get).unwrap();
+                assert!(leads(index, leaf(index)));
+                assert!(!leads(index, leaf(index + 1)));
+            }
+            assert!(!leaf_leads_to(size, leaf(size), (size, tree.peaks()), get).unwrap());
         }
     }
 

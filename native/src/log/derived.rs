@@ -11,6 +11,7 @@ use pyo3::types::PyBytes;
 use super::replaying::ask;
 use super::segment::{reopened, source_of};
 use super::{Log, Resume, Segment, io_error};
+use crate::errors::os_error;
 
 #[pymethods]
 impl Log {
@@ -64,6 +65,11 @@ impl Log {
     fn set_hashes(&self, file: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         self.inner.set_hashes(file.map(source_of).transpose()?);
         Ok(())
+    }
+
+    /// Whether the file of hashes is this database's, and has the peaks of the tree where they belong.
+    fn hashes_fit(&self, py: Python<'_>) -> PyResult<bool> {
+        py.detach(|| self.inner.hashes_fit()).map_err(os_error)
     }
 
     /// Hashes that nobody has taken for the file or, `again`, that were not flushed; so many at most: the index of the
