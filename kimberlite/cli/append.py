@@ -64,6 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def open_input(file: str | None) -> Any:
     """Unbuffered, so that a read returns what is there and does not wait for more."""
+    if file is None and sys.stdin is None:
+        raise Invalid("stdin is closed, and there is no --file")
     try:
         return open(sys.stdin.fileno() if file is None else file, "rb", buffering=0, closefd=file is not None)
     except OSError as error:
@@ -81,10 +83,13 @@ def read_batches(source: BinaryIO, arguments: argparse.Namespace, *, together: b
     if arguments.whole:
         yield [b"".join(read_all(source))]
         return
-    make = forms.parse_record if arguments.jsonl else bytes
     gathered: Batch = []
+    number = 0
     for lines in read_lines(source):
-        records: Batch = [make(line) for line in lines if line or not arguments.jsonl]
+        records: Batch = list(lines)
+        if arguments.jsonl:
+            records = [forms.parse_record(line, i) for i, line in enumerate(lines, number + 1) if line]
+            number += len(lines)
         if together:
             gathered += records
             if len(gathered) > LARGEST_BATCH:

@@ -61,14 +61,20 @@ def record_form(record: Record) -> dict[str, Any]:
     }
 
 
-def parse_record(text: bytes) -> Record:
-    """A line of `append --jsonl`: an object with a payload and, if there are any, key, headers and event_time."""
+def parse_record(text: bytes, number: int) -> Record:
+    """A line of `append --jsonl`, which counts from 1: an object with a payload and, if there are any, key, headers and
+    event_time."""
     try:
-        value = json.loads(text)
+        return record_of(json.loads(text))
     except (ValueError, RecursionError):
-        raise Invalid("a line is not JSON") from None
+        raise Invalid(f"line {number} is not JSON") from None
+    except Invalid as error:
+        raise Invalid(f"line {number}: {error}") from None
+
+
+def record_of(value: object) -> Record:
     if not isinstance(value, dict) or "payload" not in value:
-        raise Invalid("a line is not an object with a payload")
+        raise Invalid("this is not an object with a payload")
     if unknown := value.keys() - TAKEN - GIVEN_BY_LOG:
         raise Invalid(f"a record has no field {min(unknown)!r}")
     key, event_time = value.get("key"), value.get("event_time")

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Final, NoReturn
 
 from kimberlite.cli import append, demo, info, inspect, keys, read, terminal, verify
-from kimberlite.errors import Invalid, KimberliteError
+from kimberlite.errors import Invalid, KimberliteError, Unavailable
 
 COMMANDS: Final[dict[str, ModuleType]] = {
     "append": append,
@@ -58,7 +58,10 @@ def installed() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given
+    occupy()
     try:
+        if sys.stdout is None:
+            raise Unavailable("stdout is closed")
         parsed = parser().parse_args(given)
         status: int = parsed.run(parsed)
         sys.stdout.flush()
@@ -66,12 +69,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         terminal.complain(error, as_json=as_json)
         return error.exit_code
     except BrokenPipeError:
-        # The interpreter flushes stdout once more when it ends, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        muffle()
         return BROKEN_PIPE
+    except OSError as error:
+        muffle()
+        failed = Unavailable(f"input or output: {error.strerror}")
+        terminal.complain(failed, as_json=as_json)
+        return failed.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
     return status
+
+
+def occupy() -> None:
+    """A database's file must not get the number of a standard stream that is closed: what is said there would go into
+    it."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def muffle() -> None:
+    """The interpreter flushes stdout once more when it ends, and would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ def complain(error: KimberliteError, *, as_json: bool) -> None:
         text = forms.line(error_form(error))
     else:
         text = f"kimberlite: {error.code}: {' '.join(str(error).split())}\n".encode("utf-8", "backslashreplace")
+    if sys.stderr is None:
+        return
     clear()
     sys.stderr.buffer.write(text)
     sys.stderr.buffer.flush()
@@ -64,7 +66,7 @@ class Progress:
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._shown = sys.stderr.isatty()
+        self._shown = sys.stderr is not None and sys.stderr.isatty()
         self._drawn = 0.0
 
     def __call__(self, done: int, total: int) -> None:

@@ -29,6 +29,8 @@ PIECE: Final = 16_384
 #: Seconds between two checkpoints at least: a busy log would otherwise do nothing else. And after one that failed.
 LEAST_INTERVAL: Final = 0.5
 AGAIN: Final = 5.0
+#: Segments that a start replays without a checkpoint of its own.
+MANY: Final = 4
 #: Longer than any file of producers is.
 EVERYTHING: Final = 1 << 62
 
@@ -167,9 +169,21 @@ class Derived:
         self.producers.write(place, entries)
         self.producers.sync()
 
-    def write_index(self, segment: _native.Segment) -> None:
-        """The index file of a segment that was closed."""
-        write_small(self.backend, index_name(segment.number), self.log.index_file(segment))
+    def write_all(self, write: Callable[[], None], closed: list[_native.Segment]) -> None:
+        """Index files of segments that were closed, which leave the list, and then the checkpoint."""
+        while closed:
+            name = index_name(closed[0].number)
+            write_small(self.backend, name, self.log.index_file(closed[0]))
+            self.log.close_segment(closed[0], opener(self.backend, name))
+            closed.pop(0)
+        write()
+
+    def keep_replayed(self, segment: _native.Segment, tail: Tail) -> None:
+        """Many short segments, as many kills leave, are not replayed at every start: now all of them is durable."""
+        self.replayed = [each for each in self.replayed if each is not segment]
+        if len(self.replayed) > MANY:
+            with contextlib.suppress(OSError):
+                self.write_all(self.capture(segment, tail), self.replayed)
 
 
 class Checkpointer:
@@ -182,7 +196,7 @@ class Checkpointer:
         self._place = 0
         self._task: asyncio.Task[None] | None = None
         self._last = self._loop.time() - LEAST_INTERVAL
-        self._closed = [segment for segment in derived.replayed if segment is not committer.segment]
+        self._closed = derived.replayed
         self._stopped = False
         self._interval = LEAST_INTERVAL
         committer.on_rotate = self._rotated
@@ -214,7 +228,7 @@ class Checkpointer:
         self._interval = LEAST_INTERVAL
         try:
             if await committer.until_durable(group):
-                await committer.backend.run(lambda: self._write(write, closed))
+                await committer.backend.run(lambda: self._derived.write_all(write, closed))
         except OSError:
             # The disk may have room again, or another mood: nobody waits for this.
             self._interval = AGAIN
@@ -222,14 +236,6 @@ class Checkpointer:
             self._position = self._place = 0
         finally:
             self._task = None
-
-    def _write(self, write: Callable[[], None], closed: list[_native.Segment]) -> None:
-        while closed:
-            number = closed[0].number
-            self._derived.write_index(closed[0])
-            self._derived.log.close_segment(closed[0], opener(self._derived.backend, index_name(number)))
-            closed.pop(0)
-        write()
 
     async def stop(self) -> None:
         self._stopped = True
@@ -240,4 +246,4 @@ class Checkpointer:
         """At a clean close, when everything is durable."""
         with contextlib.suppress(OSError):
             write = self._derived.capture(self._committer.segment, self._committer.tail)
-            self._write(write, self._closed)
+            self._derived.write_all(write, self._closed)

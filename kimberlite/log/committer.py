@@ -68,6 +68,8 @@ class Committer:
         self._marks, self._mark, self._marking = marks, mark, False
         self._marked_at = mark.group
         self._pool = _native.Pool(log)
+        #: Out of the pool, and in no flight yet.
+        self._taken: list[_native.Request] = []
         #: Appends that wait for room in the pool, in their order.
         self._turns: deque[asyncio.Future[None]] = deque()
         self._flights = Flights()
@@ -178,9 +180,9 @@ class Committer:
 
     def _take(self) -> tuple[list[_native.Request], int]:
         """The requests of the next group, and its bound: what fits, of one policy."""
-        taken, bound = self._pool.take(max(0, min(self.options.largest_group, self.tail.largest()) - OVERHEAD))
+        self._taken, bound = self._pool.take(max(0, min(self.options.largest_group, self.tail.largest()) - OVERHEAD))
         self._let_in()
-        return taken, OVERHEAD + bound
+        return self._taken, OVERHEAD + bound
 
     def _declare(self, bound: int) -> None:
         """A group of nothing but declarations."""
@@ -195,9 +197,11 @@ class Committer:
         accepted, refused = self.log.admit(requests, now)
         if not accepted:
             self._refuse(refused)
+            self._taken = []
             return
         flight = self._seal(bound, now, durable=requests[0].durable, closing=False)
         flight.acks, flight.refused = accepted, refused
+        self._taken = []
         if refused:
             self._flights.wanted = flight.sealed.number
         self._write(flight)
@@ -489,7 +493,8 @@ class Committer:
             return
         self.poisoned = error
         message = f"a write or a sync failed ({error}); whether this was appended is unknown"
-        waiting = self._pool.clear()
+        waiting = self._pool.clear() + self._taken
+        self._taken = []
         for flight in self._flights:
             waiting += flight.acks + [request for request, _ in flight.refused]
             # A request leads by its future's error to the caller's frame and so back here, and no collector sees it.

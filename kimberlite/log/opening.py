@@ -212,6 +212,7 @@ class Opener:
         clean = marks.newest.clean and marks.newest.group == log.sealed()[0] - 1 and end.torn_upto is None
         self._discard_prepared()
         segment, tail = self._go_on(log, end, clean=clean)
+        derived.keep_replayed(segment, tail)
         return identity, keys, log, tail, segment, marks_file, mark, derived
 
     def _heal(self, identity: Identity, keys: Keys) -> None:

@@ -198,6 +198,10 @@ class Directory:
         #: Until a file system has refused O_DIRECT.
         self.direct = True
         self._root = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if os.fstat(self._root).st_mode & stat.S_IWOTH:
+            root, self._root = self._root, -1
+            os.close(root)
+            raise OSError(errno.EPERM, "anybody may write to it: chmod o-w", self.path)
         self._background = Background(_BACKGROUND)
         self._locked_by = 0
         self._files: weakref.WeakSet[DiskFile] = weakref.WeakSet()
@@ -325,7 +329,7 @@ class Directory:
         if not name:
             return os.open(".", _DIRECTORY, dir_fd=self._root)
         with self._parent(name) as (parent, leaf):
-            return os.open(leaf, _DIRECTORY, dir_fd=parent)
+            return _open_within(parent, leaf)
 
     @contextmanager
     def _parent(self, name: str) -> Iterator[tuple[int, str]]:
@@ -336,7 +340,7 @@ class Directory:
         parent = self._root
         with ExitStack() as opened:
             for part in above:
-                parent = os.open(part, _DIRECTORY, dir_fd=parent)
+                parent = _open_within(parent, part)
                 opened.callback(os.close, parent)
             yield parent, leaf
 
@@ -352,6 +356,15 @@ def create_directory(path: str | os.PathLike[str]) -> None:
         os.fsync(parent)
     finally:
         os.close(parent)
+
+
+def _open_within(parent: int, leaf: str) -> int:
+    """A directory of ours: whoever else may write to it could put another file in the place of one."""
+    fd = os.open(leaf, _DIRECTORY, dir_fd=parent)
+    if os.fstat(fd).st_mode & _OTHERS_WRITE:
+        os.close(fd)
+        raise OSError(errno.EPERM, "others may write to it: chmod go-w", leaf)
+    return fd
 
 
 def _open_regular(parent: int, leaf: str, flags: int) -> int:

@@ -53,6 +53,7 @@ struct State {
 pub struct Ring {
     /// Nothing under this lock runs Python: letting go of a buffer could come back here.
     state: Mutex<State>,
+    process: u32,
 }
 
 #[pymethods]
@@ -79,7 +80,7 @@ impl Ring {
             finished: Vec::new(),
             broken: None,
         };
-        Ok(Self { state: Mutex::new(state) })
+        Ok(Self { state: Mutex::new(state), process: std::process::id() })
     }
 
     /// The eventfd, or -1 when closed.
@@ -152,9 +153,12 @@ impl Ring {
 }
 
 impl Drop for Ring {
-    /// The kernel may still be reading from buffers that are about to be let go.
+    /// The kernel may still be reading from buffers that are about to be let go. In a forked child these are copies, and
+    /// what completes is for its parent.
     fn drop(&mut self) {
-        lock(&self.state).settle();
+        if std::process::id() == self.process {
+            lock(&self.state).settle();
+        }
     }
 }
 

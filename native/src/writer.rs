@@ -57,6 +57,7 @@ pub struct Writer {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     most: usize,
+    process: u32,
     held: Mutex<HashMap<u64, PyUntypedBuffer>>,
 }
 
@@ -74,7 +75,13 @@ impl Writer {
             quiet: Condvar::new(),
             event: Mutex::new(Some(eventfd().map_err(os_error)?)),
         };
-        Ok(Self { shared: Arc::new(shared), threads: Mutex::default(), most: threads, held: Mutex::default() })
+        Ok(Self {
+            shared: Arc::new(shared),
+            threads: Mutex::default(),
+            most: threads,
+            process: std::process::id(),
+            held: Mutex::default(),
+        })
     }
 
     /// The eventfd, or -1 when closed.
@@ -172,7 +179,10 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        self.stop();
+        // A forked child has none of the threads.
+        if std::process::id() == self.process {
+            self.stop();
+        }
     }
 }
 

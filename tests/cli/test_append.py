@@ -159,3 +159,11 @@ def test_a_second_writer_is_busy(path: Path, process: Call) -> None:
         child.stdin.close()
     assert outcome.status == 75
     assert outcome.err.startswith(b"kimberlite: BUSY: ")
+
+
+def test_the_line_that_is_no_record_is_named(path: Path, tmp_path: Path, call: Call) -> None:
+    lines = tmp_path / "lines"
+    lines.write_bytes(b'{"payload": "a"}\n\n{"payload": "b"}\nnothing\n')
+    found = call("append", path, "s", "--jsonl", "--file", lines)
+    assert found.status == 64
+    assert b"line 4 is not JSON" in found.err

@@ -93,3 +93,33 @@ def test_a_bar_is_drawn_on_a_terminal_and_taken_away(path: Path, tmp_path: Path)
 
 def test_no_bar_is_drawn_elsewhere(ledger: Path, call: Call) -> None:
     assert call("verify", ledger).err == b""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "closed", "status"), [(["read"], 1, 74), (["append", "s"], 1, 74), (["append", "s"], 0, 64)]
+)
+def test_a_standard_stream_that_is_closed_is_said_to_be(
+    ledger: Path, arguments: list[str], closed: int, status: int
+) -> None:
+    name, *rest = arguments
+    done = subprocess.run(
+        command(name, ledger, *rest),
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment(),
+        preexec_fn=lambda: os.close(closed),
+        check=False,
+    )
+    assert done.returncode == status
+    assert done.stderr.startswith(b"kimberlite: ")
+    assert b"closed" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_output_that_finds_no_room_is_an_error(ledger: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command("read", ledger), stdout=full, stderr=subprocess.PIPE, env=environment(), check=False
+        )
+    assert done.returncode == 74
+    assert done.stderr == b"kimberlite: UNAVAILABLE: input or output: No space left on device\n"

@@ -252,3 +252,21 @@ async def appended(db: Log, count: int) -> None:
     for start in range(0, count, 20):
         await asyncio.gather(*(db.append("s", b"%d" % i * 200) for i in range(start, start + 20)))
         await asyncio.sleep(0.001)
+
+
+async def test_what_many_kills_left_is_not_replayed_at_every_start(either: Machine) -> None:
+    machine = either
+    for i in range(20):
+        db = await machine.open()
+        await db.append("s", b"%d" % i, producer=("p", i))
+        left = machine.image()
+        await db.close()
+        machine = left
+    names = machine.disk.files()
+    assert len([name for name in names if name.startswith("segments/")]) >= 20
+    assert CHECKPOINT in names
+    assert len([name for name in names if name.startswith("index/")]) >= 12
+    async with machine.open() as db:
+        assert await payloads(db.read("s")) == [b"%d" % i for i in range(20)]
+        assert (await db.append("s", b"3", producer=("p", 3))).first_offset == 3
+    machine.verify()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kimberlite import Closed, Log, NoSpace, Receipt, UnknownOutcome
+from kimberlite.log.committer import Committer
 from kimberlite.log.creation import read_small
 from kimberlite.log.identity import Identity
 from kimberlite.log.marks import Mark, decode_marks
@@ -355,3 +356,22 @@ async def test_a_full_disk_refuses_all_that_wait_and_numbers_none_of_them(machin
         machine.fault = None
         assert (await db.append("s", b"room")).first_offset == 1 + len(stored)
     machine.verify()
+
+
+async def test_appends_that_were_taken_when_something_broke_are_told(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(self: Committer, bound: int) -> None:
+        raise MemoryError("no memory")
+
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda *_: None)
+    db = await machine.open()
+    await db.append("s", b"x")
+    monkeypatch.setattr(Committer, "_buffer", none)
+    outcomes = await asyncio.wait_for(
+        asyncio.gather(*(db.append("s", b"y") for _ in range(3)), return_exceptions=True), 5
+    )
+    assert [type(outcome) for outcome in outcomes] == [UnknownOutcome] * 3
+    with pytest.raises(UnknownOutcome):
+        await db.close()

@@ -258,3 +258,15 @@ def test_closing_leaves_no_descriptor_and_no_thread(tmp_path: Path, name: Choice
         backend.close()
         backend.close()
     assert (descriptors(), own_threads()) == before
+
+
+@pytest.mark.parametrize(("name", "mode"), [("", 0o707), ("segments", 0o770), ("segments", 0o707)])
+def test_a_directory_that_others_may_write_to_is_refused(tmp_path: Path, name: str, mode: int) -> None:
+    backend = open_backend(tmp_path, "threads")
+    backend.mkdir("segments")
+    backend.open("segments/a", "x").close()
+    backend.close()
+    (tmp_path / name).chmod(mode)
+    with pytest.raises(PermissionError) as refused:
+        open_backend(tmp_path, "threads").open("segments/a", "r")
+    assert refused.value.errno == errno.EPERM
