@@ -49,10 +49,9 @@ crash *arguments="":
 # The benches, one after another: nothing else should run on the machine.
 bench *arguments:
     python -m benches.disk --seconds 2 --markdown
-    python -m benches.limits --markdown
-    python -m benches.engine {{ arguments }}
+    python -m benches.engine --peers {{ arguments }}
+    python -m benches.engine --matrix --rounds 1 --seconds 1 {{ arguments }}
     python -m benches.reads
-    python -m benches.peers --batch 100 --size 256 --seconds 5 --markdown
     python -m benches.startup
 
 # The tour: append, kill, recover, verify, tamper.

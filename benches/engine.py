@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 import kimberlite
-from benches import disk, peers
+from benches import disk, limits, peers
 from benches.table import Table, machine, microseconds, quantile, show, write_json
 from kimberlite.crypto.master import create_master
 
@@ -90,14 +90,16 @@ async def append(cell: Cell, directory: Path, seconds: float) -> Outcome:
                     took.append(time.perf_counter_ns() - begun)
 
             await asyncio.gather(*(client(i, time.perf_counter() + 0.3) for i in range(cell.clients)))
+            warm = len(took)
             took.clear()
             begun = time.perf_counter()
             await asyncio.gather(*(client(i, begun + seconds) for i in range(cell.clients)))
             elapsed = time.perf_counter() - begun
-            info = await db.info()
+        # At the close, when what no client waited for is on the disk too.
         used = sum(file.stat().st_size for file in (path / "db" / "segments").iterdir())
         rate = len(took) * cell.batch / elapsed
-        return Outcome(cell, rate, quantile(took, 0.5), quantile(took, 0.99), used / (info["records"] * cell.size))
+        stored = (warm + len(took)) * cell.batch * cell.size
+        return Outcome(cell, rate, quantile(took, 0.5), quantile(took, 0.99), used / stored)
     finally:
         shutil.rmtree(path)
 
@@ -139,7 +141,8 @@ def matrix() -> Iterator[Cell]:
     for batch, size, mode in itertools.product(
         (1, 100, 1000), (64, 256, 1024, 4096), ("plain", "encrypted", "json+zstd")
     ):
-        for sync, backend in itertools.product(("group", "os"), ("threads", "uring")):
+        policies = ("record", "group", "os") if batch == 1 else ("batch", "group", "os")
+        for sync, backend in itertools.product(policies, ("threads", "uring")):
             yield Cell(8, batch, size, sync, backend, mode)  # type: ignore[arg-type]
 
 
@@ -202,7 +205,7 @@ def main() -> None:
             for cell in {(c.batch, c.size): c for c in cells}.values()
         }
         found = measure(cells, directory, options.seconds, options.rounds)
-        tables = [table(found, raws)]
+        tables = [table(found, raws), limits.rate_table(limits.rates(min(options.seconds, 0.2)))]
         if options.peers:
             makers, missing = peers.available()
             for line in missing:

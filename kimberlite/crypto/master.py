@@ -23,6 +23,10 @@ def load_master(key_file: str | os.PathLike[str] | None) -> bytes | None:
     if key_file is not None:
         return read_key_file(Path(key_file))
     found: dict[str, bytes] = {}
+    for name in ("KIMBERLITE_KEY_FILE", "KIMBERLITE_KEY"):
+        if os.environ.get(name) == "":
+            # A variable that was to be filled: a database made without a key could never get one.
+            raise KeyUnavailable(f"{name} is empty: unset it to do without a key")
     if path := os.environ.get("KIMBERLITE_KEY_FILE"):
         found["KIMBERLITE_KEY_FILE"] = read_key_file(Path(path))
     if text := os.environ.get("KIMBERLITE_KEY"):

@@ -67,7 +67,7 @@ class Committer:
         self._loop = asyncio.get_running_loop()
         self._marks, self._mark, self._marking = marks, mark, False
         self._marked_at = mark.group
-        self._pool = _native.Pool(log)
+        self._pool = log.pool()
         #: Out of the pool, and in no flight yet.
         self._taken: list[_native.Request] = []
         #: Appends that wait for room in the pool, in their order.

@@ -29,7 +29,7 @@ from kimberlite.log.following import Follower
 from kimberlite.log.identity import Identity
 from kimberlite.log.log import Log
 from kimberlite.log.marks import Mark, encode_mark
-from kimberlite.log.names import MARKS, PREPARE, QUARANTINE, VAULTS, prepared_name, segment_name
+from kimberlite.log.names import HASHES, MARKS, PREPARE, QUARANTINE, VAULTS, prepared_name, segment_name
 from kimberlite.log.options import Options
 from kimberlite.log.recovery import Ended, Keys, Loader, load_identity, load_keys, load_marks, new_log
 from kimberlite.log.streams import Streams
@@ -94,6 +94,8 @@ def checked_path(path: object) -> str:
 def check_receipt(anchor: object) -> None:
     if anchor is not None and not isinstance(anchor, Receipt):
         raise Invalid(f"an anchor is a receipt, not {type(anchor).__name__}")
+    if anchor is not None and not all(type(n) is int and 0 <= n < 1 << 63 for n in (anchor.tree_size, anchor.group)):
+        raise Invalid("an anchor's tree size and group count from 0")
 
 
 def open_log(
@@ -408,7 +410,12 @@ def check_anchor(log: _native.Log, anchor: Receipt | None) -> None:
     size, _ = log.root()
     if size < anchor.tree_size:
         raise RolledBack(f"the log has {size} records; the anchor was given at {anchor.tree_size}")
-    if log.root_at(anchor.tree_size) != anchor.root:
+    root = log.root_at(anchor.tree_size)
+    if root is None:
+        raise Corrupt(
+            f"no root at {anchor.tree_size} records follows from it; without it, it is made again", file=HASHES
+        )
+    if root != anchor.root:
         raise RolledBack(f"the log's root at {anchor.tree_size} records is not the anchor's")
     if log.chain_of(anchor.group) != anchor.chain:
         raise RolledBack(f"the log's chain at group {anchor.group} is not the anchor's")

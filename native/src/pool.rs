@@ -12,7 +12,6 @@ use pyo3::types::PyList;
 use pyo3::{PyTraverseError, PyVisit};
 
 use crate::batch::Batch;
-use crate::log::Log;
 use crate::writer::lock;
 
 /// Of the system record of an append to several streams, beside its parts.
@@ -165,6 +164,12 @@ struct Waiting {
     ahead: Option<Sender<Waits>>,
 }
 
+impl Pool {
+    pub fn new(log: Arc<log::Log>) -> Self {
+        Self { log, state: Mutex::default() }
+    }
+}
+
 impl Waiting {
     fn make_ahead(&mut self, log: &log::Log, request: &Request) {
         let streams = log.streams.read().unwrap();
@@ -187,11 +192,6 @@ impl Waiting {
 
 #[pymethods]
 impl Pool {
-    #[new]
-    fn new(log: &Log) -> Self {
-        Self { log: log.inner.clone(), state: Mutex::default() }
-    }
-
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         // What cannot be looked at now is not garbage.
         let Ok(state) = self.state.try_lock() else { return Ok(()) };

@@ -153,3 +153,10 @@ def test_a_key_that_could_not_be_written_leaves_nothing_behind(tmp_path: Path) -
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
     create_master(tmp_path / "key")
+
+
+@pytest.mark.parametrize("name", ["KIMBERLITE_KEY", "KIMBERLITE_KEY_FILE"])
+def test_a_variable_that_is_empty_is_no_wish_for_no_key(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "")
+    with pytest.raises(KeyUnavailable, match="is empty"):
+        load_master(None)

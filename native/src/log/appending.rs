@@ -10,11 +10,16 @@ use super::sealed::{Sealed, Shared, WORTH_A_THREAD};
 use super::{Log, Segment};
 use crate::batch::checked_batch;
 use crate::buffer::Buffer;
-use crate::pool::Request;
+use crate::pool::{Pool, Request};
 use crate::records::{self, Ending};
 
 #[pymethods]
 impl Log {
+    /// Where appends wait for a group.
+    fn pool(&self) -> Pool {
+        Pool::new(self.inner.clone())
+    }
+
     /// An append of records to one stream; None if there is no stream of this name.
     fn request(
         &self,

@@ -25,6 +25,8 @@ use self::segment::segment_file;
 pub use self::segment::{Resume, Segment, closes, header_damage};
 use crate::errors::{self, os_error};
 
+const DISAGREE: &str = "it does not agree with the records; verify says which of them is damaged";
+
 /// Files of closed segments and their indexes that are open at a time: a process has 1,024 unless it asks for more.
 const MOST_FILES: usize = 128;
 
@@ -47,9 +49,7 @@ impl Log {
             Failure::Damaged { segment, place, group, position, what } => {
                 errors::corrupt(py, what, &segment_file(segment), Some(place), Some(group), Some(position))
             }
-            Failure::HashesDamaged { position } => {
-                errors::corrupt(py, "a record does not match its leaf", "hashes", None, None, Some(position))
-            }
+            Failure::HashesDamaged { position } => errors::corrupt(py, DISAGREE, "hashes", None, None, Some(position)),
             Failure::NoKey { stream } => self.refused(py, Refused::NoKey { stream }),
         }
     }
