@@ -40,7 +40,7 @@ POLICIES: list[Sync] = ["group", "group", "batch", "os", "record"]
 STEPS: dict[str, tuple[Any, str]] = {
     "rotation": (committer, "install"),
     "vault": (streams.Streams, "_write"),
-    "checkpoint": (checkpoint.Checkpointer, "_write"),
+    "checkpoint": (checkpoint.Derived, "write_all"),
     "opening": (opening.Opener, "_prepare"),
 }
 
