@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 BATCH_BYTES: Final = 1 << 20
 FIRST_BYTES: Final = 64 << 10
 BATCH_RECORDS: Final = 8192
+#: Records that a tail reads on the loop.
+FEW: Final = 256
 NO_END: Final = (1 << 63) - 1
 
 
@@ -184,12 +186,19 @@ class Tail(Records):
                     self._at = self._log._resolve(self._start, number)
                 end = native.durable if number is None else native.length(number)
                 if self._at < end:
-                    with reading_disk():
-                        records, self._at, _ = native.read(
-                            number, self._at, end, False, BATCH_RECORDS, BATCH_BYTES, self._system
-                        )
+                    records, self._at = await self._read(number, self._at, end)
                     if records:
                         return records
                     continue
             await self._log._wait_for_change()
         return []
+
+    async def _read(self, number: int | None, start: int, end: int) -> tuple[list[Record], int]:
+        """What has just come is read on the loop; whoever has to catch up does not hold it up."""
+        read = partial(self._log._native.read, number, start, end, False, BATCH_RECORDS)
+        with reading_disk():
+            if end - start <= FEW:
+                records, left, _ = read(FIRST_BYTES, self._system)
+            else:
+                records, left, _ = await self._log._backend.run(partial(read, BATCH_BYTES, self._system))
+        return records, left

@@ -34,6 +34,9 @@ OF_A_DEAD_DISK = ("UnknownOutcome: ", "Unavailable: ", "NoSpace: ")
 #: Where a cut is aimed at; None is any moment.
 TARGETS = (None, "group", "group", "group", "rotation", "vault", "checkpoint", "opening", "mark")
 #: How a writer gets there.
+#: Of so many cuts and more, so many at least are in the middle of each of these.
+ENOUGH, LEAST = 2000, 20
+WANTED = ("rotation", "vault", "checkpoint", "mark")
 MANNERS: dict[str | None, tuple[Manner, ...]] = dict.fromkeys(TARGETS, ("usual", "loose"))
 MANNERS |= {"mark": ("quiet",), "group": ("large", "loose")}
 
@@ -175,7 +178,10 @@ def main() -> int:
     for name, count in sorted(counts.items()):
         print(f"{name:36} {count}")
     print(f"seed {arguments.seed}, {counts['cuts'] / (time.monotonic() - began):.1f} cuts/s")
-    return int(any(counts[bad] for bad in BAD))
+    missed = [step for step in WANTED if counts[f"{step} hit"] < LEAST]
+    if arguments.cuts >= ENOUGH and missed:
+        print(f"fewer than {LEAST} cuts in the middle of: {', '.join(missed)}")
+    return int(any(counts[bad] for bad in BAD) or (arguments.cuts >= ENOUGH and bool(missed)))
 
 
 if __name__ == "__main__":

@@ -320,6 +320,29 @@ async def test_a_tail_starts_at_the_end_as_of_the_call(machine: Machine) -> None
             assert (await anext(tail)).payload == b"new"
 
 
+async def test_a_tail_that_catches_up_does_not_hold_up_the_loop(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with machine.open(segment_bytes=8 << 20) as db:
+        for _ in range(20):
+            await db.append("s", [bytes(10)] * 1000)
+        made: list[str] = []
+        run: Any = db._backend.run
+
+        async def watched(call: Any) -> Any:
+            made.append("in the background")
+            return await run(call)
+
+        monkeypatch.setattr(db._backend, "run", watched)
+        tail = db.tail("s", start=0)
+        assert [(await anext(tail)).offset for _ in range(20_000)] == list(range(20_000))
+        assert made
+        made.clear()
+        await db.append("s", b"x")
+        assert (await anext(tail)).offset == 20_000
+        assert made == []
+
+
 async def test_a_tail_starts_where_it_is_told(machine: Machine) -> None:
     async with machine.open() as db:
         await filled(machine, db)
