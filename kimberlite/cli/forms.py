@@ -20,9 +20,10 @@ TAKEN: Final = frozenset({"payload", "key", "headers", "event_time"})
 HASHES: Final = ("root", "chain", "mac")
 
 
-def line(value: object) -> bytes:
-    """One JSON value as a line. A lone surrogate of a file's name becomes its JSON escape."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace") + b"\n"
+def line(value: object, *, escape: bool = False) -> bytes:
+    """One JSON value as a line. A lone surrogate of a file's name becomes its JSON escape; and for a terminal, which
+    might obey it, whatever is not ASCII."""
+    return json.dumps(value, ensure_ascii=escape, separators=(",", ":")).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def bytes_form(data: bytes) -> str | dict[str, str]:

@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     start, until = parse_bound(arguments.start), parse_bound(arguments.until)
-    escape = harmless if sys.stdout.isatty() else bytes
+    shown = sys.stdout.isatty()
+    escape = harmless if shown else bytes
     with open_reader(arguments) as database:
         found = database.read(
             arguments.stream,
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         for batch in found.batches():
             if arguments.json:
-                say(b"".join(forms.line(forms.record_form(record)) for record in batch))
+                say(b"".join(forms.line(forms.record_form(record), escape=shown) for record in batch))
             else:
                 say(b"".join(escape(record.payload) + b"\n" for record in batch))
     return 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
@@ -82,6 +83,17 @@ def test_a_terminal_is_not_told_what_to_do_by_a_payload(path: Path, process: Cal
     os.close(child)
     assert done.returncode == 0
     assert shown.decode() == "\\x1b[2Jhi\\x07 café \\xff\r\n"
+
+
+def test_json_on_a_terminal_is_ascii(path: Path, process: Call) -> None:
+    assert process("append", path, "s", stdin="x\u009b31m caf\u00e9\n".encode()).status == 0
+    parent, child = pty.openpty()
+    subprocess.run(command("read", path, "--json"), stdout=child, timeout=60, check=True, env=environment())
+    shown = os.read(parent, 4096)
+    os.close(parent)
+    os.close(child)
+    assert shown.isascii()
+    assert json.loads(shown)["payload"] == "x\u009b31m caf\u00e9"
 
 
 def test_reading_makes_nothing(tmp_path: Path, call: Call) -> None:
