@@ -19,17 +19,17 @@ from kimberlite.errors import (
     KimberliteError,
     Misconfigured,
     NoSpace,
-    RolledBack,
     Unavailable,
 )
 from kimberlite.log import creation
+from kimberlite.log.anchor import check_anchor, check_receipt
 from kimberlite.log.checkpoint import Checkpointer, Derived
 from kimberlite.log.committer import Committer
 from kimberlite.log.following import Follower
 from kimberlite.log.identity import Identity
 from kimberlite.log.log import Log
 from kimberlite.log.marks import Mark, encode_mark
-from kimberlite.log.names import HASHES, MARKS, PREPARE, QUARANTINE, VAULTS, prepared_name, segment_name
+from kimberlite.log.names import MARKS, PREPARE, QUARANTINE, VAULTS, prepared_name, segment_name
 from kimberlite.log.options import Options
 from kimberlite.log.recovery import Ended, Keys, Loader, load_identity, load_keys, load_marks, new_log
 from kimberlite.log.streams import Streams
@@ -89,13 +89,6 @@ def checked_path(path: object) -> str:
     if not isinstance(name, str) or not name or "\0" in name:
         raise Invalid(f"this is not the name of a directory: {name!r}")
     return name
-
-
-def check_receipt(anchor: object) -> None:
-    if anchor is not None and not isinstance(anchor, Receipt):
-        raise Invalid(f"an anchor is a receipt, not {type(anchor).__name__}")
-    if anchor is not None and not all(type(n) is int and 0 <= n < 1 << 63 for n in (anchor.tree_size, anchor.group)):
-        raise Invalid("an anchor's tree size and group count from 0")
 
 
 def open_log(
@@ -209,7 +202,7 @@ class Opener:
         derived = Derived(self.backend, log, identity.database_id)
         loader = Loader(self.backend, identity, keys, marks, log, write=True)
         log, end = derived.load(loader, lambda: new_log(identity, keys, self.options, self.injected.seed))
-        check_anchor(log, self.anchor)
+        check_anchor(log, self.anchor, keys)
         mark = self._settle(log, marks.newest, end, identity, marks_file)
         clean = marks.newest.clean and marks.newest.group == log.sealed()[0] - 1 and end.torn_upto is None
         self._discard_prepared()
@@ -397,28 +390,8 @@ class Opener:
         follower = Follower(
             self.backend, identity, keys, lambda: new_log(identity, keys, self.options, None), acknowledged
         )
-        check_anchor(follower.log, self.anchor)
+        check_anchor(follower.log, self.anchor, keys)
         return follower, identity
-
-
-def check_anchor(log: _native.Log, anchor: Receipt | None) -> None:
-    """The log must reach what a receipt kept outside the directory says, and agree with it."""
-    if anchor is None:
-        return
-    if not anchor.durable:
-        raise Invalid("an anchor is a durable receipt")
-    size, _ = log.root()
-    if size < anchor.tree_size:
-        raise RolledBack(f"the log has {size} records; the anchor was given at {anchor.tree_size}")
-    root = log.root_at(anchor.tree_size)
-    if root is None:
-        raise Corrupt(
-            f"no root at {anchor.tree_size} records follows from it; without it, it is made again", file=HASHES
-        )
-    if root != anchor.root:
-        raise RolledBack(f"the log's root at {anchor.tree_size} records is not the anchor's")
-    if log.chain_of(anchor.group) != anchor.chain:
-        raise RolledBack(f"the log's chain at group {anchor.group} is not the anchor's")
 
 
 def describe(

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from kimberlite import _native
 from kimberlite.crypto.master import load_master
 from kimberlite.errors import Corrupt, Invalid, RolledBack
+from kimberlite.log.anchor import check_anchor, check_receipt
 from kimberlite.log.checkpoint import HASHES_HEADER
 from kimberlite.log.creation import read_small
 from kimberlite.log.names import CHECKPOINT, HASHES, segment_name
-from kimberlite.log.opening import check_anchor, check_receipt, checked_path, translate
+from kimberlite.log.opening import checked_path, translate
 from kimberlite.log.options import Options
 from kimberlite.log.recovery import Ended, Loader, load_identity, load_keys, load_marks, new_log
 from kimberlite.records import Receipt
@@ -99,7 +100,7 @@ def verify(
     if promised > group:
         raise RolledBack(f"the log ends at group {group}, and there is a checkpoint of group {promised}")
     size, root = log.root()
-    check_anchor(log, anchor)
+    check_anchor(log, anchor, keys)
     return Report(
         records=log.durable,
         streams=len(log.streams()),

@@ -12,9 +12,11 @@ from typing import Any
 
 from kimberlite import Receipt, Record
 from kimberlite.crypto.master import load_master
+from kimberlite.log.anchor import receipt_mac
 from kimberlite.log.names import segment_name
 from kimberlite.log.opening import Injected, Opening, open_log
 from kimberlite.log.options import Options
+from kimberlite.log.recovery import load_identity, load_keys
 from kimberlite.log.verify import Report, verify
 from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import Disk, Fault, MemoryBackend
@@ -94,6 +96,15 @@ class Machine:
 
     def verify(self, anchor: Receipt | None = None) -> Report:
         return verify(MemoryBackend(self.disk), load_master(self.key), anchor=anchor)
+
+    def forge(self, receipt: Receipt, stream: int = 1, **changes: Any) -> Receipt:
+        """Another receipt as only this database could give it."""
+        backend = self.backend()
+        identity = load_identity(backend)
+        assert identity is not None
+        keys = load_keys(backend, identity, load_master(self.key), os.urandom, read_only=True)
+        other = receipt._replace(**changes)
+        return other._replace(mac=receipt_mac(other, stream, identity.database_id, keys.receipt))
 
     def _ask(self, verb: str, name: str, place: int, length: int) -> OSError | int | None:
         return None if self.fault is None else self.fault(verb, name, place, length)

@@ -131,7 +131,7 @@ async def test_the_newest_receipt_is_no_rollback_to_a_reader_that_opens_at_once(
         dead = either.image()
         assert dead.verify(receipt).records == 4
         with pytest.raises(RolledBack):
-            await either.open(read_only=True, anchor=receipt._replace(tree_size=9, group=99))
+            await either.open(read_only=True, anchor=either.forge(receipt, tree_size=9, group=99))
 
 
 async def test_many_tasks_may_read_through_one_reader_while_it_follows(tmp_path: Path) -> None:

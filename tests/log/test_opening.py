@@ -13,7 +13,7 @@ import pytest
 
 import kimberlite
 import kimberlite.sync
-from kimberlite import Busy, Invalid, KimberliteError, Misconfigured, NoSpace, RolledBack, Unavailable
+from kimberlite import Busy, Invalid, KimberliteError, Misconfigured, NoSpace, Receipt, RolledBack, Unavailable
 from kimberlite.log.opening import translate
 from kimberlite.log.verify import verify_directory
 from kimberlite.storage.memory import Disk
@@ -159,9 +159,9 @@ async def test_an_anchor_of_another_history_is_a_rollback_and_one_not_durable_is
     for other in ({"root": bytes(32)}, {"chain": bytes(32)}, {"group": receipt.group + 1}, {"group": 1 << 40}):
         for read_only in (False, True):
             with pytest.raises(RolledBack):
-                await machine.open(anchor=receipt._replace(**other), read_only=read_only)
+                await machine.open(anchor=machine.forge(receipt, **other), read_only=read_only)
         with pytest.raises(RolledBack):
-            machine.verify(receipt._replace(**other))
+            machine.verify(machine.forge(receipt, **other))
     with pytest.raises(Invalid):
         await machine.open(anchor=receipt._replace(durable=False))
 
@@ -280,8 +280,9 @@ def test_what_names_no_directory_is_invalid(path: Any) -> None:
 
 
 def test_an_anchor_that_is_no_receipt_is_invalid(tmp_path: Path) -> None:
-    anchor: Any = 5
-    for opened in (kimberlite.open, verify_directory):
-        with pytest.raises(Invalid, match="anchor"):
-            opened(tmp_path / "db", anchor=anchor)
+    sound = Receipt("s", 0, 0, 1, 1, 1, True, 2, bytes(32), bytes(32), 0, 1, bytes(16))
+    for anchor in (5, (), sound._replace(tree_size=-1), sound._replace(root=b"x"), sound._replace(durable=False)):
+        for opened in (kimberlite.open, verify_directory):
+            with pytest.raises(Invalid, match="anchor"):
+                opened(tmp_path / "db", anchor=anchor)  # type: ignore[arg-type]
     assert not (tmp_path / "db").exists()
