@@ -188,7 +188,10 @@ class Log:
             )
         receipts = await asyncio.gather(*futures)
         first, last = receipts[0], receipts[-1]
-        return last._replace(first_offset=first.first_offset, first_position=first.first_position)
+        receipt = last._replace(first_offset=first.first_offset, first_position=first.first_position)
+        mac = self._native.receipt_mac(receipt[:12])
+        assert mac is not None, "the stream has records"
+        return receipt._replace(mac=mac)
 
     def _number(self, stream: object) -> int | None:
         """The number of a stream that is there."""

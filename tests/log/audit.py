@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 from kimberlite import Receipt
 from kimberlite.log.verify import Report, verify
 from kimberlite.storage.memory import Disk, MemoryBackend
 from tests.log.expected import Expected
 from tests.model import Log, read_log
-from tests.model.agreement import Master, as_read
+from tests.model.agreement import Master, as_read, mac_of
 from tests.model.derived import receipt_key
-from tests.model.hashes import receipt_mac
 
 
 def verified(disk: Disk, master: Master | None, anchor: Receipt | None = None) -> Report:
@@ -35,9 +36,8 @@ def audit(disk: Disk, master: Master | None, expected: Expected, *, whole: bool)
 
 def check_receipts(files: dict[str, bytes], log: Log, master: Master | None, expected: Expected) -> None:
     key = receipt_key(files, log, None if master is None else master.key)
-    for unit in expected.units.values():
-        for receipt in unit.receipts:
-            check_receipt(receipt, log, key)
+    for receipt in chain(expected.joined, *(unit.receipts for unit in expected.units.values())):
+        check_receipt(receipt, log, key)
 
 
 def check_receipt(receipt: Receipt, log: Log, key: bytes) -> None:
@@ -45,20 +45,8 @@ def check_receipt(receipt: Receipt, log: Log, key: bytes) -> None:
     group = log.groups[receipt.group - 1]
     assert (receipt.chain, receipt.root, receipt.tree_size) == (group.chain, group.root, group.tree_size)
     assert (receipt.incarnation, receipt.timestamp) == (group.incarnation, group.timestamp)
-    assert group.position <= receipt.first_position <= receipt.last_position < group.position + group.records
-    row = log.rows[receipt.first_position]
-    assert (row.name, row.offset) == (receipt.stream, receipt.first_offset)
-    assert receipt.mac == receipt_mac(
-        key,
-        database=log.identity.database,
-        group=receipt.group,
-        tree_size=receipt.tree_size,
-        root=receipt.root,
-        chain=receipt.chain,
-        incarnation=receipt.incarnation,
-        durable=receipt.durable,
-        stream=row.stream,
-        offsets=(receipt.first_offset, receipt.last_offset),
-        positions=(receipt.first_position, receipt.last_position),
-        timestamp=receipt.timestamp,
-    )
+    assert group.position <= receipt.last_position < group.position + group.records
+    for position, offset in zip(receipt[3:5], receipt[1:3], strict=True):
+        assert (log.rows[position].name, log.rows[position].offset) == (receipt.stream, offset)
+    stream = log.rows[receipt.last_position].stream
+    assert receipt.mac == mac_of(receipt, stream, log.identity.database, key)

@@ -141,6 +141,8 @@ class Expected:
     def __init__(self) -> None:
         self.rows: list[Record] = []
         self.units: dict[int, Unit] = {}
+        #: Receipts of several units each.
+        self.joined: list[Receipt] = []
         self.made = 0
 
     def unit(self, parts: dict[str, list[Record]]) -> Unit:

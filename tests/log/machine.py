@@ -290,6 +290,7 @@ class History:
         if len(sent.units) > 1:
             [receipt] = receipts.values()
             assert receipt.last_offset - receipt.first_offset == len(sent.units) - 1
+            self.expected.joined.append(receipt)
             return
         for stream, receipt in receipts.items():
             assert receipt.stream == stream

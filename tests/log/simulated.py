@@ -12,7 +12,6 @@ from typing import Any
 
 from kimberlite import Receipt, Record
 from kimberlite.crypto.master import load_master
-from kimberlite.log.anchor import receipt_mac
 from kimberlite.log.names import segment_name
 from kimberlite.log.opening import Injected, Opening, open_log
 from kimberlite.log.options import Options
@@ -20,6 +19,7 @@ from kimberlite.log.recovery import load_identity, load_keys
 from kimberlite.log.verify import Report, verify
 from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import Disk, Fault, MemoryBackend
+from tests.model.agreement import mac_of
 
 START = 1_700_000_000_000_000_000
 
@@ -104,7 +104,7 @@ class Machine:
         assert identity is not None
         keys = load_keys(backend, identity, load_master(self.key), os.urandom, read_only=True)
         other = receipt._replace(**changes)
-        return other._replace(mac=receipt_mac(other, stream, identity.database_id, keys.receipt))
+        return other._replace(mac=mac_of(other, stream, identity.database_id, keys.receipt))
 
     def _ask(self, verb: str, name: str, place: int, length: int) -> OSError | int | None:
         return None if self.fault is None else self.fault(verb, name, place, length)

@@ -50,6 +50,7 @@ async def test_group_shares_groups_batch_and_record_do_not(machine: Machine) -> 
         alone = await asyncio.gather(*(db.append("s", b"x", sync="batch") for _ in range(5)))
         single = await db.append("s", [b"x"] * 5, sync="record")
         info = await db.info()
+    assert machine.forge(single) == single
     assert len({receipt.group for receipt in shared}) <= 3
     assert len({receipt.group for receipt in alone}) == 5
     assert info["group"] == alone[-1].group + 5

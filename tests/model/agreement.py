@@ -209,20 +209,24 @@ def receipts_agree(receipts: Iterable[Receipt], files: dict[str, bytes], master:
         assert [row.offset for row in rows] == list(range(receipt.first_offset, receipt.last_offset + 1))
         assert [row.last for row in rows] == [False] * (len(rows) - 1) + [True]
         assert group.position <= receipt.first_position <= receipt.last_position < group.tree_size
-        assert receipt.mac == receipt_mac(
-            key,
-            database=log.identity.database,
-            group=group.number,
-            tree_size=group.tree_size,
-            root=group.root,
-            chain=group.chain,
-            incarnation=group.incarnation,
-            durable=receipt.durable,
-            stream=rows[0].stream,
-            offsets=(receipt.first_offset, receipt.last_offset),
-            positions=(receipt.first_position, receipt.last_position),
-            timestamp=receipt.timestamp,
-        )
+        assert receipt.mac == mac_of(receipt, rows[0].stream, log.identity.database, key)
+
+
+def mac_of(receipt: Receipt, stream: int, database: bytes, key: bytes) -> bytes:
+    return receipt_mac(
+        key,
+        database=database,
+        group=receipt.group,
+        tree_size=receipt.tree_size,
+        root=receipt.root,
+        chain=receipt.chain,
+        incarnation=receipt.incarnation,
+        durable=receipt.durable,
+        stream=stream,
+        offsets=(receipt.first_offset, receipt.last_offset),
+        positions=(receipt.first_position, receipt.last_position),
+        timestamp=receipt.timestamp,
+    )
 
 
 def batches(log: Log) -> Iterator[tuple[Row, ...]]:

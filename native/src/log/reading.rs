@@ -1,12 +1,16 @@
 //! Records and hashes that were asked for.
 
-use kimberlite_core::log;
+use kimberlite_core::format::Hash;
+use kimberlite_core::log::{self, Receipt};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString};
 
 use super::{Log, io_error};
 use crate::errors::os_error;
 use crate::records::append_records;
+
+/// Of a receipt, all but its MAC, as `kimberlite.Receipt` has them.
+type Fields<'py> = (&'py str, u64, u64, u64, u64, u64, bool, u64, Hash, Hash, u32, u64);
 
 #[pymethods]
 impl Log {
@@ -98,5 +102,18 @@ impl Log {
     fn chain_of<'py>(&self, py: Python<'py>, group: u64) -> PyResult<Option<Bound<'py, PyBytes>>> {
         let chain = py.detach(|| self.inner.chain_of(group)).map_err(|failure| self.failure(py, failure))?;
         Ok(chain.map(|chain| PyBytes::new(py, &chain)))
+    }
+
+    /// The MAC that a receipt of these fields has; None if its stream is not there.
+    fn receipt_mac<'py>(&self, py: Python<'py>, fields: Fields<'_>) -> Option<Bound<'py, PyBytes>> {
+        let (name, first_offset, last_offset, first_position, last_position, timestamp, ..) = fields;
+        let (.., durable, tree_size, root, chain, incarnation, group) = fields;
+        let stream = self.stream(name)?;
+        #[rustfmt::skip]
+        let receipt = Receipt {
+            group, tree_size, root, chain, incarnation, durable, stream,
+            first_offset, last_offset, first_position, last_position, timestamp,
+        };
+        Some(PyBytes::new(py, &receipt.mac(&self.inner)))
     }
 }
