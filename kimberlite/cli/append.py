@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Final
@@ -101,9 +103,28 @@ def read_batches(source: BinaryIO, arguments: argparse.Namespace, *, together: b
         yield gathered
 
 
+def pieces(source: BinaryIO) -> Iterator[bytes]:
+    """What is there, as it comes. An interrupt just before a read would be heard of only after it: so the wait is for
+    both."""
+    wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    before = signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+    try:
+        while True:
+            while wake in select.select([source.fileno(), wake], [], [])[0]:
+                os.read(wake, PIECE)
+            piece = source.read(PIECE)
+            if not piece:
+                return
+            yield piece
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(wake)
+        os.close(woken)
+
+
 def read_all(source: BinaryIO) -> Iterator[bytes]:
     length = 0
-    while piece := source.read(PIECE):
+    for piece in pieces(source):
         length += len(piece)
         if length > LARGEST_BATCH_BYTES:
             raise LimitExceeded(f"a record has at most {LARGEST_BATCH_BYTES} bytes")
@@ -114,7 +135,7 @@ def read_lines(source: BinaryIO) -> Iterator[list[bytes]]:
     """Lines as they come, without their ends; the last one needs none."""
     begun: list[bytes] = []
     length = 0
-    while piece := source.read(PIECE):
+    for piece in pieces(source):
         *lines, rest = piece.split(b"\n")
         if lines:
             lines[0] = b"".join([*begun, lines[0]])

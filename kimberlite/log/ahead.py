@@ -1,12 +1,26 @@
-"""Reading a file from a place on, the next piece while the last one is worked on."""
+"""What goes on beside other work: the next piece of a file is read while the last one is worked on."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from kimberlite.storage.backend import File
+
+T = TypeVar("T")
+
+
+@contextmanager
+def aside(file: File, call: Callable[[], T]) -> Iterator[Callable[[], T]]:
+    """A call, begun, that belongs to a file; what waits for its result. A simulated file belongs to one thread."""
+    if file.fd < 0:
+        yield call
+        return
+    with ThreadPoolExecutor(1, "kimberlite-aside") as executor:
+        yield executor.submit(call).result
 
 
 class Ahead:
@@ -17,6 +31,7 @@ class Ahead:
         self._next = place
         self._executor = ThreadPoolExecutor(1, "kimberlite-ahead") if file.fd >= 0 else None
         self._future: Future[bytes] | None = None
+        self._back = b""
 
     def __enter__(self) -> Self:
         self._begin()
@@ -41,3 +56,16 @@ class Ahead:
         else:
             self._future = None
         return data
+
+    def back(self, data: bytes) -> None:
+        """The end of what was taken, for whoever asks for the rest."""
+        self._back = data
+
+    def rest(self) -> Iterator[bytes]:
+        """What was put back, and then every other piece."""
+        if self._back:
+            yield self._back
+        while data := self.take():
+            yield data
+            if len(data) < self._piece:
+                return

@@ -14,6 +14,7 @@ from typing import Final
 
 from kimberlite import _native
 from kimberlite.errors import RolledBack
+from kimberlite.log.ahead import aside
 from kimberlite.log.committer import Committer
 from kimberlite.log.creation import read_small, write_small
 from kimberlite.log.names import CHECKPOINT, HASHES, PRODUCERS, index_name
@@ -52,11 +53,11 @@ class Derived:
         data = read_small(self.backend, CHECKPOINT)
         resume = None if data is None else self.log.resume(data)
         if data is not None and resume is not None and self._usable(resume, data, loader):
-            end = loader.run(resume.segment, resume.place, entered=True)
+            end = loader.run()
             self.replayed = loader.segments[resume.segment :]
         else:
             self.log = loader.log = fresh()
-            loader.segments = []
+            loader.start_again()
             end = loader.run()
             self.replayed = loader.segments
             if resume is not None and self.log.sealed()[0] <= resume.group:
@@ -74,18 +75,20 @@ class Derived:
         if resume.segment >= len(numbers):
             return False
         hashes = self._open_hashes(resume.hashes)
-        producers = self._read_producers(resume.producers)
-        if hashes is None or producers is None:
+        if hashes is None:
             return False
-        self.log.set_hashes(hashes)
-        try:
-            loader.attach_closed(numbers[: resume.segment])
-            self.log.restore(data, loader.keys.data_key)
-            self.log.load_producers(producers)
-        except ValueError:
-            return False
-        if not loader.matches(resume) or not self.log.hashes_fit():
-            return False
+        with aside(hashes, lambda: self._load_producers(resume.producers)) as loaded:
+            self.log.set_hashes(hashes)
+            try:
+                loader.attach_closed(numbers[: resume.segment])
+                self.log.restore(data, loader.keys.data_key)
+            except ValueError:
+                return False
+            if not loader.matches(resume) or not self.log.hashes_fit():
+                return False
+            loader.resume(resume.segment, resume.place)
+            if not loaded():
+                return False
         self.hashes, self.producers_size, self.group = hashes, resume.producers, resume.group
         return True
 
@@ -109,12 +112,10 @@ class Derived:
         self.log.set_hashes(self.hashes)
         self.producers_size = 0
 
-    def _read_producers(self, size: int) -> bytes | None:
+    def _load_producers(self, size: int) -> bool:
         """The entries the checkpoint names, each piece checked by its MAC."""
-        if size == 0:
-            return b""
-        data = read_small(self.backend, PRODUCERS)
-        return None if data is None or len(data) < size else self.log.unwrap(data[:size])
+        data = read_small(self.backend, PRODUCERS) if size else b""
+        return data is not None and len(data) >= size and self.log.load_producers(data[:size])
 
     # ---- writing
 

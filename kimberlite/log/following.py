@@ -47,11 +47,11 @@ class Follower:
         data = read_small(self.backend, CHECKPOINT)
         resume = None if data is None else self.log.resume(data)
         if data is not None and resume is not None and self._restored(data, resume):
-            end = loader.run(resume.segment, resume.place, entered=True)
+            loader.resume(resume.segment, resume.place)
         else:
             self.log = loader.log = fresh()
-            loader.segments = []
-            end = loader.run()
+            loader.start_again()
+        end = loader.run()
         self._segment, self._place, self._closed = end.segment, end.place, end.closed
         self._scan: File | None = None
 

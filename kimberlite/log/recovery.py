@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
+from typing import Final, NamedTuple
 
 from kimberlite import _native
 from kimberlite.crypto.vault import Vault
@@ -153,6 +153,15 @@ def new_log(identity: Identity, keys: Keys, options: Options, seed: bytes | None
     )
 
 
+class Opened(NamedTuple):
+    """A segment to be replayed from a place on: its file and, past the page cache, its bytes."""
+
+    segment: _native.Segment
+    file: File
+    scan: File
+    place: int
+
+
 class Loader:
     """Follows the segments of a directory and judges where the log ends."""
 
@@ -177,24 +186,26 @@ class Loader:
         #: A group that a checkpoint says was durable: it may be shown, and its absence is for others to judge.
         self.promised = 0
         self.segments: list[_native.Segment] = []
+        #: The segment that a checkpoint ends in, when it is open already.
+        self._resumed: Opened | None = None
         #: Called after each piece that was replayed; and the bytes of those pieces.
         self.on_chunk: Callable[[], None] = lambda: None
         self.bytes = 0
 
-    def run(self, start: int = 0, place: int = BLOCK, *, entered: bool = False) -> Ended:
-        """Replays from a segment on; `entered` if the log already follows that segment."""
+    def run(self) -> Ended:
+        """Replays from the beginning or, after `resume`, from there."""
         numbers = segment_numbers(self.backend)
         end = Ended(None, None, BLOCK, True, None)
-        for number in numbers[start:]:
+        resumed, self._resumed = self._resumed, None
+        for number in numbers if resumed is None else numbers[resumed.segment.number :]:
             last = number == numbers[-1]
-            covered = place if number == start and entered else 0
-            opened = self._open(number, covered, last=last)
+            opened = resumed or self._open(number, last=last)
             if opened is None:
                 return end
-            segment, file, scan = opened
-            if number != start or not entered:
+            segment, file, scan, place = opened
+            if resumed is None:
                 self.enter(segment, number)
-                place = BLOCK
+            resumed = None
             end = self._follow(segment, file, scan, place, last=last)
             self.segments.append(segment)
             if not last:
@@ -211,7 +222,18 @@ class Loader:
             raise Corrupt("the watermark names another chain hash", file=MARKS, group=durable)
         return end
 
-    def _open(self, number: int, covered: int, *, last: bool) -> tuple[_native.Segment, File, File] | None:
+    def resume(self, number: int, place: int) -> None:
+        """Opens the segment that a checkpoint covers so much of: the log follows it already."""
+        self._resumed = self._open(number, place, last=number == segment_numbers(self.backend)[-1])
+
+    def start_again(self) -> None:
+        """The checkpoint was not to be used after all."""
+        if self._resumed is not None:
+            self._resumed.file.close()
+            self._resumed.scan.close()
+        self._resumed, self.segments = None, []
+
+    def _open(self, number: int, covered: int = BLOCK, *, last: bool) -> Opened | None:
         """The segment and its file, locked and synced if it may be written; None if it is a torn beginning."""
         name = segment_name(number)
         file = self.backend.open(name, "w" if self.write and last else "r")
@@ -224,7 +246,7 @@ class Loader:
         scan = self.backend.open(name, "s")
         header = scan.read(0, BLOCK)
         try:
-            return self.log.attach(header, file, covered), file, scan
+            return Opened(self.log.attach(header, file, covered), file, scan, covered)
         except ValueError as error:
             if not last:
                 raise Corrupt(str(error), file=name, place=0) from None
@@ -257,18 +279,18 @@ class Loader:
             limit = max(self.watermark_of(segment, scan, place), self.acknowledged)
         with Ahead(scan, place, CHUNK) as ahead:
             place, stop, what = self._replay_all(segment, ahead, place, limit)
-        if stop == "damaged":
-            group, position, _ = self.log.sealed()
-            name = segment_name(segment.number)
-            raise Corrupt(what, file=name, place=place, group=group, position=position)
+            if stop == "damaged":
+                group, position, _ = self.log.sealed()
+                name = segment_name(segment.number)
+                raise Corrupt(what, file=name, place=place, group=group, position=position)
+            watermark, torn = (0, None) if stop == "done" else self.rest(segment, ahead, place)
+        scan.close()
         if stop == "closed" or stop == "done":
-            torn = self.rest(segment, scan, place)[1] if stop == "closed" else None
             if torn is not None and not last:
                 name = segment_name(segment.number)
                 raise Corrupt("there are bytes behind the closing group", file=name, place=torn)
-            scan.close()
             return Ended(segment, file, place, stop == "closed", torn)
-        return self._judge(segment, file, scan, place, what, last=last)
+        return self._judge(segment, file, place, what, watermark, torn, last=last)
 
     def beyond(self, end: Ended) -> tuple[int, Ended]:
         """What follows the watermark and is sound, which a start would keep: how many groups, and where it ends. It is
@@ -280,7 +302,7 @@ class Loader:
         try:
             with Ahead(scan, end.place, CHUNK) as ahead:
                 place, stop, _ = self._replay_all(end.segment, ahead, end.place, NO_LIMIT)
-            torn = self.rest(end.segment, scan, place)[1]
+                torn = self.rest(end.segment, ahead, place)[1]
         finally:
             scan.close()
         count = self.log.sealed()[0] - first
@@ -296,18 +318,27 @@ class Loader:
             place, stop, _, what = self.log.replay(segment, place, data, limit, self.keys.data_key)
             self.bytes += place - start
             self.on_chunk()
-            if stop != "more":
-                return place, stop, what
-            if not piece:
-                return place, "bad", "the group is cut short"
             data = data[place - start :]
+            if stop == "more" and not piece:
+                stop, what = "bad", "the group is cut short"
+            if stop != "more":
+                ahead.back(data)
+                return place, stop, what
 
-    def _judge(self, segment: _native.Segment, file: File, scan: File, place: int, what: str, *, last: bool) -> Ended:
+    def _judge(
+        self,
+        segment: _native.Segment,
+        file: File,
+        place: int,
+        what: str,
+        watermark: int,
+        torn: int | None,
+        *,
+        last: bool,
+    ) -> Ended:
         """No sound group is at `place`: the end of the log, a torn tail, or damage to what was acknowledged."""
         group, position, _ = self.log.sealed()
         name = segment_name(segment.number)
-        watermark, torn = self.rest(segment, scan, place)
-        scan.close()
         if not last:
             raise Corrupt(what, file=name, place=place, group=group, position=position)
         watermark = max(watermark, self.watermark)
@@ -376,13 +407,10 @@ class Loader:
             scan.close()
         return self.log.ends_with(resume, header, group)
 
-    def rest(self, segment: _native.Segment, scan: File, place: int) -> tuple[int, int | None]:
+    def rest(self, segment: _native.Segment, ahead: Ahead, place: int) -> tuple[int, int | None]:
         """The watermark in what follows `place`, and where its last byte is that is not zero."""
-        highest, torn, size = 0, None, scan.size()
-        while place < size:
-            data = scan.read(place, CHUNK)
-            if not data:
-                break
+        highest, torn = 0, None
+        for data in ahead.rest():
             found, last = _native.Log.watermark(segment, place, data)
             highest = max(highest, found)
             torn = last if last is not None else torn
@@ -391,4 +419,5 @@ class Loader:
 
     def watermark_of(self, segment: _native.Segment, scan: File, place: int) -> int:
         """What a reader beside a writer may judge and show: no group after this."""
-        return max(self.watermark, self.promised, self.rest(segment, scan, place)[0])
+        with Ahead(scan, place, CHUNK) as ahead:
+            return max(self.watermark, self.promised, self.rest(segment, ahead, place)[0])

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from kimberlite import _native
 from kimberlite.crypto.master import load_master
 from kimberlite.errors import Corrupt, Invalid, RolledBack
+from kimberlite.log.ahead import Ahead
 from kimberlite.log.anchor import check_anchor, check_receipt
 from kimberlite.log.checkpoint import HASHES_HEADER
 from kimberlite.log.creation import read_small
 from kimberlite.log.names import CHECKPOINT, HASHES, segment_name
 from kimberlite.log.opening import checked_path, translate
 from kimberlite.log.options import Options
-from kimberlite.log.recovery import Ended, Loader, load_identity, load_keys, load_marks, new_log
+from kimberlite.log.recovery import CHUNK, Ended, Loader, load_identity, load_keys, load_marks, new_log
 from kimberlite.records import Receipt
 from kimberlite.storage import Backend, open_backend
 
@@ -122,7 +123,8 @@ def judge_end(loader: Loader, end: Ended) -> None:
     name = segment_name(end.segment.number)
     scan = loader.backend.open(name, "s")
     try:
-        _, last = loader.rest(end.segment, scan, end.place)
+        with Ahead(scan, end.place, CHUNK) as ahead:
+            _, last = loader.rest(end.segment, ahead, end.place)
     finally:
         scan.close()
     if last is not None:

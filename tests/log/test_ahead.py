@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kimberlite.log.ahead import Ahead
+from kimberlite.log.ahead import Ahead, aside
 from kimberlite.storage import open_backend
 from kimberlite.storage.backend import Backend, File
 from kimberlite.storage.memory import Disk, MemoryBackend
@@ -54,4 +54,24 @@ def test_no_thread_is_left_behind_though_a_piece_was_not_taken(file: File) -> No
     before = threading.active_count()
     with Ahead(file, 0, 1_000) as ahead:
         ahead.take()
+    assert threading.active_count() == before
+
+
+def test_the_rest_begins_with_what_was_put_back(file: File) -> None:
+    with Ahead(file, 0, 1_024) as ahead:
+        taken = ahead.take()
+        ahead.back(taken[1_000:])
+        assert b"".join(ahead.rest()) == DATA[1_000:]
+        assert ahead.take() == b""
+
+
+def test_a_call_aside_gives_its_result_or_its_error(file: File) -> None:
+    with aside(file, lambda: file.read(0, 10)) as read:
+        assert file.read(10, 10) == DATA[10:20]
+        assert read() == DATA[:10]
+    with aside(file, lambda: 1 // 0) as failing, pytest.raises(ZeroDivisionError):
+        failing()
+    before = threading.active_count()
+    with aside(file, lambda: 1):
+        pass
     assert threading.active_count() == before

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use kimberlite_core::format::{Damage, SegmentHeader};
+use kimberlite_core::keys::Key;
 use kimberlite_core::log;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -121,19 +122,24 @@ impl Log {
         (PyBytes::new(py, &piece), anew)
     }
 
-    /// The entries in a file of producers; None if a piece is not what was written.
-    fn unwrap<'py>(&self, py: Python<'py>, mut file: &[u8]) -> Option<Bound<'py, PyBytes>> {
-        let mut entries = Vec::with_capacity(file.len());
-        while !file.is_empty() {
-            let length = u64::from_le_bytes(*file.first_chunk::<8>()?) as usize;
-            let piece = file.get(..length.checked_add(40)?)?;
-            entries.extend(&log::checked(&self.inner.keys.receipt, piece)?[8..]);
-            file = &file[length + 40..];
-        }
-        Some(PyBytes::new(py, &entries))
+    /// Takes the tables from a file of producers; false if a piece is not what was written.
+    fn load_producers(&self, py: Python<'_>, file: &[u8]) -> bool {
+        py.detach(|| {
+            let entries = unwrapped(&self.inner.keys.receipt, file)?;
+            self.inner.load_producers(&entries).ok()
+        })
+        .is_some()
     }
+}
 
-    fn load_producers(&self, entries: &[u8]) -> PyResult<()> {
-        self.inner.load_producers(entries).map_err(|Damage(what)| PyValueError::new_err(what))
+/// The entries in a file of producers.
+fn unwrapped(key: &Key, mut file: &[u8]) -> Option<Vec<u8>> {
+    let mut entries = Vec::with_capacity(file.len());
+    while !file.is_empty() {
+        let length = u64::from_le_bytes(*file.first_chunk::<8>()?) as usize;
+        let piece = file.get(..length.checked_add(40)?)?;
+        entries.extend(&log::checked(key, piece)?[8..]);
+        file = &file[length + 40..];
     }
+    Some(entries)
 }

@@ -33,13 +33,12 @@ impl Producers {
     pub fn load(bytes: &[u8], limits: Limits) -> Checked<Self> {
         let (entries, rest) = bytes.as_chunks::<ENTRY>();
         ensure(rest.is_empty(), "a producer's entry is cut short")?;
+        if let Some(out) = Self::load_all(entries, limits)? {
+            return Ok(out);
+        }
         let mut out = Self::with_limits(limits);
-        let mut time = 0;
         for entry in entries {
             let fresh = decode(entry)?;
-            ensure(fresh.time >= time, "a producer's entry is older than the one before")?;
-            time = fresh.time;
-            ensure(out.follows(&fresh), "a producer's entries do not follow each other")?;
             // All that is in the file is durable.
             out.durable = out.durable.max(fresh.batch.group);
             out.remember(&fresh);
@@ -47,15 +46,31 @@ impl Producers {
         Ok(out)
     }
 
-    /// Whether it is what a producer can have sent next: the next sequence, or the first again
-    /// when it had been forgotten.
-    fn follows(&self, fresh: &Fresh) -> bool {
-        let Some(producer) = self.known.get(&fresh.key) else {
-            return true;
-        };
-        let group = producer.batches.back().map_or(0, |batch| batch.group);
-        let next = producer.last.checked_add(1) == Some(fresh.sequence);
-        next && fresh.batch.group >= group || fresh.sequence == 0 && fresh.batch.group > group
+    /// The same, and without the care for limits that `remember` takes at every entry; None if they are reached.
+    fn load_all(entries: &[[u8; ENTRY]], limits: Limits) -> Checked<Option<Self>> {
+        let mut out = Self::with_limits(limits);
+        for entry in entries {
+            let fresh = decode(entry)?;
+            ensure(fresh.time >= out.latest, "a producer's entry is older than the one before")?;
+            let producer = out.known.entry(fresh.key).or_default();
+            ensure(producer.follows(&fresh), "a producer's entries do not follow each other")?;
+            out.bytes -= if producer.batches.is_empty() { 0 } else { producer.cost() };
+            producer.add(&fresh, limits.remembered);
+            out.bytes += producer.cost();
+            out.turns += 1;
+            producer.turn = out.turns;
+            out.soonest = out.soonest.min(fresh.time.saturating_add(limits.idle));
+            (out.latest, out.durable) = (fresh.time, out.durable.max(fresh.batch.group));
+        }
+        if out.known.len() > limits.producers || out.bytes > limits.bytes || out.latest >= out.soonest {
+            return Ok(None);
+        }
+        for (&key, producer) in &mut out.known {
+            producer.thick = producer.batches.len() > 1;
+            let queue = if producer.thick { &mut out.thick } else { &mut out.thin };
+            queue.insert(producer.turn, key);
+        }
+        Ok(Some(out))
     }
 
     /// Entries to append to the file: all new ones of groups up to this one, which is durable.

@@ -84,6 +84,26 @@ impl Producer {
         let last = self.batches.back();
         last.is_some_and(|last| fresh.sequence <= self.last && fresh.batch.group <= last.group)
     }
+
+    /// Whether it is what can have been sent next: the next sequence, or the first again when it had been forgotten.
+    fn follows(&self, fresh: &Fresh) -> bool {
+        let Some(last) = self.batches.back() else {
+            return true;
+        };
+        let next = self.last.checked_add(1) == Some(fresh.sequence);
+        next && fresh.batch.group >= last.group || fresh.sequence == 0 && fresh.batch.group > last.group
+    }
+
+    fn add(&mut self, fresh: &Fresh, remembered: usize) {
+        if self.last.checked_add(1) != Some(fresh.sequence) {
+            self.batches.clear();
+        }
+        if self.batches.len() >= remembered.max(1) {
+            self.batches.pop_front();
+        }
+        self.batches.push_back(fresh.batch);
+        (self.last, self.time) = (fresh.sequence, self.time.max(fresh.time));
+    }
 }
 
 /// A batch that is not in the file yet.
@@ -212,15 +232,8 @@ impl Producers {
         }
         let known = !producer.batches.is_empty();
         self.bytes -= if known { producer.cost() } else { 0 };
-        if producer.last.checked_add(1) != Some(fresh.sequence) {
-            producer.batches.clear();
-        }
-        if producer.batches.len() >= self.limits.remembered.max(1) {
-            producer.batches.pop_front();
-        }
-        producer.batches.push_back(fresh.batch);
+        producer.add(fresh, self.limits.remembered);
         self.bytes += producer.cost();
-        (producer.last, producer.time) = (fresh.sequence, producer.time.max(fresh.time));
         self.soonest = self.soonest.min(fresh.time.saturating_add(self.limits.idle));
         let (turn, thick) = (producer.turn, producer.batches.len() > 1);
         // Who had the last turn and has the next one too stays where it is.
