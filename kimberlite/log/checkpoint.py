@@ -77,7 +77,7 @@ class Derived:
         hashes = self._open_hashes(resume.hashes)
         if hashes is None:
             return False
-        with aside(hashes, lambda: self._load_producers(resume.producers)) as loaded:
+        with aside(hashes, lambda: self._load_producers(resume)) as loaded:
             self.log.set_hashes(hashes)
             try:
                 loader.attach_closed(numbers[: resume.segment])
@@ -86,8 +86,7 @@ class Derived:
                 return False
             if not loader.matches(resume) or not self.log.hashes_fit():
                 return False
-            loader.resume(resume.segment, resume.place)
-            if not loaded():
+            if not loader.resume(resume.segment, resume.place) or not loaded():
                 return False
         self.hashes, self.producers_size, self.group = hashes, resume.producers, resume.group
         return True
@@ -112,10 +111,11 @@ class Derived:
         self.log.set_hashes(self.hashes)
         self.producers_size = 0
 
-    def _load_producers(self, size: int) -> bool:
-        """The entries the checkpoint names, each piece checked by its MAC."""
+    def _load_producers(self, resume: _native.Resume) -> bool:
+        """The entries that the checkpoint names, if they are those that it was taken with."""
+        size = resume.producers
         data = read_small(self.backend, PRODUCERS) if size else b""
-        return data is not None and len(data) >= size and self.log.load_producers(data[:size])
+        return data is not None and len(data) >= size and self.log.load_producers(data[:size], resume)
 
     # ---- writing
 

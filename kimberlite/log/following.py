@@ -46,9 +46,7 @@ class Follower:
         loader = self.loader
         data = read_small(self.backend, CHECKPOINT)
         resume = None if data is None else self.log.resume(data)
-        if data is not None and resume is not None and self._restored(data, resume):
-            loader.resume(resume.segment, resume.place)
-        else:
+        if data is None or resume is None or not self._restored(data, resume):
             self.log = loader.log = fresh()
             loader.start_again()
         end = loader.run()
@@ -70,7 +68,9 @@ class Follower:
             self.log.restore(data, self.keys.data_key)
         except ValueError:
             return False
-        return self.loader.matches(resume) and self.log.hashes_fit()
+        if not self.loader.matches(resume) or not self.log.hashes_fit():
+            return False
+        return self.loader.resume(resume.segment, resume.place)
 
     def refresh(self) -> None:
         """Takes what has become durable since."""

@@ -222,9 +222,10 @@ class Loader:
             raise Corrupt("the watermark names another chain hash", file=MARKS, group=durable)
         return end
 
-    def resume(self, number: int, place: int) -> None:
-        """Opens the segment that a checkpoint covers so much of: the log follows it already."""
+    def resume(self, number: int, place: int) -> bool:
+        """Opens the segment that a checkpoint covers so much of; false if the log does not end where that does."""
         self._resumed = self._open(number, place, last=number == segment_numbers(self.backend)[-1])
+        return self._resumed is not None and self.log.reaches(self._resumed.segment)
 
     def start_again(self) -> None:
         """The checkpoint was not to be used after all."""
@@ -401,6 +402,8 @@ class Loader:
         """Whether the group the checkpoint ends with is in its place, chain hash and all."""
         scan = self.backend.open(segment_name(resume.segment), "s")
         try:
+            if not resume.last_place < resume.place <= scan.size():
+                return False
             header = scan.read(0, BLOCK)
             group = scan.read(resume.last_place, resume.place - resume.last_place) if resume.last_place else b""
         finally:

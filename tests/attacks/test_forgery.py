@@ -19,8 +19,8 @@ from tests.model.groups import (
     encode_run,
     seal_text,
 )
-from tests.model.hashes import key_id, seal_key
-from tests.model.records import Entry, Record, encode_plaintext, encode_record
+from tests.model.hashes import batch_digest, key_id, seal_key
+from tests.model.records import Entry, Record, decode_plaintext, encode_plaintext, encode_record
 
 from .databases import DERIVED, Database, Doors
 from .forging import (
@@ -31,6 +31,7 @@ from .forging import (
     forge_behind,
     groups_of,
     header_of,
+    identity_of,
     in_text,
     keys_of,
     with_run,
@@ -61,6 +62,24 @@ def other_commitments(group: Group) -> Group:
 
 def other_payload(group: Group) -> Group:
     return in_text(len(group.runs) - 1, b"payload", b"PAYLOAD")(group)
+
+
+def with_digests(identity: bytes, change: Change) -> Change:
+    """Whoever forges a plain run makes the digests of its producers anew: their key is no secret."""
+
+    def made(group: Group) -> Group:
+        changed = change(group)
+        run = decode_run(changed.runs[-1], "run")
+        entries, _, canonicals = decode_plaintext(run.text, run.records, "run")
+        text, at = [], 0
+        for entry in entries:
+            sender, own = entry.producer, canonicals[at : at + entry.records]
+            sender = sender and replace(sender, digest=batch_digest(identity, own))
+            text.append(replace(entry, producer=sender))
+            at += entry.records
+        return with_run(len(changed.runs) - 1, text=encode_plaintext(text, canonicals))(changed)
+
+    return made
 
 
 def plain_run(group: Group) -> Group:
@@ -113,7 +132,7 @@ async def test_a_forged_plain_history_is_noticed_by_a_newer_receipt_and_by_nothi
     plain: Database, segment: str, which: str, tmp_path: Path
 ) -> None:
     target, _ = site(plain, segment, which)
-    forged = forge(plain, target.group.number, other_payload)
+    forged = forge(plain, target.group.number, with_digests(identity_of(plain).hash(), other_payload))
     before = [receipt for receipt in plain.receipts if receipt.group < target.group.number]
     after = [receipt for receipt in plain.receipts if receipt.group >= target.group.number]
     for doors in (forged.put(tmp_path / "db"), forged.simulate(tmp_path)):
@@ -130,6 +149,12 @@ async def test_a_forged_plain_history_is_noticed_by_a_newer_receipt_and_by_nothi
             assert (await db.get(target.group.position + target.group.records - 3)).payload.startswith(b"PAYLOAD")
 
 
+async def test_a_plain_batch_that_is_not_what_its_producer_said_is_refused(plain: Database, tmp_path: Path) -> None:
+    target, _ = site(plain, "closed", "middle")
+    forged = forge(plain, target.group.number, other_payload)
+    await is_refused_at(forged.put(tmp_path / "db"), target, "digest")
+
+
 async def test_groups_forged_behind_the_tail_do_not_have_a_tag(encrypted: Database, tmp_path: Path) -> None:
     forged = forge_behind(encrypted, other_ciphertext)
     placed = list(groups_of(forged, 2))[-1]
@@ -139,7 +164,7 @@ async def test_groups_forged_behind_the_tail_do_not_have_a_tag(encrypted: Databa
 
 
 async def test_plain_groups_forged_behind_the_tail_are_noticed_by_nothing(plain: Database, tmp_path: Path) -> None:
-    doors = forge_behind(plain, other_payload).put(tmp_path / "db")
+    doors = forge_behind(plain, with_digests(identity_of(plain).hash(), other_payload)).put(tmp_path / "db")
     assert doors.verify(plain.receipts[-1]).records == len(plain.records) + 3
     async with await doors.open(plain.receipts[-1]) as db:
         assert (await db.get(len(plain.records))).payload.startswith(b"PAYLOAD")

@@ -286,7 +286,7 @@ def _chain() -> list[Patch]:
 
 def _producers() -> list[Patch]:
     """The tables of producers are not read back."""
-    return [(checkpoint.Derived, "_load_producers", lambda self, size: True)]
+    return [(checkpoint.Derived, "_load_producers", lambda self, resume: True)]
 
 
 #: By the rule that is gone. No crash can show that of `copies` or of `quarantine`: the order of the disk's calls does.

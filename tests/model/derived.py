@@ -73,6 +73,7 @@ def index_file(files: Files, log: Log, number: int, key: bytes) -> bytes:
 
 def checkpoint_file(files: Files, log: Log, number: int, producers: int, key: bytes) -> bytes:
     """`checkpoint` as of a group, when so many bytes of `producers` count."""
+    last = files["producers"][producers - 32 : producers] if producers else bytes(32)
     group = log.groups[number - 1]
     tree = Tree()
     rows = log.rows[: group.tree_size]
@@ -87,7 +88,7 @@ def checkpoint_file(files: Files, log: Log, number: int, producers: int, key: by
     data = b"KIMBCKP1" + log.identity.database + u64(number) + u64(group.tree_size) + chain
     data += u64(group.timestamp) + u32(group.incarnation) + u32(len(declared)) + u64(segment) + u64(place)
     data += header_of(files, segment).salt + u64(producers) + u64(sum(row.stream == 0 for row in rows))
-    data += u64(len(tree.peaks)) + u64(last_place) + group.chain + b"".join(tree.peaks)
+    data += u64(len(tree.peaks)) + u64(last_place) + group.chain + last + b"".join(tree.peaks)
     for i, declaration in enumerate(declared):
         length = sum(row.stream == i + 1 for row in rows)
         data += u64(length) + u16(len(declaration)) + declaration
@@ -127,14 +128,15 @@ def producer_entries(files: Files, log: Log, upto: int, master: bytes | None) ->
 
 def pieces(producers: bytes, size: int, key: bytes) -> Iterator[bytes]:
     """The entries of each piece in the first `size` bytes of `producers`."""
-    place = 0
+    place, before = 0, bytes(32)
     while place < size:
         length = int.from_bytes(producers[place : place + 8], "little")
         piece = producers[place : place + 8 + length]
-        whole = with_mac(piece, key)
-        if producers[place : place + len(whole)] != whole:
-            raise ValueError(f"producers at {place}: the MAC is wrong")
+        mac = with_mac(before + piece, key)[-32:]
+        place += len(piece) + 32
+        if producers[place - 32 : place] != mac:
+            raise ValueError(f"producers before {place}: the MAC is wrong")
         yield piece[8:]
-        place += len(whole)
+        before = mac
     if place != size:
         raise ValueError(f"producers: a piece ends at {place}, not at {size}")

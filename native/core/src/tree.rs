@@ -88,6 +88,42 @@ pub fn leaf_leads_to<E>(
     Ok(tree.1[peak] == node)
 }
 
+/// The same where some of the hashes that `get` finds are wrong: each is held against the two below it, a leaf against
+/// what `leaf_of` makes of its record, and the one that fits what is above is taken.
+pub fn leaf_leads_to_by_neighbours<E>(
+    index: u64,
+    leaf: Hash,
+    tree: (u64, &[Hash]),
+    mut get: impl FnMut(u64) -> Result<Option<Hash>, E>,
+    mut leaf_of: impl FnMut(u64) -> Result<Option<Hash>, E>,
+) -> Result<bool, E> {
+    if index >= tree.0 {
+        return Ok(false);
+    }
+    let top = u64::BITS - 1 - (index ^ tree.0).leading_zeros();
+    let mut node = leaf;
+    for level in 0..top {
+        let at = index >> level;
+        let pair = |other| root_from_peaks(&if at & 1 == 1 { [other, node] } else { [node, other] });
+        let side = at ^ 1;
+        let below = if level == 0 {
+            leaf_of(side)?
+        } else {
+            let halves = [get(place(level - 1, 2 * side))?, get(place(level - 1, 2 * side + 1))?];
+            if let [Some(left), Some(right)] = halves { Some(root_from_peaks(&[left, right])) } else { None }
+        };
+        let above = get(place(level + 1, at >> 1))?;
+        let found = get(place(level, side))?;
+        let Some(other) = found.filter(|&found| below.is_none() || above == Some(pair(found))).or(below).or(found)
+        else {
+            return Ok(false);
+        };
+        node = pair(other);
+    }
+    let peak = tree.0.checked_shr(top + 1).unwrap_or(0).count_ones() as usize;
+    Ok(tree.1[peak] == node)
+}
+
 /// `peaks` are the roots of the perfect subtrees, one for each bit set in `size`, largest first.
 /// Of the stored sequence, `pending` is what may not be in the file yet: it starts at index
 /// `first_unflushed` and ends with the last hash there is; what is before `taken` was handed out

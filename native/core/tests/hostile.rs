@@ -154,7 +154,7 @@ fn keys(declaration: &Declaration, _: &Hash) -> kimberlite_core::format::Checked
     Ok(declaration.encrypted.then_some([6; 32]))
 }
 
-/// A small segment of three groups, two streams and a producer: its header, and its bytes.
+/// A small segment of three groups, two streams and a producer, and the closing group: its header, and its bytes.
 fn segment() -> (SegmentHeader, Vec<u8>, Log) {
     let log = fresh();
     let header = log.next_segment(0);
@@ -163,9 +163,11 @@ fn segment() -> (SegmentHeader, Vec<u8>, Log) {
     let locked = Declaration { stream: 2, encrypted: true, name: "locked".into(), ..declaration() };
     log.add_stream(&locked.encode(), Some(&[6; 32])).unwrap();
     let mut out = header.encode();
-    for sequence in 0..3 {
+    for sequence in 0..4 {
         let mut room = OVERHEAD + 4096;
-        for stream in [1, 2] {
+        let closing = sequence == 3;
+        for stream in if closing { &[][..] } else { &[1, 2] } {
+            let stream = *stream;
             let mut batch = Batch::default();
             let payload = [b'x'; 300];
             (0..3).for_each(|_| batch.push(&Record { key: None, headers: b"", event_time: None, payload: &payload }));
@@ -174,7 +176,7 @@ fn segment() -> (SegmentHeader, Vec<u8>, Log) {
             log.admit(&parts, Some((b"id", sequence)), false, 7).unwrap();
         }
         let mut bytes = vec![0; room];
-        let mut sealed = log.seal(&segment, out.len() as u64, sequence, 7, sequence == 2, &mut bytes);
+        let mut sealed = log.seal(&segment, out.len() as u64, sequence, 7, closing, &mut bytes);
         log.finish(&segment, &mut sealed);
         log.publish(&sealed);
         out.extend(&bytes[..sealed.padded]);
@@ -261,7 +263,7 @@ fn replaying_and_opening_spoilt_groups_never_panics() {
         let log = fresh();
         let segment = Segment::active(header, Arc::new(Bytes(data.to_vec())));
         log.enter(&segment).unwrap();
-        log.replay(&segment, SEGMENT_HEADER as u64, data, 3, &mut keys);
+        log.replay(&segment, SEGMENT_HEADER as u64, data, 4, &mut keys);
         log.root() == self::segment_root()
     };
     assert_eq!(log.root(), segment_root());
@@ -310,8 +312,10 @@ fn derived_files_of_any_bytes_are_refused_or_sound() {
     let made_again = Segment::resumed(header, Arc::new(Bytes(bytes.clone())), end).unwrap();
     let kimberlite_core::log::Index::Active(index) = &*made_again.index() else { panic!("it is active") };
     fuzz(13, 20_000, 4, &index.encode(), |bytes| ClosedIndex::decode(bytes, &header).is_ok());
-    let entries = log.take_producers(3, 0).0;
-    fuzz(14, 20_000, 40, &entries, |bytes| {
+    let piece = log.take_producers(3, 0).0;
+    let last = *piece.last_chunk().unwrap();
+    fuzz(17, 20_000, 40, &piece, |bytes| fresh().load_producers(bytes, &last));
+    fuzz(14, 20_000, 40, &piece[8..piece.len() - 32], |bytes| {
         Producers::load(bytes, Limits::default()).is_ok_and(|table| table.len() == 2)
     });
     let snapshot = log.snapshot(0, bytes.len() as u64, &header.salt, 0);

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use kimberlite_core::format::{Damage, SegmentHeader};
-use kimberlite_core::keys::Key;
 use kimberlite_core::log;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -109,37 +108,19 @@ impl Log {
         }
     }
 
-    /// Entries for the file of producers, which is so long, with their MAC; and whether it is to have no others.
+    /// A piece for the file of producers, which is so long; and whether it is to have no others.
     fn take_producers<'py>(&self, py: Python<'py>, upto_group: u64, length: usize) -> (Bound<'py, PyBytes>, bool) {
-        let (entries, anew) = self.inner.take_producers(upto_group, length);
-        if entries.is_empty() {
-            return (PyBytes::new(py, &[]), anew);
-        }
-        let mut piece = (entries.len() as u64).to_le_bytes().to_vec();
-        piece.extend(entries);
-        let mac = log::derived_mac(&self.inner.keys.receipt, &piece);
-        piece.extend(mac);
+        let (piece, anew) = self.inner.take_producers(upto_group, length);
         (PyBytes::new(py, &piece), anew)
     }
 
-    /// Takes the tables from a file of producers; false if a piece is not what was written.
-    fn load_producers(&self, py: Python<'_>, file: &[u8]) -> bool {
-        py.detach(|| {
-            let entries = unwrapped(&self.inner.keys.receipt, file)?;
-            self.inner.load_producers(&entries).ok()
-        })
-        .is_some()
+    /// Takes the tables from a file of producers; false if it is not the one that the checkpoint names.
+    fn load_producers(&self, py: Python<'_>, file: &[u8], resume: &Resume) -> bool {
+        py.detach(|| self.inner.load_producers(file, &resume.0.last_piece))
     }
-}
 
-/// The entries in a file of producers.
-fn unwrapped(key: &Key, mut file: &[u8]) -> Option<Vec<u8>> {
-    let mut entries = Vec::with_capacity(file.len());
-    while !file.is_empty() {
-        let length = u64::from_le_bytes(*file.first_chunk::<8>()?) as usize;
-        let piece = file.get(..length.checked_add(40)?)?;
-        entries.extend(&log::checked(key, piece)?[8..]);
-        file = &file[length + 40..];
+    /// Whether the log that was restored has what this segment has, up to where the checkpoint was taken.
+    fn reaches(&self, segment: &Segment) -> bool {
+        self.inner.reaches(&segment.inner)
     }
-    Some(entries)
 }

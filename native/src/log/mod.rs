@@ -25,6 +25,8 @@ use self::segment::segment_file;
 pub use self::segment::{Resume, Segment, closes, header_damage};
 use crate::errors::{self, os_error};
 
+const STRANGE: &str = "it names an append that the log has not; once it is deleted, it is made again";
+const LONGER: &str = "it has records that no segment has; once it is deleted, it is made again";
 const DISAGREE: &str = "it does not agree with the records; verify says which of them is damaged";
 
 /// Files of closed segments and their indexes that are open at a time: a process has 1,024 unless it asks for more.
@@ -50,6 +52,8 @@ impl Log {
                 errors::corrupt(py, what, &segment_file(segment), Some(place), Some(group), Some(position))
             }
             Failure::HashesDamaged { position } => errors::corrupt(py, DISAGREE, "hashes", None, None, Some(position)),
+            Failure::Misled { position } => errors::corrupt(py, LONGER, "checkpoint", None, None, Some(position)),
+            Failure::ProducersDamaged { group } => errors::corrupt(py, STRANGE, "producers", None, Some(group), None),
             Failure::NoKey { stream } => self.refused(py, Refused::NoKey { stream }),
         }
     }

@@ -5,7 +5,7 @@ use kimberlite_core::log::{self, Receipt};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString};
 
-use super::{Log, io_error};
+use super::Log;
 use crate::errors::os_error;
 use crate::records::append_records;
 
@@ -44,12 +44,12 @@ impl Log {
 
     /// The first position at or after a time.
     fn position_at(&self, py: Python<'_>, timestamp: u64) -> PyResult<u64> {
-        py.detach(|| self.inner.position_at(timestamp)).map_err(|error| io_error(py, error))
+        py.detach(|| self.inner.position_at(timestamp)).map_err(|failure| self.failure(py, failure))
     }
 
     /// The first offset of a stream that is not before a position.
     fn offset_at(&self, py: Python<'_>, stream: u32, position: u64) -> PyResult<u64> {
-        py.detach(|| self.inner.offset_at(stream, position)).map_err(|error| io_error(py, error))
+        py.detach(|| self.inner.offset_at(stream, position)).map_err(|failure| self.failure(py, failure))
     }
 
     /// Records of a span, at most `limit` and about `size` bytes of them; and the span that is left.

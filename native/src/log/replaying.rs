@@ -1,6 +1,6 @@
 //! The way back from segments to a log.
 
-use kimberlite_core::format::{Checked, Damage, Hash};
+use kimberlite_core::format::{Checked, Damage, Hash, ensure};
 use kimberlite_core::keys::Key;
 use kimberlite_core::log::{self, Stop};
 use kimberlite_core::system::Declaration;
@@ -28,7 +28,11 @@ impl Log {
     ) -> PyResult<(u64, &'static str, usize, &'static str)> {
         let mut failed = None;
         let replayed = py.detach(|| {
-            let mut key_of = |declaration: &Declaration, hash: &Hash| ask(&keys, declaration, hash, &mut failed);
+            let tagged = self.inner.database.tagged;
+            let mut key_of = |declaration: &Declaration, hash: &Hash| {
+                ensure(tagged || !declaration.encrypted, "an encrypted stream in a database without a master key")?;
+                ask(&keys, declaration, hash, &mut failed)
+            };
             self.inner.replay(&segment.inner, place, data, last, &mut key_of)
         });
         if let Some(error) = failed {

@@ -58,12 +58,28 @@ impl Stream {
 
 /// What a producer's batch is recognised by. Each part is in front of a batch of an append to several streams.
 pub fn digest<'a>(key: &Hash, parts: impl Iterator<Item = &'a [u8]>) -> [u8; 16] {
-    let mut hasher = blake3::Hasher::new_keyed(key);
-    hasher.update(&domain("kimberlite/digest/1"));
-    for part in parts {
-        hasher.update(part);
+    let mut digest = Digest::new(key);
+    parts.for_each(|part| digest.update(part));
+    digest.finish()
+}
+
+/// The same while the records are still coming.
+pub struct Digest(blake3::Hasher);
+
+impl Digest {
+    pub fn new(key: &Hash) -> Self {
+        let mut hasher = blake3::Hasher::new_keyed(key);
+        hasher.update(&domain("kimberlite/digest/1"));
+        Self(hasher)
     }
-    hasher.finalize().as_bytes()[..16].try_into().unwrap()
+
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    pub fn finish(&self) -> [u8; 16] {
+        self.0.finalize().as_bytes()[..16].try_into().unwrap()
+    }
 }
 
 /// What tables keep instead of a producer's id.

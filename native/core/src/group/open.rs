@@ -7,13 +7,14 @@ use super::leaf::{RunLeaves, commitments};
 use super::seal::associated;
 use super::{Database, Stream};
 use crate::format::{
-    COMPRESSED, Checked, Damage, ENDS, GROUP_HEADER, GroupHeader, Hash, RunHeader, check, ensure, u32_at, u64_at, zeros,
+    CLOSING, COMPRESSED, Checked, Damage, ENDS, GROUP_HEADER, GroupHeader, Hash, RUN_PLAINTEXT, RunHeader, check,
+    ensure, u32_at, u64_at, zeros,
 };
 use crate::keys::TAG;
 use crate::record::{Producer, Record};
 use crate::salts::salts;
 
-/// A run's text is never longer than this when it is opened, whatever it claims.
+/// A run of one record is never longer than this when it is opened, whatever it claims.
 const LARGEST_PLAINTEXT: usize = 1 << 30;
 
 /// What the next group of a sound log must say.
@@ -56,6 +57,7 @@ pub fn open<'a>(
     ensure(header.first_position == expected.position, "the group's position is not the next one")?;
     ensure(header.previous == expected.previous, "the chain is broken")?;
     ensure(header.timestamp >= expected.timestamp, "the group's time is before the last one's")?;
+    ensure((header.flags & CLOSING != 0) == (header.records == 0), "a closing group, and only that, has no records")?;
     let tag = if database.tagged { TAG } else { 0 };
     let length = header.length as usize;
     let least = GROUP_HEADER + 8 * header.runs as usize + 32 + tag;
@@ -123,6 +125,11 @@ impl Opened {
         &self.plain[range.start as usize..range.end as usize]
     }
 
+    /// Neighbouring records, one after another.
+    pub fn bytes(&self, records: Range<usize>) -> &[u8] {
+        &self.plain[self.records[records.start].start as usize..self.records[records.end - 1].end as usize]
+    }
+
     pub fn decoded(&self, i: usize) -> Record<'_> {
         Record::decode(self.record(i)).expect("every record was decoded when the run was opened").0
     }
@@ -188,7 +195,7 @@ pub fn open_run(database: &Database, stream: &Stream, run: &Run) -> Checked<Opti
         ensure(header.key_id == keys.id, "a run was encrypted with another key than its stream's")?;
         (decrypt(database, keys, run)?, run_seed(&keys.salt, header.nonce()))
     } else if header.flags & COMPRESSED != 0 {
-        let plain = expand(text, header.plain as usize)?;
+        let plain = expand(text, &header, header.plain as usize)?;
         ensure(text.len() < plain.len(), "a run is compressed that is not shorter for it")?;
         (plain, header.random)
     } else {
@@ -216,11 +223,12 @@ fn decrypt(database: &Database, keys: &crate::keys::StreamKeys, run: &Run) -> Ch
     let expected = (8 + length).next_multiple_of(database.quantum);
     ensure(inner.len() == expected && zeros(&inner[8 + length..]), "the padding in a run is wrong")?;
     let packed = &inner[8..8 + length];
-    if length < plain { expand(packed, plain) } else { Ok(packed.to_vec()) }
+    if length < plain { expand(packed, &run.header, plain) } else { Ok(packed.to_vec()) }
 }
 
-fn expand(packed: &[u8], length: usize) -> Checked<Vec<u8>> {
-    ensure(length <= LARGEST_PLAINTEXT, "a run's plaintext is too long")?;
+fn expand(packed: &[u8], header: &RunHeader, length: usize) -> Checked<Vec<u8>> {
+    let most = if header.records == 1 { LARGEST_PLAINTEXT } else { RUN_PLAINTEXT };
+    ensure(length <= most, "a run's plaintext is too long")?;
     // The capacity is what bounds the memory of a frame that lies about itself.
     let plain = zstd::bulk::decompress(packed, length).map_err(|_| Damage("a compressed run does not expand"))?;
     ensure(plain.len() == length, "a compressed run has another length than it says")?;
@@ -259,6 +267,7 @@ fn batch_entries(plain: &[u8]) -> Checked<(Vec<BatchEntry>, usize)> {
 }
 
 fn take_apart(header: RunHeader, plain: Vec<u8>, seed: Hash) -> Checked<Opened> {
+    ensure(header.records == 1 || plain.len() <= RUN_PLAINTEXT, "a run of several records is too long")?;
     let (entries, mut at) = batch_entries(&plain)?;
     ensure(!header.encrypted() || entries.len() == 1, "an encrypted run holds several batches")?;
     let mut opened =

@@ -150,7 +150,8 @@ fn what_is_sealed_opens_as_it_was() {
             let mut out = vec![0xee; room(&batches)];
             let durable = expected.number - 1;
             let placed = placed(&streams, &mut lengths, &batches);
-            let mut sealed = sealer.seal(&database, &placed, &SALT, place, durable, random.below(100), 0, &mut out);
+            let flags = if batches.is_empty() { CLOSING } else { 0 };
+            let mut sealed = sealer.seal(&database, &placed, &SALT, place, durable, random.below(100), flags, &mut out);
             let header = GroupHeader::decode(&out, &SALT, place).unwrap();
             assert_eq!((header.length as usize, header.number), (sealed.length, sealed.number));
             let group = open(&database, header, &expected, &SALT, place, &out[..sealed.padded]).unwrap();
@@ -179,8 +180,7 @@ fn every_flipped_bit_is_noticed() {
         let small = Arc::new(small);
         let batches = vec![(1, small.clone()), (2, small.clone()), (3, small)];
         let mut out = vec![0; room(&batches)];
-        let sealed =
-            sealer.seal(&database, &placed(&streams, &mut [0; 4], &batches), &SALT, 4096, 0, 7, CLOSING, &mut out);
+        let sealed = sealer.seal(&database, &placed(&streams, &mut [0; 4], &batches), &SALT, 4096, 0, 7, 0, &mut out);
         out.truncate(sealed.padded);
         let expected = Expected { number: 1, position: 0, previous: [2; 32], timestamp: 0 };
         let opens = |bytes: &[u8], place| {

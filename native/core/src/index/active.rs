@@ -97,6 +97,11 @@ impl SegmentIndex {
         Ok(())
     }
 
+    /// Where the offsets of each stream that has a run here end.
+    pub fn ends(&self) -> Vec<(u32, u64)> {
+        self.streams().iter().map(|(&stream, runs)| (stream, runs.next)).collect()
+    }
+
     fn judge(&self, group: &GroupEntry) -> Checked<()> {
         let count = self.groups.len();
         let number = self.header.first_group.checked_add(count as u64);

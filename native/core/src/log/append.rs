@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::batches::several_head;
 use super::segment::Index;
 use super::{End, Log, Segment};
 use crate::format::{CLOSING, Checked, Damage, Hash, SegmentHeader};
@@ -119,10 +120,8 @@ impl Log {
             return Named { stream: part.stream, id: group::producer(key, id), digest };
         }
         let key = &self.keys.several;
-        let heads: Vec<[u8; 8]> = parts
-            .iter()
-            .map(|part| (part.stream as u64 | (part.batch.ends.len() as u64) << 32).to_le_bytes())
-            .collect();
+        let heads: Vec<[u8; 8]> =
+            parts.iter().map(|part| several_head(part.stream, part.batch.ends.len() as u32)).collect();
         let pieces = heads.iter().zip(parts).flat_map(|(head, part)| [&head[..], &part.batch.bytes[..]]);
         Named { stream: 0, id: group::producer(key, id), digest: group::digest(key, pieces) }
     }

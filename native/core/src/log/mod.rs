@@ -1,6 +1,7 @@
 //! Everything that follows from the log so far: who its streams are, where its runs are, its tree, and its end.
 
 mod append;
+mod batches;
 mod cache;
 mod files;
 mod read;
@@ -24,9 +25,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
-use crate::format::{Checked, Hash};
+use crate::format::Hash;
 use crate::group::{Database, Placed, Sealer};
-use crate::keys::{Entropy, Key};
+use crate::keys::{Entropy, Key, domain};
 use crate::producers::{Limits, Producers};
 use crate::tree::Tree;
 
@@ -42,6 +43,8 @@ pub struct Log {
     pub seeded: bool,
     tail: Mutex<Tail>,
     producers: Mutex<Producers>,
+    /// The MAC of the last piece in the file of producers.
+    last_piece: Mutex<Hash>,
     pub streams: RwLock<Streams>,
     tree: RwLock<Tree>,
     segments: RwLock<BTreeMap<u64, Arc<Segment>>>,
@@ -86,6 +89,7 @@ impl Log {
         Self {
             tail: Mutex::new(Tail { sealer, forming: vec![], position: 0, last_place: 0, last_chain: chain }),
             producers: Mutex::new(Producers::new()),
+            last_piece: Mutex::new(NO_PIECE),
             streams: RwLock::new(Streams::new(database.identity)),
             tree: RwLock::new(Tree::empty()),
             segments: RwLock::default(),
@@ -150,16 +154,58 @@ impl Log {
         let mut producers = self.producers.lock().unwrap();
         let anew = length > SLACK * producers.live_bytes().max(SHORT);
         let entries = if anew { producers.compact(upto_group) } else { producers.drain_new(upto_group) };
-        (entries, anew)
+        let mut last = self.last_piece.lock().unwrap();
+        if anew {
+            *last = NO_PIECE;
+        }
+        if entries.is_empty() {
+            return (entries, anew);
+        }
+        let mut piece = (entries.len() as u64).to_le_bytes().to_vec();
+        piece.extend(entries);
+        *last = piece_mac(&self.keys.receipt, &last, &piece);
+        piece.extend(&*last);
+        (piece, anew)
     }
 
-    pub fn load_producers(&self, entries: &[u8]) -> Checked<()> {
-        *self.producers.lock().unwrap() = Producers::load(entries, Limits::default())?;
-        Ok(())
+    /// Takes the tables from a file of producers whose last piece has this MAC; false if it is not what was written.
+    pub fn load_producers(&self, file: &[u8], last: &Hash) -> bool {
+        let entries = entries_of(&self.keys.receipt, file).filter(|(_, found)| found == last);
+        let loaded = entries.and_then(|(entries, _)| Producers::load(&entries, Limits::default()).ok());
+        let Some(loaded) = loaded else { return false };
+        *self.producers.lock().unwrap() = loaded;
+        *self.last_piece.lock().unwrap() = *last;
+        true
     }
 
     /// Hashes below this index are in the file.
     pub fn flushed_hashes(&self, upto: u64) {
         self.tree.write().unwrap().flushed(upto);
     }
+}
+
+/// What is before the first piece of the file of producers.
+const NO_PIECE: Hash = [0; 32];
+
+/// Of a piece of the file of producers and, with the one before, of all of it.
+fn piece_mac(key: &Key, before: &Hash, piece: &[u8]) -> Hash {
+    let mut hasher = blake3::Hasher::new_keyed(key);
+    *hasher.update(&domain("kimberlite/derived/1")).update(before).update(piece).finalize().as_bytes()
+}
+
+/// The entries in a file of producers, and the MAC of its last piece; None if a piece is not what was written.
+fn entries_of(key: &Key, mut file: &[u8]) -> Option<(Vec<u8>, Hash)> {
+    let (mut entries, mut last) = (Vec::with_capacity(file.len()), NO_PIECE);
+    while !file.is_empty() {
+        let length = usize::try_from(u64::from_le_bytes(*file.first_chunk::<8>()?)).ok()?.checked_add(8)?;
+        let (piece, rest) = file.split_at_checked(length)?;
+        let (mac, rest) = rest.split_first_chunk::<32>()?;
+        last = piece_mac(key, &last, piece);
+        if last != *mac {
+            return None;
+        }
+        entries.extend(&piece[8..]);
+        file = rest;
+    }
+    Some((entries, last))
 }

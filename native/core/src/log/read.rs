@@ -11,6 +11,9 @@ use crate::index::{GroupEntry, RunEntry};
 use crate::keys::TAG;
 use crate::tree;
 
+/// Hashes read at a time: those of a leaf's first seven levels are neighbours.
+const NEAR: u64 = 128;
+
 /// Read at a time when runs follow each other.
 const WINDOW: usize = 256 << 10;
 
@@ -24,6 +27,14 @@ pub enum Failure {
         group: u64,
         position: u64,
         what: &'static str,
+    },
+    /// Neither the indexes nor the segments lead to a record that the log has by its length.
+    Misled {
+        position: u64,
+    },
+    /// The file of producers names a batch that this group has not.
+    ProducersDamaged {
+        group: u64,
     },
     /// The leaf hash on file is not that of a record whose group is sound.
     HashesDamaged {
@@ -90,28 +101,71 @@ impl Log {
         self.segments.read().unwrap().values().rev().cloned().collect()
     }
 
+    /// An index that does not lead to what it should is made again from its segment, and asked once more.
+    pub(super) fn again<T>(&self, mut work: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+        let outcome = work();
+        let suspects = match &outcome {
+            Err(Failure::Damaged { segment, .. }) => {
+                self.segments.read().unwrap().get(segment).cloned().into_iter().collect()
+            }
+            Err(Failure::Misled { .. }) => self.newest_first(),
+            _ => return outcome,
+        };
+        let distrusted = suspects.iter().filter(|segment| segment.distrust()).count();
+        if distrusted > 0 { work() } else { outcome }
+    }
+
     /// The run that holds a position, which must be durable.
     pub fn run_at(&self, position: u64, window: &mut Window, ahead: usize) -> Result<(Arc<CachedRun>, usize), Failure> {
-        let lost = |segment: &Segment| Failure::Damaged {
-            segment: segment.header.number,
-            place: 0,
-            group: 0,
-            position,
-            what: "the index has no such record",
-        };
-        let segment = self.segment_of(position).ok_or(Failure::Io(io::ErrorKind::NotFound.into()))?;
+        self.again(|| self.indexed(position, window, ahead))
+    }
+
+    fn indexed(&self, position: u64, window: &mut Window, ahead: usize) -> Result<(Arc<CachedRun>, usize), Failure> {
+        let misled = Failure::Misled { position };
+        let Some(segment) = self.segment_of(position) else { return Err(misled) };
         let index = segment.index();
         let index = index.lookup(&segment)?;
-        let entry = index.run_of_position(position).ok_or_else(|| lost(&segment))?;
+        let Some(entry) = index.run_of_position(position) else { return Err(misled) };
         let at = (segment.header.number, entry.place as u64);
-        let within = (position - entry.position) as usize;
-        if let Some(run) = self.cache.lock().unwrap().get(at) {
-            return Ok((run, within));
+        let cached = self.cache.lock().unwrap().get(at);
+        let run = if let Some(run) = cached {
+            run
+        } else {
+            let Some(place) = index.group_of_position(position) else { return Err(misled) };
+            let run = Arc::new(self.load(&segment, &entry, &place, window, ahead)?);
+            self.cache.lock().unwrap().put(at, run.clone());
+            run
+        };
+        let within = position.checked_sub(run.opened.header.first_position).map(|within| within as usize);
+        match within.filter(|&within| within < run.opened.count()) {
+            Some(within) => Ok((run, within)),
+            None => Err(misled),
         }
-        let place = index.group_of_position(position).ok_or_else(|| lost(&segment))?;
-        let run = Arc::new(self.load(&segment, &entry, &place, window, ahead)?);
-        self.cache.lock().unwrap().put(at, run.clone());
-        Ok((run, within))
+    }
+
+    /// The run that holds an offset of a stream, which must be durable.
+    fn run_of(
+        &self,
+        stream: u32,
+        offset: u64,
+        window: &mut Window,
+        ahead: usize,
+    ) -> Result<(Arc<CachedRun>, usize), Failure> {
+        self.again(|| self.located(stream, offset, window, ahead))
+    }
+
+    fn located(
+        &self,
+        stream: u32,
+        offset: u64,
+        window: &mut Window,
+        ahead: usize,
+    ) -> Result<(Arc<CachedRun>, usize), Failure> {
+        let position = self.position_of(stream, offset)?;
+        let (run, within) = self.indexed(position, window, ahead)?;
+        let header = &run.opened.header;
+        let right = header.stream == stream && header.first_offset.checked_add(within as u64) == Some(offset);
+        if right { Ok((run, within)) } else { Err(Failure::Misled { position }) }
     }
 
     /// Reads a run by itself: its group's header, its own check, and then its text.
@@ -135,7 +189,9 @@ impl Log {
         let header = GroupHeader::decode(head, salt, at.place as u64).map_err(damaged)?;
         let checks_length = 8 * header.runs as usize;
         let tag = if self.database.tagged { TAG } else { 0 };
-        let checks_place = at.place as u64 + header.length as u64 - (checks_length + 32 + tag) as u64;
+        let before = (header.length as u64).checked_sub((checks_length + 32 + tag) as u64);
+        let before = before.ok_or_else(|| damaged(Damage("the group is too short")))?;
+        let checks_place = at.place as u64 + before;
         let checks = window.get(segment, checks_place, checks_length, 0)?.to_vec();
         let bytes = window.get(segment, entry.place as u64, entry.length as usize, ahead)?;
         let run = RunHeader::decode(bytes).map_err(damaged)?;
@@ -163,7 +219,7 @@ impl Log {
         if !run.is_proven(within) {
             let stream = self.streams.read().unwrap().list[run.opened.header.stream as usize].clone();
             let leaf = hash_leaves(&[run.opened.leaf_of(&stream, run.timestamp, within)])[0];
-            if self.hash(tree::stored(position))? != Some(leaf) && !self.is_leaf(position, leaf)? {
+            if !self.is_leaf(position, leaf)? && !self.is_leaf_by_neighbours(position, leaf)? {
                 return Err(Failure::HashesDamaged { position });
             }
             run.prove(within);
@@ -182,10 +238,36 @@ impl Log {
         Ok(bytes.try_into().ok())
     }
 
-    /// Whether the tree has this leaf there, though the file of hashes may say something else.
+    /// Whether the tree has this leaf there. The file of hashes is believed in nothing: with what it says the leaf must
+    /// lead to a peak.
     fn is_leaf(&self, position: u64, leaf: Hash) -> io::Result<bool> {
         let (size, peaks) = self.peaks();
-        tree::leaf_leads_to(position, leaf, (size, &peaks), |index| self.hash(index))
+        // Those before are in the file already.
+        let in_memory = self.tree.read().unwrap().pending().start;
+        let first = tree::stored(position) / NEAR * NEAR;
+        let source = self.hashes.read().unwrap().clone();
+        let near = match &source {
+            Some(source) => source.read(HASHES_HEADER as u64 + 32 * first, 32 * NEAR as usize)?,
+            None => vec![],
+        };
+        let (near, _) = near.as_chunks::<32>();
+        let near = |index: u64| near.get(index.checked_sub(first)? as usize).filter(|_| index < in_memory);
+        tree::leaf_leads_to(position, leaf, (size, &peaks), |index| match near(index) {
+            Some(hash) => Ok(Some(*hash)),
+            None => self.hash(index),
+        })
+    }
+
+    fn is_leaf_by_neighbours(&self, position: u64, leaf: Hash) -> Result<bool, Failure> {
+        let (size, peaks) = self.peaks();
+        let mut window = Window::default();
+        let leaf_of = |neighbour| {
+            let Ok((run, within)) = self.indexed(neighbour, &mut window, 0) else { return Ok(None) };
+            let stream = self.streams.read().unwrap().list[run.opened.header.stream as usize].clone();
+            Ok(Some(hash_leaves(&[run.opened.leaf_of(&stream, run.timestamp, within)])[0]))
+        };
+        let get = |index| self.hash(index).map_err(Failure::from);
+        tree::leaf_leads_to_by_neighbours(position, leaf, (size, &peaks), get, leaf_of)
     }
 
     fn peaks(&self) -> (u64, Vec<Hash>) {
@@ -234,11 +316,10 @@ impl Log {
         if wanted >= end {
             return Ok(None);
         }
-        let position = match span.stream {
-            None => wanted,
-            Some(stream) => self.position_of(stream, wanted)?.ok_or(Failure::Io(io::ErrorKind::NotFound.into()))?,
+        let (run, within) = match span.stream {
+            None => self.run_at(wanted, window, WINDOW)?,
+            Some(stream) => self.run_of(stream, wanted, window, WINDOW)?,
         };
-        let (run, within) = self.run_at(position, window, WINDOW)?;
         let header = &run.opened.header;
         let base = if span.stream.is_some() { header.first_offset } else { header.first_position };
         let (from, to, left) = if span.reverse {
@@ -251,37 +332,65 @@ impl Log {
         Ok(Some((Found { run, from, to }, left)))
     }
 
-    /// Where a stream's offset is in the log; None if it has no such offset.
-    pub fn position_of(&self, stream: u32, offset: u64) -> io::Result<Option<u64>> {
+    /// Where a stream's offset, which is durable, is in the log, as the indexes have it.
+    pub fn position_of(&self, stream: u32, offset: u64) -> Result<u64, Failure> {
         for segment in self.newest_first() {
             if let Some(entry) = segment.index().lookup(&segment)?.run_of_offset(stream, offset) {
-                return Ok(Some(entry.position + (offset - entry.offset)));
+                return Ok(entry.position.wrapping_add(offset.wrapping_sub(entry.offset)));
             }
         }
-        Ok(None)
+        Err(Failure::Misled { position: self.durable() })
     }
 
     /// The first offset of a stream that is not before a position.
-    pub fn offset_at(&self, stream: u32, position: u64) -> io::Result<u64> {
-        let (mut low, mut high) = (0, self.streams.read().unwrap().info[stream as usize].durable);
-        while low < high {
-            let middle = low.midpoint(high);
-            if self.position_of(stream, middle)?.is_some_and(|at| at < position) {
-                low = middle + 1;
-            } else {
-                high = middle;
+    pub fn offset_at(&self, stream: u32, position: u64) -> Result<u64, Failure> {
+        let end = self.streams.read().unwrap().info[stream as usize].durable;
+        let mut window = Window::default();
+        self.again(|| {
+            let (mut low, mut high) = (0, end);
+            while low < high {
+                let middle = low.midpoint(high);
+                if self.position_of(stream, middle)? < position {
+                    low = middle + 1;
+                } else {
+                    high = middle;
+                }
             }
-        }
-        Ok(low)
+            let mut place = |offset| {
+                let found = self.located(stream, offset, &mut window, 0);
+                readable(found.map(|(run, within)| run.opened.header.first_position + within as u64))
+            };
+            let late = low < end && place(low)?.is_some_and(|place| place < position);
+            let early = low > 0 && place(low - 1)?.is_some_and(|place| place >= position);
+            if late || early { Err(Failure::Misled { position }) } else { Ok(low) }
+        })
     }
 
     /// The first durable position whose timestamp is not before this.
-    pub fn position_at(&self, timestamp: u64) -> io::Result<u64> {
-        for segment in self.newest_first().iter().rev() {
-            if let Some(position) = segment.index().lookup(segment)?.first_position_at_or_after(timestamp) {
-                return Ok(position.min(self.durable()));
+    pub fn position_at(&self, timestamp: u64) -> Result<u64, Failure> {
+        let mut window = Window::default();
+        self.again(|| {
+            let end = self.durable();
+            let mut found = end;
+            for segment in self.newest_first().iter().rev() {
+                if let Some(position) = segment.index().lookup(segment)?.first_position_at_or_after(timestamp) {
+                    found = position.min(end);
+                    break;
+                }
             }
-        }
-        Ok(self.durable())
+            let mut time = |position| readable(self.indexed(position, &mut window, 0).map(|(run, _)| run.timestamp));
+            let late = found < end && time(found)?.is_some_and(|time| time < timestamp);
+            let early = found > 0 && time(found - 1)?.is_some_and(|time| time >= timestamp);
+            if late || early { Err(Failure::Misled { position: found }) } else { Ok(found) }
+        })
+    }
+}
+
+/// None without the key.
+fn readable<T>(found: Result<T, Failure>) -> Result<Option<T>, Failure> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(Failure::NoKey { .. }) => Ok(None),
+        Err(failure) => Err(failure),
     }
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::batches::{Batches, Sent};
 use super::segment::{Index, append, entry};
 use super::{End, Log, Segment};
 use crate::format::{BLOCK, CLOSING, Checked, Damage, GROUP_HEADER, GroupHeader, Hash, ensure, padded, zeros};
@@ -151,30 +152,23 @@ impl Log {
     fn contents(&self, group: &Group, streams: &[Arc<Stream>]) -> Checked<Contents> {
         let time = group.header.timestamp;
         let mut runs = Vec::with_capacity(group.runs.len());
-        let mut producers = Vec::new();
+        // A receipt key outside a vault may have been made anew since.
+        let several = self.database.group_key.as_ref().map(|_| &self.keys.several);
+        let mut batches = Batches::new(&self.database.identity, several);
         for run in &group.runs {
             let stream = &streams[run.header.stream as usize];
             let Some(opened) = group::open_run(&self.database, stream, run)? else {
+                batches.sealed(&run.header)?;
                 runs.push(run.stated_leaves(stream, time));
                 continue;
             };
-            if let Some(key) = stream.index_key(&self.database.identity) {
-                for (_, producer) in &opened.producers {
-                    let id = group::producer(key, &producer.id);
-                    producers.push((stream.number, id, producer.sequence, producer.digest));
-                }
-            }
-            for i in (0..opened.count()).filter(|_| stream.number == 0) {
-                if let System::Several(several) = System::decode(opened.decoded(i).payload)? {
-                    producers.push((0, several.producer, several.sequence, several.digest));
-                }
-            }
+            batches.opened(stream, &opened)?;
             let leaves = opened.leaves(stream, time);
             let agrees = !stream.encrypted || leaves.commitments == run.stated();
             ensure(agrees, "a commitment does not match its record")?;
             runs.push(leaves);
         }
-        Ok(Contents { leaves: hash_leaves(&runs), producers })
+        Ok(Contents { leaves: hash_leaves(&runs), producers: batches.finish()? })
     }
 
     fn accept(&self, segment: &Segment, group: &Group, contents: Contents) -> Checked<()> {
@@ -228,10 +222,9 @@ impl Log {
 /// A declaration, its bytes and the stream's key.
 type Declared = (Declaration, Vec<u8>, Option<Key>);
 
-/// Leaf hashes, and stream, id, sequence and digest of each producer's batch.
 struct Contents {
     leaves: Vec<Hash>,
-    producers: Vec<(u32, [u8; 16], u64, [u8; 16])>,
+    producers: Vec<Sent>,
 }
 
 /// A group that a header announces, with its padding, and what it must be if those before it are sound.

@@ -1,6 +1,6 @@
 //! The receipt of an append that was acknowledged before, read back from its group.
 
-use std::io;
+use std::sync::Arc;
 
 use super::append::Named;
 use super::read::Failure;
@@ -17,6 +17,9 @@ struct State {
     root: Hash,
 }
 
+/// A group's segment, place and bytes.
+type GroupBytes = (Arc<Segment>, u64, Vec<u8>);
+
 impl Log {
     /// The receipts of a producer's append, one a part, from the durable group that it is in.
     pub fn reread(
@@ -28,13 +31,12 @@ impl Log {
         several: bool,
     ) -> Result<Vec<Receipt>, Failure> {
         let named = self.name(&self.streams.read().unwrap(), parts, id, several);
-        let lost =
-            || Failure::Io(io::Error::new(io::ErrorKind::NotFound, "the group of a remembered append is not there"));
-        let (segment, place) = self.group_place(number)?.ok_or_else(lost)?;
-        let bytes = self.group_bytes(&segment, place, number)?;
+        let found = self.again(|| self.group_bytes(number))?;
+        let (segment, place, bytes) = found.ok_or(Failure::ProducersDamaged { group: number })?;
         let group = self
             .open_again(&segment, place, &bytes)
             .map_err(|Damage(what)| self.damage(&segment, place, number, what))?;
+        let remembered = |digest: &[u8; 16]| *digest == named.digest;
         let state = self.state_at(&group)?;
         for run in &group.runs {
             let header = run.header;
@@ -46,16 +48,18 @@ impl Log {
             let opened = group::open_run(&self.database, &stream, run).map_err(damaged)?;
             let opened = opened.ok_or(Failure::NoKey { stream: header.stream })?;
             if several {
-                if let Some(record) = find_several(&opened, &named, sequence) {
+                if let Some(record) = find_several(&opened, &named, sequence).filter(|found| remembered(&found.digest))
+                {
                     return record.parts.iter().map(|part| self.part_receipt(&state, *part)).collect();
                 }
-            } else if let Some((first, _)) = opened.producers.iter().find(|(_, p)| p.sequence == sequence && p.id == id)
+            } else if let Some((first, _)) =
+                opened.producers.iter().find(|(_, p)| p.sequence == sequence && p.id == id && remembered(&p.digest))
             {
                 let offset = header.first_offset + *first as u64;
                 return Ok(vec![self.part_receipt(&state, (named.stream, offset, parts[0].batch.ends.len() as u32))?]);
             }
         }
-        Err(lost())
+        Err(Failure::ProducersDamaged { group: number })
     }
 
     /// The chain hash at the end of a durable group, from its bytes; None if there is no such group.
@@ -64,29 +68,31 @@ impl Log {
         if number >= end.group {
             return Ok((number == end.group).then_some(end.chain));
         }
-        let Some((segment, place)) = self.group_place(number)? else { return Ok(None) };
-        let bytes = self.group_bytes(&segment, place, number)?;
+        let Some((segment, place, bytes)) = self.again(|| self.group_bytes(number))? else { return Ok(None) };
         let group = self.open_again(&segment, place, &bytes);
         let group = group.map_err(|Damage(what)| self.damage(&segment, place, number, what))?;
         Ok((group.header.number == number).then_some(group.chain))
     }
 
-    fn group_place(&self, number: u64) -> Result<Option<(std::sync::Arc<Segment>, u64)>, Failure> {
-        for segment in self.newest_first() {
-            if segment.header.first_group <= number {
-                let index = segment.index();
-                let found = index.lookup(&segment)?.group_of_number(number);
-                return Ok(found.map(|group| (segment.clone(), group.place as u64)));
-            }
+    /// Of a durable group; None if there is none of this number.
+    fn group_bytes(&self, number: u64) -> Result<Option<GroupBytes>, Failure> {
+        if number > self.end().group {
+            return Ok(None);
         }
-        Ok(None)
-    }
-
-    fn group_bytes(&self, segment: &Segment, place: u64, number: u64) -> Result<Vec<u8>, Failure> {
+        let Some(segment) = self.newest_first().into_iter().find(|segment| segment.header.first_group <= number) else {
+            return Ok(None);
+        };
+        let index = segment.index();
+        let Some(group) = index.lookup(&segment)?.group_of_number(number) else { return Ok(None) };
+        let place = group.place as u64;
+        let damaged = |Damage(what)| self.damage(&segment, place, number, what);
         let head = segment.read(place, GROUP_HEADER)?;
-        let header = GroupHeader::decode(&head, &segment.header.salt, place)
-            .map_err(|Damage(what)| self.damage(segment, place, number, what))?;
-        Ok(segment.read(place, header.length as usize)?)
+        let header = GroupHeader::decode(&head, &segment.header.salt, place).map_err(damaged)?;
+        if header.number != number {
+            return Err(damaged(Damage("the group has another number")));
+        }
+        let bytes = segment.read(place, header.length as usize)?;
+        Ok(Some((segment, place, bytes)))
     }
 
     /// Checked whole, since what its receipt says will be believed; that the group follows those before it was seen
@@ -107,7 +113,7 @@ impl Log {
     }
 
     fn part_receipt(&self, state: &State, (stream, offset, records): (u32, u64, u32)) -> Result<Receipt, Failure> {
-        let position = self.position_of(stream, offset)?.ok_or(Failure::HashesDamaged { position: state.size })?;
+        let position = self.position_of(stream, offset)?;
         let more = records as u64 - 1;
         Ok(Receipt {
             group: state.header.number,

@@ -98,6 +98,14 @@ impl Segment {
     pub fn index(&self) -> Arc<Index> {
         self.index.read().unwrap().clone()
     }
+
+    /// From here on the index is one made from the segment itself; false if it is already.
+    pub fn distrust(&self) -> bool {
+        let mut index = self.index.write().unwrap();
+        let Index::Closed { file: Some(_), key, .. } = **index else { return false };
+        *index = Arc::new(Index::closed(None, key));
+        true
+    }
 }
 
 /// The MAC at the end of every derived file that has one.
@@ -134,9 +142,24 @@ impl Index {
 }
 
 fn from_file(file: &dyn Source, key: &Key, header: &SegmentHeader) -> io::Result<Option<ClosedIndex>> {
-    let bytes = file.read(0, LARGEST_INDEX)?;
-    Ok(checked(key, &bytes).and_then(|bytes| ClosedIndex::decode(bytes, header).ok()))
+    if *key == NO_KEY {
+        return Ok(None);
+    }
+    let mut bytes = Vec::new();
+    loop {
+        let piece = file.read(bytes.len() as u64, PIECE)?;
+        bytes.extend_from_slice(&piece);
+        if piece.len() < PIECE || bytes.len() > LARGEST_INDEX {
+            return Ok(checked(key, &bytes).and_then(|bytes| ClosedIndex::decode(bytes, header).ok()));
+        }
+    }
 }
+
+/// Stands for a receipt key that is not at hand, and makes no MAC that is believed.
+pub const NO_KEY: Key = [0; 32];
+
+/// Of an index file, read at a time.
+const PIECE: usize = 1 << 20;
 
 /// A segment is at most 2 GiB and a run at least 89 bytes, so that no index is larger.
 const LARGEST_INDEX: usize = 2 << 30;

@@ -2,15 +2,16 @@
 
 use std::sync::atomic::Ordering;
 
-use super::segment::{checked, derived_mac};
-use super::{End, Log};
+use super::segment::{Index, NO_KEY, checked, derived_mac};
+use super::{End, Log, Segment};
 use crate::format::{Checked, Damage, GroupHeader, Hash, SegmentHeader, ensure, u16_at, u32_at, u64_at};
+use crate::index::Lookup;
 use crate::keys::{Key, TAG};
 use crate::system::{Declaration, System};
 use crate::tree::Tree;
 
 const MAGIC: &[u8; 8] = b"KIMBCKP1";
-const FIXED: usize = 200;
+const FIXED: usize = 232;
 
 /// Where a replay goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,8 +23,9 @@ pub struct Resume {
     /// Of the segment: another one means that places have changed.
     pub salt: Hash,
     pub group: u64,
-    /// Length of the file of producer entries.
+    /// Length of the file of producers, and the MAC of its last piece.
     pub producers: u64,
+    pub last_piece: Hash,
     /// Hashes in the file of tree hashes.
     pub hashes: u64,
 }
@@ -53,6 +55,7 @@ impl Log {
         out.extend((tree.peaks().len() as u64).to_le_bytes());
         out.extend(tail.last_place.to_le_bytes());
         out.extend(tail.last_chain);
+        out.extend(*self.last_piece.lock().unwrap());
         debug_assert_eq!(out.len(), FIXED);
         tree.peaks().iter().for_each(|peak| out.extend(peak));
         for info in streams.info.iter().skip(1).take(declared) {
@@ -65,8 +68,12 @@ impl Log {
         out
     }
 
-    /// Where a checkpoint leaves off, if its MAC is right and it is this database's.
+    /// Where a checkpoint leaves off, if its MAC is right and it is this database's. Without the receipt key none is:
+    /// anybody knows the key that stands for it.
     pub fn resume(&self, bytes: &[u8]) -> Option<Resume> {
+        if self.keys.receipt == NO_KEY {
+            return None;
+        }
         let bytes = checked(&self.keys.receipt, bytes)?;
         if bytes.len() < FIXED || bytes[..8] != *MAGIC || bytes[8..24] != self.database.id {
             return None;
@@ -82,6 +89,7 @@ impl Log {
             salt: bytes[104..136].try_into().unwrap(),
             group,
             producers: u64_at(bytes, 136),
+            last_piece: bytes[200..232].try_into().unwrap(),
             hashes: crate::tree::stored(position),
         })
     }
@@ -141,12 +149,29 @@ impl Log {
         if header.salt != resume.salt {
             return false;
         }
+        let sealer = &tail.sealer;
         if resume.last_place == 0 {
-            return header.chain() == tail.sealer.chain;
+            let first = (header.first_group, header.first_position);
+            return header.chain() == sealer.chain && first == (sealer.group, sealer.position);
         }
         let Ok(found) = GroupHeader::decode(group, &resume.salt, resume.last_place) else { return false };
         let tag = if self.database.tagged { TAG } else { 0 };
         let chain = (found.length as usize).checked_sub(32 + tag).and_then(|at| group.get(at..at + 32));
-        found.number == resume.group && chain == Some(&tail.last_chain)
+        let end = found.first_position + found.records as u64;
+        let state = (found.number + 1, end, found.timestamp, found.incarnation);
+        let said = (sealer.group, sealer.position, sealer.timestamp, sealer.incarnation);
+        found.number == resume.group
+            && state == said
+            && chain == Some(&tail.last_chain)
+            && sealer.chain == tail.last_chain
+    }
+
+    /// Whether the segment that the checkpoint ends in, whose index is made up to there, ends as the checkpoint says.
+    pub fn reaches(&self, segment: &Segment) -> bool {
+        let Index::Active(index) = &*segment.index() else { return false };
+        let streams = self.streams.read().unwrap();
+        let length = |stream: u32| streams.info.get(stream as usize).map(|info| info.durable);
+        let end = self.tail.lock().unwrap().position;
+        index.next_position() == end && index.ends().iter().all(|&(stream, end)| length(stream) == Some(end))
     }
 }

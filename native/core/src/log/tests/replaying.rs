@@ -89,7 +89,7 @@ fn restored(world: &World, cut: usize) -> Log {
     assert_eq!((resume.segment, resume.place), (cut.segment as u64, cut.place));
     assert_eq!((resume.group, resume.salt), (cut.state.end.group, world.header(cut.segment).salt));
     assert_eq!(resume.last_place, cut.state.tail.1);
-    log.load_producers(&world.entries[..resume.producers as usize]).unwrap();
+    assert!(log.load_producers(&world.entries[..resume.producers as usize], &resume.last_piece));
     log.restore(&cut.snapshot, &mut keys).unwrap();
     log.set_hashes(Some(world.hashes.clone()));
     for number in 0..cut.segment {
