@@ -12,8 +12,9 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from datetime import datetime
+from operator import length_hint
 from typing import Any, Literal, Self, TypeVar
 
 from kimberlite import api
@@ -31,47 +32,63 @@ __all__ = ["NEW", "Database", "open"]
 
 
 class Iteration(Iterator[Record]):
-    """A blocking iterator over an asynchronous one, a batch at a time. `close` ends it."""
+    """A blocking iterator over an asynchronous one, a batch at a time. `close` ends it.
+
+    A wait for more that is interrupted loses nothing, and threads that share an iterator share its records out.
+    """
 
     def __init__(self, database: Database, source: Reader | Tail) -> None:
         self._database, self._source, self._batches = database, source, source.batches()
-        self._batch: list[Record] = []
-        self._next = 0
+        #: What is at hand. Of an iterator over a list each record, and the rest, is taken in one step by one thread.
+        self._records: Iterator[Record] = iter([])
+        #: Held on the loop by whoever gets the next batch.
+        self._turn = asyncio.Lock()
 
     def __next__(self) -> Record:
-        while self._next >= len(self._batch):
-            self._batch = self._more()
-            self._next = 0
-        record = self._batch[self._next]
-        self._next += 1
+        while (record := next(self._records, None)) is None:
+            self._wait()
         return record
 
-    def _more(self) -> list[Record]:
+    def _wait(self) -> None:
+        """Returns when there may be more at hand."""
         try:
-            return self._database._call(anext_of(self._batches))
+            self._database._call(self._fill())
         except StopAsyncIteration:
             raise StopIteration from None
 
-    def batches(self) -> Iterator[list[Record]]:
+    async def _fill(self) -> None:
+        # What comes is at hand for all, though whoever asked for it may have been interrupted.
+        async with self._turn:
+            if not length_hint(self._records):
+                self._records = iter(await anext(self._batches))
+
+    def batches(self) -> Batches:
         """The records as lists, for speed."""
-        while True:
-            try:
-                yield self._more()
-            except StopIteration:
-                return
+        return Batches(self)
 
     def close(self) -> None:
-        self._batch = []
+        self._records = iter([])
         self._database._call(self._source.aclose())
+
+
+class Batches(Iterator[list[Record]]):
+    """A blocking iterator over lists of records."""
+
+    def __init__(self, iteration: Iteration) -> None:
+        self._iteration = iteration
+
+    def __next__(self) -> list[Record]:
+        while not (batch := list(self._iteration._records)):
+            self._iteration._wait()
+        return batch
+
+    def close(self) -> None:
+        self._iteration.close()
 
 
 def at_hand(records: Records) -> Records:
     """What is made as it is read, perhaps from this very database, is made before the call is handed over."""
     return list(records) if isinstance(records, Iterator) else records
-
-
-async def anext_of(batches: AsyncIterator[list[Record]]) -> list[Record]:
-    return await anext(batches)
 
 
 class Database:

@@ -159,6 +159,84 @@ def test_a_read_may_be_left_and_closed_halfway(db: Database) -> None:
     assert db.append("s", b"x").durable
 
 
+@pytest.fixture
+def restless() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("restless")
+@pytest.mark.parametrize("live", [False, True], ids=["read", "tail"])
+@pytest.mark.parametrize("batches", [False, True], ids=["records", "batches"])
+def test_threads_that_share_an_iterator_share_its_records_out(db: Database, live: bool, batches: bool) -> None:
+    shared = db.tail("s", start=0) if live else db.read("s")
+    found: list[list[int]] = [[] for _ in range(5)]
+
+    def work(mine: list[int]) -> None:
+        if batches:
+            for batch in shared.batches():
+                mine.extend(record.offset for record in batch)
+        else:
+            mine.extend(record.offset for record in shared)
+
+    def fill() -> None:
+        for i in range(20):
+            db.append("s", [bytes(100)] * (3_000 if i % 2 else 1))
+
+    if not live:
+        fill()
+    with ThreadPoolExecutor(len(found)) as pool:
+        workers = [pool.submit(work, mine) for mine in found]
+        if live:
+            fill()
+            until = time.monotonic() + PATIENCE
+            while sum(map(len, found)) < 30_010 and time.monotonic() < until:
+                time.sleep(0.01)
+            soon(shared.close)
+        for worker in workers:
+            worker.result(PATIENCE)
+    assert sorted(offset for mine in found for offset in mine) == list(range(30_010))
+    assert all(mine == sorted(mine) for mine in found)
+
+
+def test_a_record_of_a_batch_costs_no_turn_of_the_loop(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    db.append("s", [b"x"] * 1_000)
+    calls: list[Any] = []
+    call: Any = db._call
+
+    def counted(coroutine: Any) -> Any:
+        calls.append(coroutine)
+        return call(coroutine)
+
+    monkeypatch.setattr(db, "_call", counted)
+    assert len(list(db.read("s"))) == 1_000
+    assert len(calls) == 2
+
+
+def test_what_is_left_of_a_batch_is_a_batch(db: Database) -> None:
+    db.append("s", [b"0", b"1", b"2"])
+    reading = db.read("s")
+    assert next(reading).payload == b"0"
+    assert [[r.payload for r in batch] for batch in reading.batches()] == [[b"1", b"2"]]
+
+
+def test_a_wait_that_was_interrupted_loses_nothing(db: Database) -> None:
+    tail = db.tail("s")
+    main = threading.main_thread().ident
+    assert main is not None
+    for i in range(3):
+        interrupt = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
+        interrupt.start()
+        with pytest.raises(KeyboardInterrupt):
+            next(tail)
+        interrupt.join()
+        db.append("s", b"%d" % i)
+        assert soon(lambda: next(tail)).payload == b"%d" % i
+
+
 def test_a_close_wakes_whoever_waits(tmp_path: Path) -> None:
     db = kimberlite.sync.open(tmp_path / "db", backend="threads")
     tail = db.tail("s")
