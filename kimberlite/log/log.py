@@ -256,7 +256,10 @@ class Log:
         return found
 
     def tail(self, stream: str | None = None, *, start: int | datetime | None = None, system: bool = False) -> Tail:
-        """A live iterator: what is durable, from the end as of this call unless `start` says otherwise."""
+        """A live iterator: what is durable, from the end as of this call unless `start` says otherwise.
+
+        `start` may be an offset, a position or a time that is to come: nothing before it is shown.
+        """
         self._check()
         if stream is not None:
             checked_name(stream)

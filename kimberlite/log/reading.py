@@ -160,16 +160,15 @@ class Tail(Records):
     def __init__(self, log: Log, stream: str | None, start: int | datetime | None, *, system: bool) -> None:
         super().__init__()
         self._log, self._stream, self._system = log, stream, system
-        self._at: int | None
+        #: A place, or a time as long as there is no record of it or later: log time never goes back.
+        self._at: int | datetime
         if start is not None:
-            self._at = None
-            self._start = start
+            self._at = start
+        elif stream is None:
+            self._at = log._native.durable
         else:
-            number = None if stream is None else log._native.stream(stream)
-            if stream is None:
-                self._at = log._native.durable
-            else:
-                self._at = 0 if number is None else log._native.length(number)
+            number = log._native.stream(stream)
+            self._at = 0 if number is None else log._native.length(number)
 
     async def aclose(self) -> None:
         await super().aclose()
@@ -182,11 +181,10 @@ class Tail(Records):
             self._log._check()
             number = None if self._stream is None else native.stream(self._stream)
             if self._stream is None or number is not None:
-                if self._at is None:
-                    self._at = self._log._resolve(self._start, number)
+                start = self._log._resolve(self._at, number)
                 end = native.durable if number is None else native.length(number)
-                if self._at < end:
-                    records, self._at = await self._read(number, self._at, end)
+                if start < end:
+                    records, self._at = await self._read(number, start, end)
                     if records:
                         return records
                     continue

@@ -367,6 +367,28 @@ async def test_a_tail_of_an_unknown_stream_waits_for_its_first_record(machine: M
         assert [(await task).payload for task in waiting] == [b"first"] * 3
 
 
+async def test_a_tail_from_a_time_that_is_to_come_shows_nothing_before_it(either: Machine) -> None:
+    async with either.open() as db, either.open(read_only=True) as reader:
+        await db.append("a", b"old")
+        tails = [log.tail(stream, start=at(10)) for log in (db, reader) for stream in (None, "a", "later")]
+        waiting = [asyncio.ensure_future(anext(tail)) for tail in tails]
+        either.now += 5 * SECOND
+        for stream in ("a", "later"):
+            await db.append(stream, b"before")
+        await asyncio.sleep(0.15)
+        assert not any(task.done() for task in waiting)
+        either.now += 5 * SECOND
+        for stream in ("later", "a"):
+            await db.append(stream, b"at")
+        found = [await asyncio.wait_for(task, 5) for task in waiting]
+        assert [(r.stream, r.payload) for r in found] == [("later", b"at"), ("a", b"at"), ("later", b"at")] * 2
+        # A clock that is set back takes the log's time nowhere.
+        either.now -= 8 * SECOND
+        await db.append_many({"a": b"after", "later": b"after"})
+        rest = [(await asyncio.wait_for(anext(tail), 5)).payload for tail in tails]
+        assert rest == [b"at", b"after", b"after"] * 2
+
+
 async def test_a_tail_shows_nothing_that_is_not_durable(machine: Machine) -> None:
     async with machine.open(idle=1) as db:
         waiting = asyncio.ensure_future(anext(db.tail("s")))
