@@ -37,15 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form.add_argument("--jsonl", action="store_true", help="every line is a JSON object with a payload")
     form.add_argument("--whole", action="store_true", help="the whole input is one record")
     parser.add_argument("--sync", choices=POLICIES, help="who waits for which sync; group by default")
-    parser.add_argument("--expect", metavar="N", type=int, help="the offset that the first record must get")
-    parser.add_argument("--producer", metavar="ID:SEQ", help="make a repeated call return the first one's receipt")
+    parser.add_argument(
+        "--expect", metavar="N", type=forms.parse_number, help="the offset that the first record must get"
+    )
+    parser.add_argument(
+        "--producer", metavar="ID:SEQ", type=parse_producer, help="make a repeated call return the first one's receipt"
+    )
     add_key_file(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     path = directory(arguments.target)
-    producer = None if arguments.producer is None else parse_producer(arguments.producer)
-    together = arguments.expect is not None or producer is not None
+    expect, producer = arguments.expect, arguments.producer
+    together = expect is not None or producer is not None
     appended = False
     with open_input(arguments.file) as source, Progress("append") as progress:
         total = os.fstat(source.fileno()).st_size if arguments.file is not None else 0
@@ -53,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         with sync.open(path, key_file=arguments.key_file) as database:
             for batch in batches:
                 receipt = database.append(
-                    arguments.stream, batch, expect=arguments.expect, producer=producer, sync=arguments.sync
+                    arguments.stream, batch, expect=expect, producer=producer, sync=arguments.sync
                 )
                 say(forms.line(forms.receipt_form(receipt)))
                 appended = True
@@ -76,9 +80,9 @@ def open_input(file: str | None) -> Any:
 
 def parse_producer(text: str) -> tuple[str, int]:
     name, colon, sequence = text.rpartition(":")
-    if not colon or not name or not (sequence.isascii() and sequence.isdigit()):
-        raise Invalid("--producer is ID:SEQ, an id and a sequence that counts from 0")
-    return name, int(sequence)
+    if not colon or not name:
+        raise argparse.ArgumentTypeError("this is not ID:SEQ, an id and a sequence that counts from 0")
+    return name, forms.parse_number(sequence)
 
 
 def read_batches(source: BinaryIO, arguments: argparse.Namespace, *, together: bool) -> Iterator[Batch]:

@@ -1,13 +1,15 @@
-"""Records and receipts as JSON, and back.
+"""Records and receipts as JSON, and back; numbers as arguments.
 
 Bytes are a string if they are UTF-8, else `{"base64": "…"}`; hashes are hex; times are ns since 1970, UTC.
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import binascii
 import json
+import reprlib
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,12 +20,22 @@ from kimberlite.records import Receipt, Record
 GIVEN_BY_LOG: Final = frozenset({"stream", "offset", "position", "timestamp"})
 TAKEN: Final = frozenset({"payload", "key", "headers", "event_time"})
 HASHES: Final = ("root", "chain", "mac")
+#: Digits of a number below 2^63. Python itself refuses to look at one of thousands.
+DIGITS: Final = 19
 
 
 def line(value: object, *, escape: bool = False) -> bytes:
     """One JSON value as a line. A lone surrogate of a file's name becomes its JSON escape; and for a terminal, which
     might obey it, whatever is not ASCII."""
     return json.dumps(value, ensure_ascii=escape, separators=(",", ":")).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def parse_number(text: str) -> int:
+    """An offset, a position, a sequence or a count."""
+    digits = text.lstrip("0") or text[:1]
+    if not (text.isascii() and text.isdigit()) or len(digits) > DIGITS or int(digits) >= 1 << 63:
+        raise argparse.ArgumentTypeError(f"{reprlib.repr(text)} is not a number from 0 to 2^63 - 1")
+    return int(digits)
 
 
 def bytes_form(data: bytes) -> str | dict[str, str]:

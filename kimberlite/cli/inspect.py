@@ -39,7 +39,7 @@ Line = dict[str, Any]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="DIR", help="the database's directory")
-    parser.add_argument("--segment", metavar="N", type=int, help="this segment only")
+    parser.add_argument("--segment", metavar="N", type=forms.parse_number, help="this segment only")
 
 
 def run(arguments: argparse.Namespace) -> int:

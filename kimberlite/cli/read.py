@@ -12,30 +12,28 @@ from datetime import datetime
 from kimberlite.cli import forms
 from kimberlite.cli.target import add_key_file, add_target, open_reader
 from kimberlite.cli.terminal import harmless, say
-from kimberlite.errors import Invalid
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target(parser)
     parser.add_argument("stream", metavar="STREAM", nargs="?")
     bound = "an offset with a STREAM, a position without, or a time such as 2026-01-31T12:00:00Z"
-    parser.add_argument("--start", metavar="AT", help=f"the first record: {bound}")
-    parser.add_argument("--until", metavar="AT", help="where to stop, exclusive: the same")
-    parser.add_argument("--limit", metavar="N", type=int, help="no more than N records")
+    parser.add_argument("--start", metavar="AT", type=parse_bound, help=f"the first record: {bound}")
+    parser.add_argument("--until", metavar="AT", type=parse_bound, help="where to stop, exclusive: the same")
+    parser.add_argument("--limit", metavar="N", type=forms.parse_number, help="no more than N records")
     parser.add_argument("--reverse", action="store_true", help="start at the end")
     parser.add_argument("--system", action="store_true", help="the log's own records too")
     add_key_file(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    start, until = parse_bound(arguments.start), parse_bound(arguments.until)
     shown = sys.stdout.isatty()
     escape = harmless if shown else bytes
     with open_reader(arguments) as database:
         found = database.read(
             arguments.stream,
-            start=start,
-            until=until,
+            start=arguments.start,
+            until=arguments.until,
             limit=arguments.limit,
             reverse=arguments.reverse,
             system=arguments.system,
@@ -48,12 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def parse_bound(text: str | None) -> int | datetime | None:
-    if text is None:
-        return None
+def parse_bound(text: str) -> int | datetime:
     if text.isascii() and text.isdigit():
-        return int(text)
+        return forms.parse_number(text)
     try:
         return datetime.fromisoformat(text)
     except ValueError:
-        raise Invalid(f"{text!r} is neither a number nor a time") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor a time") from None

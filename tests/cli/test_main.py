@@ -24,6 +24,36 @@ def test_a_call_that_cannot_be_parsed_exits_with_64(call: Call, arguments: list[
     assert outcome.err.count(b"\n") == 1
 
 
+@pytest.mark.parametrize("number", ["9" * 5_000, str(1 << 63), "-1", "1_0", "\u0663", ""], ids=lambda text: text[:20])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["read", "s", "--start={}"],
+        ["read", "--until={}"],
+        ["read", "--limit={}"],
+        ["append", "s", "--expect={}"],
+        ["append", "s", "--producer=x:{}"],
+        ["inspect", "--segment={}"],
+    ],
+    ids=lambda arguments: str(arguments[-1]),
+)
+def test_what_is_no_number_below_2_to_the_63_is_invalid(
+    path: Path, call: Call, arguments: list[str], number: str
+) -> None:
+    name, *rest, last = arguments
+    outcome = call(name, path, *rest, last.format(number))
+    assert (outcome.status, outcome.out) == (64, b"")
+    assert outcome.err.startswith(b"kimberlite: INVALID: argument --")
+    assert (outcome.err.count(b"\n"), len(outcome.err) < 200) == (1, True)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("number", ["0" * 5_000, str((1 << 63) - 1)], ids=["zeros", "largest"])
+def test_every_number_below_2_to_the_63_is_taken(ledger: Path, call: Call, number: str) -> None:
+    assert call("read", ledger, "a", "--start=0", f"--limit={number}").status == 0
+    assert call("read", ledger, "a", f"--start={number}").status == 0
+
+
 def test_with_json_an_error_is_an_object(call: Call) -> None:
     error = json.loads(call("read", "--json").err)
     assert (error["code"], error["exit_code"]) == ("INVALID", 64)
