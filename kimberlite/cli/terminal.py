@@ -30,17 +30,21 @@ def table(rows: dict[str, Any]) -> str:
 
 def harmless(data: bytes) -> bytes:
     """For a terminal: control characters of a payload are shown and not obeyed."""
-    text = data.decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in text).encode()
+    return escaped(data.decode("utf-8", "backslashreplace")).encode()
+
+
+def escaped(text: str) -> str:
+    return "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in text)
 
 
 def complain(error: KimberliteError, *, as_json: bool) -> None:
-    if as_json:
-        text = forms.line(error_form(error))
-    else:
-        text = f"kimberlite: {error.code}: {' '.join(str(error).split())}\n".encode("utf-8", "backslashreplace")
     if sys.stderr is None:
         return
+    if as_json:
+        text = forms.line(error_form(error), escape=sys.stderr.isatty())
+    else:
+        # It may cite a name that somebody else has put into the directory.
+        text = f"kimberlite: {error.code}: {escaped(' '.join(str(error).split()))}\n".encode()
     clear()
     sys.stderr.buffer.write(text)
     sys.stderr.buffer.flush()

@@ -59,6 +59,44 @@ def test_with_json_an_error_is_an_object(call: Call) -> None:
     assert (error["code"], error["exit_code"]) == ("INVALID", 64)
 
 
+HOSTILE = "caf\u00e9 \x1b]0;owned\x07\x1b[31m\x7f\u009b2J\u202e"
+
+
+@pytest.mark.parametrize("name", ["info", "verify", "append"])
+def test_an_error_shows_control_characters_of_a_name_and_does_not_send_them(
+    ledger: Path, call: Call, name: str
+) -> None:
+    more = ["s", "--file", os.devnull] if name == "append" else []
+    (ledger / "segments" / HOSTILE).touch()
+    outcome = call(name, ledger, *more)
+    assert outcome.status != 0
+    assert outcome.err.decode().rstrip("\n").isprintable()
+    assert "caf\u00e9 \\x1b]0;owned\\x07\\x1b[31m\\x7f\\x9b2J\\u202e" in outcome.err.decode()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["info", HOSTILE], ["append", "t", "s", "--file", HOSTILE], ["read", "t", "--start", HOSTILE], [HOSTILE]],
+)
+def test_an_error_shows_control_characters_of_an_argument_and_does_not_send_them(
+    call: Call, arguments: list[str]
+) -> None:
+    assert call(*arguments).err.decode().rstrip("\n").isprintable()
+
+
+def test_json_of_an_error_on_a_terminal_is_ascii(path: Path) -> None:
+    parent, child = pty.openpty()
+    done = subprocess.run(
+        command("info", path / HOSTILE, "--json"), stderr=child, timeout=60, check=False, env=environment()
+    )
+    shown = os.read(parent, 4096).replace(b"\r\x1b[K", b"")
+    os.close(parent)
+    os.close(child)
+    assert done.returncode == 64
+    assert shown.decode("ascii").rstrip().isprintable()
+    assert HOSTILE in json.loads(shown)["message"]
+
+
 @pytest.mark.parametrize("name", ["append", "read", "info", "verify", "inspect"])
 def test_a_url_is_refused_for_want_of_a_daemon(call: Call, name: str) -> None:
     stream = ["s"] if name == "append" else []
