@@ -105,6 +105,10 @@ class Committer:
         """Whether an append has to wait for its `turn` before it may `enter`."""
         return bool(self._turns) or self._pool.bytes >= self.options.pool_bytes
 
+    def fits(self, request: _native.Request) -> bool:
+        """Whether any segment takes it."""
+        return OVERHEAD + request.bound <= self.tail.most
+
     def enter(self, request: _native.Request) -> None:
         """Puts an append behind those in the pool. Its future is answered when it is as durable as it wants to be."""
         self.check()

@@ -6,12 +6,15 @@ import asyncio
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
+from itertools import islice
 from typing import Any, Final
 
 from kimberlite import _native
-from kimberlite.errors import Closed, Conflict, Invalid
+from kimberlite.errors import Closed, Conflict, Invalid, LimitExceeded, NoSpace, Unavailable, UnknownOutcome
 from kimberlite.log.committer import Committer, Part
 from kimberlite.log.options import (
+    LARGEST_BATCH,
+    LARGEST_BATCH_BYTES,
     LONGEST_NAME,
     LONGEST_PRODUCER,
     POLICIES,
@@ -85,6 +88,8 @@ class Log:
 
         `expect` is the offset the first record must get, or CONFLICT. With `producer` (an id and a
         sequence that counts from 0 in this stream) a repeated call returns the first one's receipt.
+        With sync="record" the records are appends of their own, in order: an error withdraws none of
+        those before it, and says how many they are. Limits are looked at before any is appended.
         Cancelling abandons only the wait.
         """
         policy = self._policy(sync)
@@ -103,13 +108,10 @@ class Log:
                 # The future's error leads to this frame and through the request back to it, and no collector sees that.
                 del request
                 return await future
-        if policy == "record" and isinstance(records, Iterator):
-            # It is read twice: as a batch for the limits, and one by one.
-            records = list(records)
-        batch = _native.encode(records)
-        if policy == "record" and len(batch) > 1:
-            return await self._append_each(stream, records, expect, producer)
-        return (await self._append({stream: batch}, {stream: expect}, producer, policy))[0]
+        singles = encode_each(records) if policy == "record" else [_native.encode(records)]
+        if len(singles) > 1:
+            return await self._append_each(stream, singles, expect, producer)
+        return (await self._append({stream: singles[0]}, {stream: expect}, producer, policy))[0]
 
     async def append_many(
         self,
@@ -168,30 +170,40 @@ class Log:
         return await committer.append(parts, policy, named, several)
 
     async def _append_each(
-        self, stream: str, records: Records, expect: int | None, producer: Producer | None
+        self, stream: str, singles: list[_native.Batch], expect: int | None, producer: Producer | None
     ) -> Receipt:
         """A batch and a sync for every record, in a row; the receipt is that of the last, for all."""
         if expect is not None or producer is not None:
             raise Invalid("sync='record' makes a batch of every record: expect and producer need one batch")
-        assert not isinstance(records, (bytes, Record))
-        singles = [_native.encode(record) for record in records]
         committer, streams = self._writer()
         if self._number(stream) is None or stream in streams.entering:
             await streams.create([checked_name(stream)])
         if committer.crowded:
             await committer.turn()
-        number = streams.number(stream)
-        futures: list[asyncio.Future[Receipt]] = [self._loop.create_future() for _ in singles]
-        for single, future in zip(singles, futures, strict=True):
-            committer.enter(
-                _native.Request([(stream, number, single, None)], "record", None, False, future, self._quantum)
-            )
-        receipts = await asyncio.gather(*futures)
+        futures = self._enter_each(committer, stream, streams.number(stream), singles)
+        receipts = every_receipt(await asyncio.gather(*futures, return_exceptions=True))
         first, last = receipts[0], receipts[-1]
         receipt = last._replace(first_offset=first.first_offset, first_position=first.first_position)
         mac = self._native.receipt_mac(receipt[:12])
         assert mac is not None, "the stream has records"
         return receipt._replace(mac=mac)
+
+    def _enter_each(
+        self, committer: Committer, stream: str, number: int, singles: list[_native.Batch]
+    ) -> list[asyncio.Future[Receipt]]:
+        """All of them, or none if one is beyond a limit."""
+        futures: list[asyncio.Future[Receipt]] = [self._loop.create_future() for _ in singles]
+        requests = [
+            _native.Request([(stream, number, single, None)], "record", None, False, future, self._quantum)
+            for single, future in zip(singles, futures, strict=True)
+        ]
+        if sum(request.size for request in requests) > LARGEST_BATCH_BYTES:
+            raise LimitExceeded(f"an append has at most {LARGEST_BATCH_BYTES} bytes")
+        if not all(committer.fits(request) for request in requests):
+            raise LimitExceeded("one of the records does not fit in a segment")
+        for request in requests:
+            committer.enter(request)
+        return futures
 
     def _number(self, stream: object) -> int | None:
         """The number of a stream that is there."""
@@ -378,6 +390,28 @@ class Log:
 
 def gone() -> Any:
     raise Closed("the database is closed")
+
+
+def encode_each(records: Records) -> list[_native.Batch]:
+    """A batch of every record. Each is read once: it may come from an iterator, and its headers too."""
+    if isinstance(records, bytes | Record | str | Mapping | set) or not isinstance(records, Iterable):
+        # One record, or what is refused as no sequence of them.
+        return [_native.encode(records)]
+    singles = [_native.encode([record]) for record in islice(records, LARGEST_BATCH + 1)]
+    if len(singles) > LARGEST_BATCH:
+        raise LimitExceeded(f"an append has at most {LARGEST_BATCH} records")
+    return singles or [_native.encode([])]
+
+
+def every_receipt(answers: list[Receipt | BaseException]) -> list[Receipt]:
+    """The receipts of appends in a row; or the first error, with how many are appended before it."""
+    for i, error in enumerate(answers):
+        if i and isinstance(error, NoSpace | Unavailable | UnknownOutcome | Closed):
+            before = f"this is record {i + 1} of {len(answers)}, and those before it are appended"
+            raise type(error)(f"{error}; {before}") from error
+        if isinstance(error, BaseException):
+            raise error
+    return [answer for answer in answers if isinstance(answer, Receipt)]
 
 
 def checked_name(name: object) -> str:

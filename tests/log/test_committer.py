@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
 
-from kimberlite import Closed, Log, NoSpace, Receipt, UnknownOutcome
+from kimberlite import Closed, LimitExceeded, Log, NoSpace, Receipt, Record, UnknownOutcome
 from kimberlite.log.committer import Committer
 from kimberlite.log.creation import read_small
 from kimberlite.log.identity import Identity
@@ -55,6 +55,59 @@ async def test_group_shares_groups_batch_and_record_do_not(machine: Machine) -> 
     assert len({receipt.group for receipt in alone}) == 5
     assert info["group"] == alone[-1].group + 5
     assert (single.first_offset, single.last_offset) == (alone[-1].last_offset + 1, alone[-1].last_offset + 5)
+
+
+class Moving:
+    """A sequence that is another one each time that it is read."""
+
+    def __init__(self) -> None:
+        self.read = 0
+
+    def __iter__(self) -> Iterator[bytes | Record]:
+        self.read += 1
+        return iter([Record(b"%d" % self.read, headers=iter([("a", b"1")])), b"last"])
+
+
+async def test_records_with_a_sync_each_are_read_once(machine: Machine) -> None:
+    async with machine.open() as db:
+        await db.append("s", Moving(), sync="record")
+        assert [(r.payload, r.headers) async for r in db.read("s")] == [(b"1", (("a", b"1"),)), (b"last", ())]
+
+
+@pytest.mark.parametrize("records", [[b"a", b"b", bytes(100_000), b"c"], [b""] * 65_537, [bytes(9_000)] * 2_000])
+async def test_records_with_a_sync_each_of_which_one_is_beyond_a_limit_are_all_refused(
+    either: Machine, records: list[bytes]
+) -> None:
+    async with either.open(segment_bytes=64 * 1024) as db:
+        with pytest.raises(LimitExceeded):
+            await db.append("s", records, sync="record")
+        await db.append("t", b"x")
+        assert [stream.name for stream in db.streams()] == ["t"]
+
+
+async def test_records_with_a_sync_each_stay_appended_before_one_that_finds_no_room(machine: Machine) -> None:
+    async with machine.open(segment_bytes=64 * 1024) as db:
+        machine.fault = failing("open", "prepare/", errno.ENOSPC)
+        with pytest.raises(NoSpace, match="this is record 4 of 6, and those before it are appended"):
+            await db.append("s", [bytes(15_000)] * 6, sync="record")
+        machine.fault = None
+        assert (await db.append("s", b"room")).first_offset == 3
+    machine.verify()
+
+
+async def test_records_with_a_sync_each_stay_appended_before_one_whose_write_fails(machine: Machine) -> None:
+    db = await machine.open(depth=1)
+    await db.append("s", b"0")
+    writes = iter([None, None, OSError(errno.EIO, "broken")])
+    machine.fault = lambda verb, name, *_: next(writes, None) if (verb, name[:9]) == ("submit", "segments/") else None
+    with pytest.raises(UnknownOutcome, match="this is record 3 of 5, and those before it are appended"):
+        await db.append("s", [b"1", b"2", b"3", b"4", b"5"], sync="record")
+    with pytest.raises(UnknownOutcome):
+        await db.close()
+    machine.fault = None
+    machine.kill()
+    async with machine.open() as db:
+        assert (await payloads(db.read("s")))[:3] == [b"0", b"1", b"2"]
 
 
 async def test_the_policy_of_the_handle_holds_where_an_append_names_none(machine: Machine) -> None:
