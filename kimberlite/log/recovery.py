@@ -7,7 +7,7 @@ nothing locked and nothing written, and judges only up to the watermark it took 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -44,9 +44,9 @@ class Keys:
 
     identity: Identity
     vault: Vault | None
-    receipt: bytes
+    receipt: bytes = field(repr=False)
     #: None without a master key; then a tagged database is only read.
-    group: bytes | None
+    group: bytes | None = field(repr=False)
     #: Reads the vault again, for a reader: the writer beside it adds keys.
     reload: Callable[[], Vault] | None = None
 

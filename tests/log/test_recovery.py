@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
 
 from kimberlite import Busy, Corrupt, Invalid, KimberliteError, Log, Misconfigured, RolledBack
+from kimberlite.crypto.master import load_master
 from kimberlite.log.names import CHECKPOINT, IDENTITY, MARKS, segment_name
+from kimberlite.log.recovery import load_identity, load_keys
 from kimberlite.storage.backend import BLOCK
 from tests.log.simulated import Machine, payloads, until
 
@@ -228,6 +231,17 @@ async def test_files_that_a_database_cannot_be_without_are_missed(machine: Machi
         assert damaged.value.file == name
     with pytest.raises(Invalid):
         machine.verify()
+
+
+async def test_what_is_shown_of_keys_does_not_tell_them(either: Machine) -> None:
+    async with either.open() as db:
+        await db.append("s", b"x")
+    backend = either.backend()
+    identity = load_identity(backend)
+    assert identity is not None
+    keys = load_keys(backend, identity, load_master(either.key), os.urandom, read_only=True)
+    for key in (keys.receipt, keys.group):
+        assert key is None or repr(key) not in repr(keys)
 
 
 async def test_a_header_that_a_crash_tore_is_an_empty_segment(either: Machine) -> None:
