@@ -90,7 +90,8 @@ class Log:
         sequence that counts from 0 in this stream) a repeated call returns the first one's receipt.
         With sync="record" the records are appends of their own, in order: an error withdraws none of
         those before it, and says how many they are. Limits are looked at before any is appended.
-        Cancelling abandons only the wait.
+        Cancelled while it waits for room in the pool or for its new stream, nothing is appended; after
+        that only the wait is abandoned, and it is appended or not.
         """
         policy = self._policy(sync)
         if producer is None and expect is None and type(stream) is str and policy != "record":
@@ -121,7 +122,10 @@ class Log:
         producer: Producer | None = None,
         sync: Sync | None = None,
     ) -> dict[str, Receipt]:
-        """Appends a batch to each of several streams: all of them or none, in one group."""
+        """Appends a batch to each of several streams: all of them or none, in one group.
+
+        Cancelling does what it does to `append`.
+        """
         policy = self._policy(sync)
         if policy == "record":
             raise Invalid("append_many is one group; it cannot have a sync for every record")

@@ -238,6 +238,42 @@ async def test_cancelling_abandons_only_the_wait(machine: Machine) -> None:
         assert await payloads(db.read("s")) == [b"%d" % i for i in range(5)]
 
 
+async def test_cancelling_what_waits_for_room_withdraws_it(machine: Machine) -> None:
+    async with machine.open(pool_bytes=4_096) as db:
+        first = asyncio.ensure_future(db.append("s", bytes(5_000)))
+        waiting = [
+            asyncio.ensure_future(db.append("s", b"late")),
+            asyncio.ensure_future(db.append("s", [b"late", b"too"], sync="record")),
+            asyncio.ensure_future(db.append_many({"s": b"late", "t": b"late"})),
+        ]
+        await asyncio.sleep(0)
+        for append in waiting:
+            append.cancel()
+        await asyncio.wait(waiting)
+        assert all(append.cancelled() for append in waiting)
+        assert (await first).first_offset == 0
+        assert (await db.append("s", b"next")).first_offset == 1
+        assert [stream.name for stream in db.streams()] == ["s"]
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+async def test_cancelling_what_waits_for_the_key_of_a_stream_withdraws_it(encrypted: Machine, turns: int) -> None:
+    async with encrypted.open() as db:
+        await db.append("s", b"0")
+        waiting = [
+            asyncio.ensure_future(db.append("new", b"late")),
+            asyncio.ensure_future(db.append_many({"s": b"late", "new": b"late"})),
+        ]
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        for append in waiting:
+            append.cancel()
+        await asyncio.wait(waiting)
+        assert all(append.cancelled() for append in waiting)
+        assert (await db.append("s", b"1")).first_offset == 1
+        assert (await db.append("new", b"0")).first_offset == 0
+
+
 async def test_log_time_never_goes_back_with_the_clock(machine: Machine) -> None:
     async with machine.open() as db:
         assert (await db.append("s", b"0")).timestamp == START
