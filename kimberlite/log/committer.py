@@ -178,9 +178,12 @@ class Committer:
                 self._commit(*self._take())
 
     def _may_seal(self) -> bool:
-        if not self._flights.writing:
+        flights, depth = self._flights, self.options.depth
+        if flights.awaited >= depth:
+            return False
+        if not flights.writing:
             return True
-        return len(self._flights.writing) < self.options.depth and self._pool.bytes >= self.options.group_bytes
+        return len(flights.writing) < depth and self._pool.bytes >= self.options.group_bytes
 
     def _take(self) -> tuple[list[_native.Request], int]:
         """The requests of the next group, and its bound: what fits, of one policy."""

@@ -41,13 +41,16 @@ class Flights:
 
     * They leave only from the left, when they and all before them are synced: what has left is durable and answered.
     * A sync covers those that were written when it was submitted, and no others.
+    * At most the depth of them are awaited, and as many are being written. What is only with the kernel is there for a
+      second at most.
     """
 
     def __init__(self) -> None:
         self._all: deque[Flight] = deque()
         #: Of those, in order, the ones that are being written.
         self.writing: list[Flight] = []
-        #: And the last that somebody waits for; 0 if nobody ever did.
+        #: How many somebody waits for, and the last of those; 0 if nobody ever did.
+        self.awaited = 0
         self.wanted = 0
         #: Of those, in order, the ones whose waiters are content with the kernel, until they are answered.
         self._unanswered: deque[Flight] = deque()
@@ -67,6 +70,7 @@ class Flights:
         self._all.append(flight)
         self.writing.append(flight)
         if flight.durable:
+            self.awaited += 1
             self.wanted = flight.sealed.number
         else:
             self._unanswered.append(flight)
@@ -106,3 +110,4 @@ class Flights:
     def leaves(self, flight: Flight) -> None:
         assert self._all[0] is flight
         self._all.popleft()
+        self.awaited -= flight.durable

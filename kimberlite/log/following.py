@@ -93,18 +93,27 @@ class Follower:
         limit = max(self.loader.watermark, _native.Log.watermark(self._segment, self._place, data)[0])
         if ended:
             limit = NO_LIMIT
-        want, place = 0, self._place
-        place, stop, want, what = self.log.replay(self._segment, place, data, limit, self.keys.data_key)
+        stop, moved, what = self._replay(data, limit)
+        if stop == "bad" and not moved and self.log.sealed()[0] <= limit:
+            # A read is not one step: its front may be from before a group was written that its end says is durable.
+            stop, moved, what = self._replay(self._scan.read(self._place, PIECE), limit)
+        group, position, _ = self.log.sealed()
+        if stop == "damaged" or (stop == "bad" and not moved and group <= limit):
+            name = segment_name(self._segment.number)
+            raise Corrupt(what, file=name, place=self._place, group=group, position=position)
+        return moved
+
+    def _replay(self, data: bytes, limit: int) -> tuple[str, bool, str]:
+        """Takes the groups in these bytes: why no more, whether there were any, and what is wrong."""
+        assert self._segment is not None
+        assert self._scan is not None
+        place, stop, want, what = self.log.replay(self._segment, self._place, data, limit, self.keys.data_key)
         if stop == "more" and want > PIECE:
             data = self._scan.read(place, want)
             place, stop, want, what = self.log.replay(self._segment, place, data, limit, self.keys.data_key)
         moved = place != self._place
         self._place, self._closed = place, stop == "closed"
-        group, position, _ = self.log.sealed()
-        if stop == "damaged" or (stop == "bad" and not moved and group <= limit):
-            name = segment_name(self._segment.number)
-            raise Corrupt(what, file=name, place=place, group=group, position=position)
-        return moved
+        return stop, moved, what
 
     def _header(self, number: int) -> bytes | None:
         """None until a segment is there. The writer may be about to write it; damage shows at the next open."""

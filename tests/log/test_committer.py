@@ -6,7 +6,7 @@ import asyncio
 import errno
 from collections.abc import Callable, Iterator
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -108,6 +108,30 @@ async def test_records_with_a_sync_each_stay_appended_before_one_whose_write_fai
     machine.kill()
     async with machine.open() as db:
         assert (await payloads(db.read("s")))[:3] == [b"0", b"1", b"2"]
+
+
+@pytest.mark.parametrize("depth", [1, 3, 8])
+@pytest.mark.parametrize("policies", [("batch",), ("group",), ("os", "batch")])
+async def test_no_more_groups_are_awaited_than_the_depth(
+    either: Machine, depth: int, policies: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seal, most = Committer._seal, 0
+
+    def counted(self: Committer, *arguments: Any, **options: Any) -> Any:
+        nonlocal most
+        flight = seal(self, *arguments, **options)
+        most = max(most, sum(flight.durable for flight in self._flights))
+        return flight
+
+    monkeypatch.setattr(Committer, "_seal", counted)
+    async with either.open(depth=depth, group_bytes=1, backend=either.backend(Random(depth))) as db:
+
+        async def append(task: int) -> None:
+            for i in range(12):
+                await db.append(f"s{task % 5}", bytes(5_000), sync=policies[(task + i) % len(policies)])
+
+        await asyncio.gather(*(append(task) for task in range(20)))
+    assert most == depth
 
 
 async def test_the_policy_of_the_handle_holds_where_an_append_names_none(machine: Machine) -> None:

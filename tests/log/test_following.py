@@ -9,8 +9,13 @@ import pytest
 
 import kimberlite
 from kimberlite import Invalid, Log, RolledBack
+from kimberlite.log.following import PIECE
+from kimberlite.log.names import segment_name
+from kimberlite.storage.backend import BLOCK
+from kimberlite.storage.memory.backend import MemoryFile
 from tests.log.simulated import Machine, failing, payloads, until
 
+SEGMENT = segment_name(0)
 LOOKS = {"open", "exists", "list", "read", "size"}
 
 
@@ -157,3 +162,26 @@ async def test_many_tasks_may_read_through_one_reader_while_it_follows(tmp_path:
             assert counts
             await until(lambda: sees(reader, 751))
             assert [record.offset async for record in reader.read("s")] == list(range(751))
+
+
+async def test_a_read_that_is_not_one_step_is_no_damage(either: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, torn = MemoryFile.read, 0
+    async with either.open(idle=3600.0) as db:
+        await db.append("s", b"0")
+        before = either.disk.files()
+        await db.append("s", b"1")
+        async with either.open(read_only=True) as reader:
+            for i in range(2, 7):
+                await db.append("s", b"%d" % i, sync="batch")
+
+            def slow(self: MemoryFile, place: int, length: int) -> bytes:
+                nonlocal torn
+                data = read(self, place, length)
+                if length != PIECE or torn:
+                    return data
+                torn += 1
+                return before[SEGMENT][place : place + BLOCK].ljust(BLOCK, b"\0") + data[BLOCK:]
+
+            monkeypatch.setattr(MemoryFile, "read", slow)
+            await until(lambda: sees(reader, 6))
+    assert torn
