@@ -13,6 +13,8 @@ from kimberlite.storage.backend import BLOCK
 MAGIC: Final = b"KIMBMRK1"
 LAYOUT: Final = struct.Struct("<8s16sQIIQ32s")
 CHECK: Final = 8
+#: No log comes to so many marks: a counter from here on was made up, and leaves no room to count on.
+COUNTERS: Final = 1 << 63
 
 
 class Mark(NamedTuple):
@@ -58,6 +60,8 @@ def decode_mark(block: bytes, database_id: bytes, identity_hash: bytes) -> Mark 
     if len(block) != BLOCK or _native.blake3(block[:-CHECK], identity_hash)[:CHECK] != block[-CHECK:]:
         return None
     magic, database, counter, incarnation, flags, group, chain = LAYOUT.unpack_from(block)
-    if magic != MAGIC or database != database_id or flags > 1 or any(block[LAYOUT.size : -CHECK]):
+    if magic != MAGIC or database != database_id or any(block[LAYOUT.size : -CHECK]):
+        return None
+    if flags > 1 or counter >= COUNTERS:
         return None
     return Mark(counter, incarnation, bool(flags), group, chain)

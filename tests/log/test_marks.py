@@ -42,7 +42,7 @@ def forged(place: int, value: int) -> bytes:
 
 
 @given(
-    st.integers(0, 2**64 - 2).map(lambda counter: counter // 2 * 2),
+    st.integers(0, 2**63 - 2).map(lambda counter: counter // 2 * 2),
     st.integers(0, 2**32 - 1),
     st.booleans(),
     st.integers(0, 2**64 - 1),
@@ -95,6 +95,16 @@ def test_a_mark_in_the_place_of_the_other_is_damage() -> None:
     assert decode(block(4) + block(6)) == (mark(4), (1,))
     with pytest.raises(Corrupt):
         decode(block(5) + block(4))
+
+
+@pytest.mark.parametrize("counter", [2**63, 2**64 - 2])
+def test_a_counter_that_no_log_comes_to_is_damage(counter: int) -> None:
+    made_up = [encode_mark(mark(4)._replace(counter=each), DATABASE, IDENTITY) for each in (counter, counter + 1)]
+    assert decode(made_up[0] + block(5)) == (mark(5), (0,))
+    assert decode(block(4) + made_up[1]) == (mark(4), (1,))
+    with pytest.raises(Corrupt) as raised:
+        decode(b"".join(made_up))
+    assert (raised.value.file, raised.value.place) == ("marks", 0)
 
 
 def test_zeros_are_damage() -> None:

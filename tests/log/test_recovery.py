@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from kimberlite import Busy, Corrupt, Invalid, KimberliteError, Log, Misconfigured, RolledBack
 from kimberlite.crypto.master import load_master
+from kimberlite.log.marks import encode_mark
 from kimberlite.log.names import CHECKPOINT, IDENTITY, MARKS, segment_name
-from kimberlite.log.recovery import load_identity, load_keys
+from kimberlite.log.recovery import load_identity, load_keys, load_marks
 from kimberlite.storage.backend import BLOCK
 from tests.log.simulated import Machine, payloads, until
 
@@ -218,6 +220,44 @@ async def test_one_damaged_mark_is_noted_and_two_are_refused(either: Machine) ->
     with pytest.raises(Corrupt) as damaged:
         await either.open()
     assert damaged.value.file == MARKS
+
+
+def made_up(machine: Machine, **numbers: Any) -> Machine:
+    """With numbers in both marks that are not those of the log, and the checks made to fit."""
+    other, identity = machine.image(), load_identity(machine.backend())
+    assert identity is not None
+    newest = load_marks(other.backend(), identity).newest._replace(**numbers)
+    for counter in (newest.counter, newest.counter ^ 1):
+        block = encode_mark(newest._replace(counter=counter), identity.database_id, identity.hash)
+        other.write(MARKS, counter % 2 * BLOCK, block)
+    return other
+
+
+@pytest.mark.parametrize("name", ["counter", "group"])
+async def test_marks_with_numbers_that_no_log_comes_to_are_refused_by_everybody(either: Machine, name: str) -> None:
+    async with either.open() as db:
+        await db.append("s", b"x")
+    for number in (2**63, 2**64 - 3, 2**64 - 1):
+        harmed = made_up(either, **{name: number})
+        with pytest.raises(Corrupt) as damaged:
+            harmed.verify()
+        assert damaged.value.file is not None
+        for read_only in (True, False):
+            with pytest.raises(Corrupt):
+                await harmed.open(read_only=read_only)
+
+
+@pytest.mark.parametrize("numbers", [{"counter": 2**63 - 1}, {"counter": 2**63 - 2}, {"incarnation": 2**32 - 1}])
+async def test_marks_with_the_largest_numbers_can_be_followed_by_more(either: Machine, numbers: dict[str, int]) -> None:
+    async with either.open() as db:
+        await db.append("s", b"x")
+    full = made_up(either, **numbers)
+    assert full.verify().notes == []
+    async with full.open() as db:
+        for i in range(3):
+            await db.append("s", b"%d" % i)
+            await marks_up_to_date(db)
+        assert await payloads(db.read()) == [b"x", b"0", b"1", b"2"]
 
 
 async def test_files_that_a_database_cannot_be_without_are_missed(machine: Machine) -> None:
