@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,7 @@ from kimberlite.errors import Invalid, KeyUnavailable, Misconfigured, Unavailabl
 
 PREFIX: Final = "kimberlite-master-1 "
 CREDENTIAL: Final = "kimberlite.key"
+MISTAKEN: Final = "that is a key, not the file it is in"
 
 
 def load_master(key_file: str | os.PathLike[str] | None) -> bytes | None:
@@ -21,14 +23,14 @@ def load_master(key_file: str | os.PathLike[str] | None) -> bytes | None:
     An explicit file is alone what counts. Of the others, two that differ are refused.
     """
     if key_file is not None:
-        return read_key_file(Path(key_file))
+        return read_key_file(key_file)
     found: dict[str, bytes] = {}
     for name in ("KIMBERLITE_KEY_FILE", "KIMBERLITE_KEY"):
         if os.environ.get(name) == "":
             # A variable that was to be filled: a database made without a key could never get one.
             raise KeyUnavailable(f"{name} is empty: unset it to do without a key")
     if path := os.environ.get("KIMBERLITE_KEY_FILE"):
-        found["KIMBERLITE_KEY_FILE"] = read_key_file(Path(path))
+        found["KIMBERLITE_KEY_FILE"] = read_key_file(path)
     if text := os.environ.get("KIMBERLITE_KEY"):
         found["KIMBERLITE_KEY"] = parse_key(text, "KIMBERLITE_KEY")
     if directory := os.environ.get("CREDENTIALS_DIRECTORY"):
@@ -40,9 +42,24 @@ def load_master(key_file: str | os.PathLike[str] | None) -> bytes | None:
     return next(iter(found.values()), None)
 
 
-def read_key_file(path: Path) -> bytes:
+def read_key_file(path: str | os.PathLike[str]) -> bytes:
     """A key that only its owner can read. A symlink is followed: secrets are often mounted as one."""
-    return parse_key(read_text(path, private=True), str(path))
+    try:
+        return parse_key(read_text(Path(path), private=True), str(path))
+    except (KeyUnavailable, Misconfigured):
+        # The message has the name in it.
+        if looks_like_key(os.fspath(path)):
+            raise KeyUnavailable(MISTAKEN) from None
+        raise
+
+
+def looks_like_key(name: str) -> bool:
+    """Whether this is what is in a key file, or 32 bytes as text: it may not be shown."""
+    text = name.strip()
+    if text.startswith(PREFIX.strip()) or re.fullmatch("[0-9a-fA-F]{64}", text):
+        return True
+    # Without the `=` at its end a slash makes it a path.
+    return re.fullmatch("[A-Za-z0-9+/_-]{43}=|[A-Za-z0-9+_-]{43}", text) is not None
 
 
 def is_there(path: Path) -> bool:
@@ -94,6 +111,8 @@ def parse_key(text: str, where: str) -> bytes:
 
 def create_master(path: str | os.PathLike[str]) -> None:
     """A new key in a new file, 0400: create, write, fsync, fsync directory. What is there is never overwritten."""
+    if looks_like_key(os.fspath(path)):
+        raise Invalid(MISTAKEN)
     path = Path(path)
     text = f"{PREFIX}{base64.b64encode(os.urandom(32)).decode()}\n"
     try:

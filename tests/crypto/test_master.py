@@ -67,6 +67,48 @@ def test_what_is_no_key_is_a_missing_key(tmp_path: Path, text: str) -> None:
         load_master(tmp_path / "nowhere")
 
 
+NAMED = [
+    "kimberlite-master-1 " + base64.b64encode(b"\xff" * 32).decode(),
+    base64.b64encode(b"\xff" * 32).decode() + "\n",
+    base64.urlsafe_b64encode(b"\xfb" * 32).decode(),
+    base64.urlsafe_b64encode(b"\xfb" * 32).decode().rstrip("="),
+    bytes(range(32)).hex(),
+]
+
+
+@pytest.mark.parametrize("text", NAMED)
+def test_a_key_in_the_place_of_its_file_is_not_repeated(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("KIMBERLITE_KEY_FILE", text)
+    for key_file in (None, text):
+        with pytest.raises(KeyUnavailable) as refused:
+            load_master(key_file)
+        assert str(refused.value) == "that is a key, not the file it is in"
+
+
+@pytest.mark.parametrize("text", NAMED[1:])
+def test_a_file_that_is_named_like_a_key_can_be_used_and_is_never_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = text.replace("/", "_")
+    create_master("key")
+    os.rename("key", name)
+    assert load_master(name) is not None
+    os.chmod(name, 0o640)
+    with pytest.raises(KeyUnavailable, match="that is a key"):
+        load_master(name)
+    with pytest.raises(Invalid, match="that is a key"):
+        create_master(name)
+
+
+def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    for name in ("key", "a" * 42, "a" * 63, "kimberlite/production/secrets/of/the/master"):
+        with pytest.raises(KeyUnavailable, match=name):
+            load_master(tmp_path / name)
+        with pytest.raises(KeyUnavailable, match=name):
+            load_master(name)
+
+
 def test_the_text_of_a_key_is_one_line(tmp_path: Path) -> None:
     create_master(tmp_path / "key")
     text = (tmp_path / "key").read_text()
