@@ -14,6 +14,8 @@ from kimberlite.errors import Invalid, KeyUnavailable, Misconfigured, Unavailabl
 
 PREFIX: Final = "kimberlite-master-1 "
 CREDENTIAL: Final = "kimberlite.key"
+#: What a key file may have at most, blanks and all.
+LARGEST: Final = 4096
 MISTAKEN: Final = "that is a key, not the file it is in"
 
 
@@ -74,7 +76,7 @@ def is_there(path: Path) -> bool:
 
 
 def read_text(path: Path, *, private: bool) -> str:
-    """The start of a regular file. A credential is not private: systemd guards its directory, and may let groups in."""
+    """A small regular file. A credential is not private: systemd guards its directory, and may let groups in."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -85,11 +87,14 @@ def read_text(path: Path, *, private: bool) -> str:
             raise Misconfigured(f"key file {path} is not a regular file")
         if private:
             check_private(path, status)
-        return os.read(descriptor, 4096).decode("ascii", "replace")
+        data = os.read(descriptor, LARGEST + 1)
     except OSError as error:
         raise KeyUnavailable(f"key file {path}: {error.strerror}") from None
     finally:
         os.close(descriptor)
+    if len(data) > LARGEST:
+        raise KeyUnavailable(f"key file {path} has more in it than a key")
+    return data.decode("ascii", "replace")
 
 
 def check_private(path: Path, status: os.stat_result) -> None:

@@ -109,6 +109,17 @@ def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
             load_master(name)
 
 
+def test_a_key_file_has_nothing_behind_the_key(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text(TEXT.ljust(4096))
+    key.chmod(0o600)
+    assert load_master(key) == bytes(32)
+    for more in (" ", "x", " " * 4096 + "x"):
+        key.write_text(TEXT.ljust(4096) + more)
+        with pytest.raises(KeyUnavailable, match="more in it than a key"):
+            load_master(key)
+
+
 def test_the_text_of_a_key_is_one_line(tmp_path: Path) -> None:
     create_master(tmp_path / "key")
     text = (tmp_path / "key").read_text()
