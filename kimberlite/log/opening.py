@@ -29,7 +29,17 @@ from kimberlite.log.following import Follower
 from kimberlite.log.identity import Identity
 from kimberlite.log.log import Log
 from kimberlite.log.marks import Mark, encode_mark
-from kimberlite.log.names import MARKS, PREPARE, QUARANTINE, VAULTS, prepared_name, segment_name
+from kimberlite.log.names import (
+    CHECKPOINT,
+    IDENTITY,
+    MARKS,
+    PREPARE,
+    QUARANTINE,
+    SEGMENTS,
+    VAULTS,
+    prepared_name,
+    segment_name,
+)
 from kimberlite.log.options import Options
 from kimberlite.log.recovery import Ended, Keys, Loader, load_identity, load_keys, load_marks, new_log
 from kimberlite.log.streams import Streams
@@ -130,6 +140,25 @@ def open_log(
             raise
 
     return Opening(start)
+
+
+def find_identity(backend: Backend) -> Identity:
+    """For whoever only reads. Without a segment nothing was ever acknowledged: the database is being made, or its
+    making was cut off, and what is missing is no damage."""
+    # The segments before all else: once the first one is there, so is everything.
+    if backend.list(SEGMENTS) or was_written(backend):
+        identity = load_identity(backend)
+        if identity is not None:
+            return identity
+    raise Invalid("there is no database here")
+
+
+def was_written(backend: Backend) -> bool:
+    """Whether a database that has no segment had one: no creation leaves a checkpoint, or marks of a group."""
+    if not backend.exists(IDENTITY) or not backend.exists(MARKS):
+        return False
+    identity = load_identity(backend)
+    return identity is not None and (backend.exists(CHECKPOINT) or load_marks(backend, identity).newest.group > 0)
 
 
 class Opener:
@@ -382,9 +411,7 @@ class Opener:
         return Log(self.backend, native, None, None, self.options, info, close, follower.refresh, identity.quantum)
 
     def _follow(self) -> tuple[Follower, Identity]:
-        identity = load_identity(self.backend)
-        if identity is None:
-            raise Invalid("there is no database here")
+        identity = find_identity(self.backend)
         keys = load_keys(self.backend, identity, self.master, self.injected.random, read_only=True)
         acknowledged = 0 if self.anchor is None else self.anchor.group
         follower = Follower(

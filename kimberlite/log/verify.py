@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 
 from kimberlite import _native
 from kimberlite.crypto.master import load_master
-from kimberlite.errors import Corrupt, Invalid, RolledBack
+from kimberlite.errors import Corrupt, RolledBack
 from kimberlite.log.ahead import Ahead
 from kimberlite.log.anchor import check_anchor, check_receipt
 from kimberlite.log.checkpoint import HASHES_HEADER
 from kimberlite.log.creation import read_small
 from kimberlite.log.names import CHECKPOINT, HASHES, segment_name
-from kimberlite.log.opening import checked_path, translate
+from kimberlite.log.opening import checked_path, find_identity, translate
 from kimberlite.log.options import Options
-from kimberlite.log.recovery import CHUNK, Ended, Loader, load_identity, load_keys, load_marks, new_log
+from kimberlite.log.recovery import CHUNK, Ended, Loader, load_keys, load_marks, new_log
 from kimberlite.records import Receipt
 from kimberlite.storage import Backend, open_backend
 
@@ -71,9 +71,7 @@ def verify(
     anchor: Receipt | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    identity = load_identity(backend)
-    if identity is None:
-        raise Invalid("there is no database here")
+    identity = find_identity(backend)
     keys = load_keys(backend, identity, master, os.urandom, read_only=True)
     notes = []
     if keys.vault is not None:

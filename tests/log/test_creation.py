@@ -10,12 +10,12 @@ from random import Random
 
 import pytest
 
-from kimberlite import KeyUnavailable, KimberliteError
+from kimberlite import Invalid, KeyUnavailable, KimberliteError
 from kimberlite.crypto.master import create_master
 from kimberlite.log.creation import read_small, write_small
-from kimberlite.log.names import IDENTITY, MARKS, RECEIPT_KEY, RESERVE, VAULTS
+from kimberlite.log.names import IDENTITY, MARKS, RECEIPT_KEY, RESERVE, SEGMENTS, VAULTS
 from kimberlite.storage.backend import BLOCK
-from kimberlite.storage.memory import Disk, MemoryBackend
+from kimberlite.storage.memory import Disk, Fault, MemoryBackend
 from tests.log.simulated import Machine, payloads
 
 
@@ -130,6 +130,68 @@ async def test_a_creation_that_is_cut_anywhere_is_finished_by_the_next_open(eith
         async with machine.open() as db:
             assert (await db.append("s", b"x", expect=0)).durable
         assert machine.verify().records == 2
+
+
+async def states_of_a_creation(machine: Machine) -> list[Disk]:
+    """The disk after each step, as a process that is killed then leaves it, until there is a handle."""
+    states: list[Disk] = []
+    machine.disk.on_step = lambda: states.append(Disk.from_files(machine.disk.files()))
+    async with machine.open():
+        machine.disk.on_step = None
+    return states
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+async def test_until_there_is_a_segment_there_is_no_database_for_whoever_only_reads(
+    either: Machine, keyed: bool, tmp_path: Path
+) -> None:
+    create_master(tmp_path / "another")
+    key = either.key or tmp_path / "another" if keyed else None
+    seen: set[str] = set()
+    for state in await states_of_a_creation(either):
+        files = state.files()
+        if any(name.startswith(SEGMENTS) for name in files):
+            continue
+        seen |= files.keys()
+        machine = Machine(key)
+        machine.disk = state
+        with pytest.raises(Invalid, match="there is no database here"):
+            machine.verify()
+        with pytest.raises(Invalid, match="there is no database here"):
+            await machine.open(read_only=True)
+        assert state.files() == files
+    assert {IDENTITY, MARKS, RESERVE, VAULTS[1] if either.key else RECEIPT_KEY} <= seen
+
+
+def ending(machine: Machine, calls: int, whole: Disk) -> Fault:
+    """No fault: before so many calls to its disk the writer beside it has finished the database."""
+    left = calls
+
+    def fault(verb: str, name: str, place: int, length: int) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            machine.disk.tree = whole.copy().tree
+
+    return fault
+
+
+async def test_a_creation_that_ends_while_a_reader_looks_is_no_damage(either: Machine) -> None:
+    states = await states_of_a_creation(either)
+    async with either.open() as db:
+        await db.append("s", b"x")
+    outcomes: set[bytes] = set()
+    for state in states[::3]:
+        for calls in range(1, 12):
+            machine = Machine(either.key)
+            machine.disk = Disk.from_files(state.files())
+            machine.fault = ending(machine, calls, either.disk)
+            try:
+                async with machine.open(read_only=True) as db:
+                    outcomes.update(await payloads(db.read()))
+            except Invalid as refused:
+                outcomes.add(str(refused).encode())
+    assert outcomes == {b"x", b"there is no database here"}
 
 
 async def test_a_master_key_cannot_be_added_to_a_database_that_was_made_without(tmp_path: Path) -> None:
