@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from kimberlite.crypto.vault import Vault
@@ -18,7 +19,8 @@ from kimberlite.log.names import (
     SEGMENTS,
     VAULTS,
 )
-from kimberlite.storage.backend import Backend
+from kimberlite.log.tail import FULL
+from kimberlite.storage.backend import Backend, File
 
 RESERVED = 256 * 1024
 #: What a creation that was interrupted can have left.
@@ -27,12 +29,16 @@ NAMES = frozenset((SEGMENTS, INDEX, PREPARE, QUARANTINE))
 
 def write_small(backend: Backend, name: str, data: bytes) -> None:
     """Replaces a small file: temporary, fsync, rename, fsync directory."""
+    replace(backend, name, lambda file: file.write(0, data))
+
+
+def replace(backend: Backend, name: str, fill: Callable[[File], None]) -> None:
     temporary = f"{PREPARE}/{name.replace('/', '-')}"
     if backend.exists(temporary):
         backend.unlink(temporary)
     file = backend.open(temporary, "x")
     try:
-        file.write(0, data)
+        fill(file)
         file.sync()
     finally:
         file.close()
@@ -77,19 +83,20 @@ def complete(backend: Backend, identity: Identity, master: bytes | None, random:
                 write_small(backend, name, vault.image())
     elif not backend.exists(RECEIPT_KEY):
         write_small(backend, RECEIPT_KEY, random(32))
-    if not backend.exists(RESERVE):
-        make_reserve(backend)
     if not backend.exists(MARKS):
         marks = [Mark(counter, 0, False, 0, identity.hash) for counter in (0, 1)]
         blocks = [encode_mark(mark, identity.database_id, identity.hash) for mark in marks]
         write_small(backend, MARKS, b"".join(blocks))
 
 
-def make_reserve(backend: Backend) -> None:
-    file = backend.open(RESERVE, "x")
+def keep_reserve(backend: Backend) -> None:
+    """It is only room, which a full disk does not have: then a later open makes it."""
+    if backend.exists(RESERVE):
+        return
     try:
-        file.allocate(0, RESERVED)
-        file.sync()
-    finally:
-        file.close()
-    backend.sync_directory()
+        replace(backend, RESERVE, lambda file: file.allocate(0, RESERVED))
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        with contextlib.suppress(OSError):
+            backend.unlink(f"{PREPARE}/{RESERVE}")

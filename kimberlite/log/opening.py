@@ -237,6 +237,8 @@ class Opener:
         self._discard_prepared()
         segment, tail = self._go_on(log, end, clean=clean)
         derived.keep_replayed(segment, tail)
+        # Last: all of the above needs room more.
+        creation.keep_reserve(self.backend)
         return identity, keys, log, tail, segment, marks_file, mark, derived
 
     def _heal(self, identity: Identity, keys: Keys) -> None:

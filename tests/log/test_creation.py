@@ -16,7 +16,7 @@ from kimberlite.log.creation import read_small, write_small
 from kimberlite.log.names import IDENTITY, MARKS, RECEIPT_KEY, RESERVE, SEGMENTS, VAULTS
 from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import Disk, Fault, MemoryBackend
-from tests.log.simulated import Machine, payloads
+from tests.log.simulated import Machine, failing, payloads
 
 
 @pytest.fixture
@@ -79,6 +79,34 @@ async def test_a_new_database_has_what_the_format_names(either: Machine) -> None
     assert not ({*VAULTS, RECEIPT_KEY} - keys) & files.keys()
     assert len(files[MARKS]) == 2 * BLOCK
     assert len(files[RESERVE]) == 256 * 1024
+
+
+async def test_a_writer_makes_the_reserve_again_and_a_reader_does_not(either: Machine) -> None:
+    async with either.open() as db:
+        await db.append("s", b"x")
+    whole = either.disk.files()[RESERVE]
+    either.backend().unlink(RESERVE)
+    async with either.open(read_only=True):
+        pass
+    assert RESERVE not in either.disk.files()
+    async with either.open() as db:
+        assert (await db.append("s", b"y")).durable
+    assert either.disk.files()[RESERVE] == whole
+
+
+async def test_a_full_disk_does_without_a_reserve_until_there_is_room(machine: Machine) -> None:
+    async with machine.open() as db:
+        await db.append("s", b"x")
+    machine.backend().unlink(RESERVE)
+    machine.fault = failing("allocate", f"prepare/{RESERVE}", errno.ENOSPC)
+    async with machine.open() as db:
+        assert (await db.append("s", b"y")).durable
+        assert (await db.info())["notes"] == []
+    assert not [name for name in machine.disk.files() if RESERVE in name]
+    machine.fault = None
+    async with machine.open():
+        pass
+    assert RESERVE in machine.disk.files()
 
 
 async def test_the_identity_is_written_once(either: Machine) -> None:
@@ -160,7 +188,7 @@ async def test_until_there_is_a_segment_there_is_no_database_for_whoever_only_re
         with pytest.raises(Invalid, match="there is no database here"):
             await machine.open(read_only=True)
         assert state.files() == files
-    assert {IDENTITY, MARKS, RESERVE, VAULTS[1] if either.key else RECEIPT_KEY} <= seen
+    assert {IDENTITY, MARKS, VAULTS[1] if either.key else RECEIPT_KEY} <= seen
 
 
 def ending(machine: Machine, calls: int, whole: Disk) -> Fault:
