@@ -248,6 +248,18 @@ class Directory:
             self.direct = False
             return -1
 
+    def open_nameless(self) -> DiskFile:
+        """A file that never has a name: nobody else meets it, and however the process ends, it is gone."""
+        self._writable(self.path)
+        flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+        try:
+            fd = os.open(".", flags | os.O_DIRECT, 0o600, dir_fd=self._root)
+        except OSError as problem:
+            if problem.errno != errno.EINVAL:
+                raise
+            fd = os.open(".", flags, 0o600, dir_fd=self._root)
+        return DiskFile("", fd, fd, unbuffered=True)
+
     def exists(self, name: str) -> bool:
         try:
             with self._parent(name) as (parent, leaf):

@@ -58,13 +58,11 @@ def _choose(path: str | os.PathLike[str], name: Choice, read_only: bool) -> tupl
 
 
 def _try(ring: Engine, path: str | os.PathLike[str]) -> None:
-    """One block, durably, into a file that has no name any more when it is written."""
+    """One block, durably. The directory is not locked yet: a name in it would be in another writer's way."""
     directory = Directory(path, read_only=False)
     try:
-        name = f"probe-{os.urandom(8).hex()}.tmp"
-        file = directory.open(name, "x")
+        file = directory.open_nameless()
         try:
-            directory.unlink(name)
             _try_file(ring, file)
         finally:
             file.close()
