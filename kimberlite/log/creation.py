@@ -6,25 +6,24 @@ import contextlib
 from collections.abc import Callable
 
 from kimberlite.crypto.vault import Vault
+from kimberlite.errors import Misconfigured
 from kimberlite.log.identity import Identity
 from kimberlite.log.marks import Mark, encode_mark
 from kimberlite.log.names import (
+    DIRECTORIES,
+    FILES,
     IDENTITY,
-    INDEX,
     MARKS,
     PREPARE,
-    QUARANTINE,
     RECEIPT_KEY,
     RESERVE,
-    SEGMENTS,
     VAULTS,
+    belongs,
 )
 from kimberlite.log.tail import FULL
 from kimberlite.storage.backend import Backend, File
 
 RESERVED = 256 * 1024
-#: What a creation that was interrupted can have left.
-NAMES = frozenset((SEGMENTS, INDEX, PREPARE, QUARANTINE))
 
 
 def write_small(backend: Backend, name: str, data: bytes) -> None:
@@ -57,8 +56,31 @@ def read_small(backend: Backend, name: str, limit: int = 1 << 30) -> bytes | Non
         file.close()
 
 
+def check_kinds(backend: Backend) -> None:
+    """Refuses what is not of the kind that its name says, or not its owner's alone, also where nothing is read."""
+    for name in (*FILES, *DIRECTORIES):
+        check_kind(backend, name)
+
+
+def check_everything(backend: Backend, directory: str = "") -> None:
+    """As `check_kinds`, of what is in the directories too; and no other name may be there."""
+    for leaf in backend.list(directory):
+        name = f"{directory}/{leaf}" if directory else leaf
+        if not belongs(name):
+            raise Misconfigured(f"{name!r} does not belong here")
+        check_kind(backend, name)
+        if name in DIRECTORIES:
+            check_everything(backend, name)
+
+
+def check_kind(backend: Backend, name: str) -> None:
+    # A writer beside takes its temporaries away.
+    with contextlib.suppress(FileNotFoundError):
+        backend.check(name, directory=name in DIRECTORIES)
+
+
 def make_directories(backend: Backend) -> None:
-    for name in (SEGMENTS, INDEX, PREPARE, QUARANTINE):
+    for name in DIRECTORIES:
         backend.mkdir(name)
     backend.sync_directory()
 

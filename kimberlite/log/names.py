@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 IDENTITY: Final = "identity"
@@ -16,6 +17,23 @@ SEGMENTS: Final = "segments"
 INDEX: Final = "index"
 PREPARE: Final = "prepare"
 QUARANTINE: Final = "quarantine"
+
+FILES: Final = frozenset((IDENTITY, MARKS, *VAULTS, RECEIPT_KEY, RESERVE, HASHES, CHECKPOINT, PRODUCERS))
+#: What the files in each directory are called.
+DIRECTORIES: Final = {
+    SEGMENTS: re.compile(r"[0-9]{20}\.seg"),
+    INDEX: re.compile(r"[0-9]{20}\.idx"),
+    PREPARE: re.compile(r"[^/]+"),
+    QUARANTINE: re.compile(r"[0-9]{20}-[0-9]+-[0-9]+\.tail"),
+}
+
+
+def belongs(name: str) -> bool:
+    """Whether a database directory may have something of this name in it."""
+    directory, slash, leaf = name.rpartition("/")
+    if slash:
+        return directory in DIRECTORIES and DIRECTORIES[directory].fullmatch(leaf) is not None
+    return name in FILES or name in DIRECTORIES
 
 
 def segment_name(number: int) -> str:

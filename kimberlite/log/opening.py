@@ -31,6 +31,7 @@ from kimberlite.log.log import Log
 from kimberlite.log.marks import Mark, encode_mark
 from kimberlite.log.names import (
     CHECKPOINT,
+    DIRECTORIES,
     IDENTITY,
     MARKS,
     PREPARE,
@@ -199,7 +200,7 @@ class Opener:
         if identity is None:
             if not create:
                 raise Invalid("there is no database here")
-            strange = set(self.backend.list()) - creation.NAMES
+            strange = set(self.backend.list()) - DIRECTORIES.keys()
             if strange:
                 raise Misconfigured(f"the directory is not empty and not a database: {min(strange)!r} is in it")
             identity = creation.create_identity(
@@ -219,8 +220,9 @@ class Opener:
     def _prepare(
         self, create: bool, origin: str | None
     ) -> tuple[Identity, Keys, _native.Log, Tail, _native.Segment, File, Mark, Derived]:
+        creation.check_kinds(self.backend)
         identity, keys = self._identify(create, origin)
-        if not all(self.backend.exists(name) for name in creation.NAMES):
+        if not all(self.backend.exists(name) for name in DIRECTORIES):
             # What copies a database may leave out the directories that are empty.
             creation.make_directories(self.backend)
         self._heal(identity, keys)
@@ -413,6 +415,7 @@ class Opener:
         return Log(self.backend, native, None, None, self.options, info, close, follower.refresh, identity.quantum)
 
     def _follow(self) -> tuple[Follower, Identity]:
+        creation.check_kinds(self.backend)
         identity = find_identity(self.backend)
         keys = load_keys(self.backend, identity, self.master, self.injected.random, read_only=True)
         acknowledged = 0 if self.anchor is None else self.anchor.group

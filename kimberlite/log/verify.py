@@ -13,7 +13,7 @@ from kimberlite.errors import Corrupt, RolledBack
 from kimberlite.log.ahead import Ahead
 from kimberlite.log.anchor import check_anchor, check_receipt
 from kimberlite.log.checkpoint import HASHES_HEADER
-from kimberlite.log.creation import read_small
+from kimberlite.log.creation import check_everything, read_small
 from kimberlite.log.names import CHECKPOINT, HASHES, segment_name
 from kimberlite.log.opening import checked_path, find_identity, translate
 from kimberlite.log.options import Options
@@ -72,6 +72,7 @@ def verify(
     progress: Progress | None = None,
 ) -> Report:
     identity = find_identity(backend)
+    check_everything(backend)
     keys = load_keys(backend, identity, master, os.urandom, read_only=True)
     notes = []
     if keys.vault is not None:

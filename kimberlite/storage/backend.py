@@ -108,6 +108,9 @@ class Backend(Protocol):
 
     def exists(self, name: str) -> bool: ...
 
+    def check(self, name: str, *, directory: bool = False) -> None:
+        """The OSError of an `open` or `list` that does not take what is there; nothing is opened."""
+
     def list(self, name: str = "") -> list[str]:
         """The names in a directory, sorted; a directory that is not there is empty."""
 

@@ -268,6 +268,10 @@ class Directory:
             return False
         return True
 
+    def check(self, name: str, *, directory: bool = False) -> None:
+        with self._parent(name) as (parent, leaf):
+            _refuse(os.stat(leaf, dir_fd=parent, follow_symlinks=False).st_mode, name, directory=directory)
+
     def list(self, name: str = "") -> list[str]:
         try:
             directory = self._open_directory(name)
@@ -371,23 +375,34 @@ def create_directory(path: str | os.PathLike[str]) -> None:
 
 
 def _open_within(parent: int, leaf: str) -> int:
-    """A directory of ours: whoever else may write to it could put another file in the place of one."""
     fd = os.open(leaf, _DIRECTORY, dir_fd=parent)
-    if os.fstat(fd).st_mode & _OTHERS_WRITE:
+    try:
+        _refuse(os.fstat(fd).st_mode, leaf, directory=True)
+    except OSError:
         os.close(fd)
-        raise OSError(errno.EPERM, "others may write to it: chmod go-w", leaf)
+        raise
     return fd
 
 
 def _open_regular(parent: int, leaf: str, flags: int) -> int:
     fd = os.open(leaf, flags | _SAFE, 0o600, dir_fd=parent)
-    kind = os.fstat(fd).st_mode
-    if not stat.S_ISREG(kind):
+    try:
+        _refuse(os.fstat(fd).st_mode, leaf, directory=False)
+    except OSError:
         os.close(fd)
-        raise error(errno.EISDIR if stat.S_ISDIR(kind) else errno.ENXIO, leaf)
-    if kind & _OTHERS_WRITE:
-        os.close(fd)
-        raise OSError(errno.EPERM, "others may write to it: chmod go-w", leaf)
+        raise
     # With O_NONBLOCK left on, io_uring answers EAGAIN where it should wait.
     os.set_blocking(fd, True)
     return fd
+
+
+def _refuse(kind: int, name: str, *, directory: bool) -> None:
+    """Whoever else may write to a directory of ours could put another file in the place of one."""
+    if stat.S_ISLNK(kind):
+        raise error(errno.ELOOP, name)
+    if directory and not stat.S_ISDIR(kind):
+        raise error(errno.ENOTDIR, name)
+    if not directory and not stat.S_ISREG(kind):
+        raise error(errno.EISDIR if stat.S_ISDIR(kind) else errno.ENXIO, name)
+    if kind & _OTHERS_WRITE:
+        raise OSError(errno.EPERM, "others may write to it: chmod go-w", name)

@@ -11,7 +11,7 @@ from kimberlite import Corrupt, KeyUnavailable, KimberliteError, Misconfigured, 
 from tests.model.files import segment_name
 from tests.model.groups import BLOCK
 
-from .databases import DERIVED, Database, Doors, built, grown
+from .databases import DERIVED, DIRECTORIES, Database, Doors, built, grown
 from .forging import all_groups, groups_of, marked
 from .test_damage import twin_of
 
@@ -287,29 +287,76 @@ def plant(path: Path, how: str, aside: Path) -> None:
             aside.unlink()
 
 
+#: What a clean close leaves out, or what is not always there.
+ASIDE = {
+    "reserve": bytes(4_096),
+    f"prepare/{3:020}.seg": b"not ready",
+    f"quarantine/{1:020}-4096-1700000000000000000.tail": b"torn",
+}
+
+
+def refuses(doors: Doors, name: str) -> None:
+    with pytest.raises(KimberliteError) as refused:
+        doors.verify()
+    assert refused.value.exit_code == 78, name
+
+
+async def will_not_open(doors: Doors, name: str) -> None:
+    for read_only in (True, False):
+        with pytest.raises(KimberliteError) as refused:
+            await doors.open(read_only=read_only)
+        assert refused.value.exit_code == 78, name
+
+
+def test_whatever_a_directory_may_hold_is_no_complaint(database: Database, tmp_path: Path) -> None:
+    doors = database.having(ASIDE).put(tmp_path / "db")
+    assert doors.verify().notes == []
+
+
 @pytest.mark.parametrize("how", PLANTS)
 async def test_what_is_no_file_of_its_owner_alone_is_refused(database: Database, how: str, tmp_path: Path) -> None:
-    for i, name in enumerate(sorted(database.files)):
+    whole = database.having(ASIDE)
+    for i, name in enumerate(sorted(whole.files)):
         (tmp_path / str(i)).mkdir()
-        doors = database.put(tmp_path / str(i) / "db")
+        doors = whole.put(tmp_path / str(i) / "db")
         plant(doors.path / name, how, tmp_path / str(i) / "aside")
-        for read_only in (True, False) if name != "producers" else (False,):
-            with pytest.raises(KimberliteError) as refused:
-                await doors.open(read_only=read_only)
-            assert refused.value.exit_code == 78, name
+        refuses(doors, name)
+        if not name.startswith(("prepare/", "quarantine/")):
+            await will_not_open(doors, name)
 
 
-@pytest.mark.parametrize("name", ["segments", "index", "prepare", "quarantine"])
-async def test_a_directory_that_is_a_link_is_refused(database: Database, name: str, tmp_path: Path) -> None:
-    # With a torn tail, which would go there.
+@pytest.mark.parametrize("how", ["link", "link to nothing", "FIFO", "file", "group may write", "others may write"])
+@pytest.mark.parametrize("name", DIRECTORIES)
+async def test_what_is_no_directory_of_its_owner_alone_is_refused(
+    database: Database, name: str, how: str, tmp_path: Path
+) -> None:
+    # With a torn tail, which would go to a quarantine.
     active = segment_name(2)
     doors = database.having({active: database.files[active] + b"torn"}).put(tmp_path / "db")
-    (doors.path / name).rename(tmp_path / name)
-    (doors.path / name).symlink_to(tmp_path / name)
-    with pytest.raises(KimberliteError) as refused:
-        await doors.open()
-    assert refused.value.exit_code == 78
-    assert len(os.listdir(tmp_path / name)) == sum(held.startswith(f"{name}/") for held in database.files)
+    held, aside = os.listdir(doors.path / name), tmp_path / "aside"
+    if "may write" in how:
+        (doors.path / name).chmod(0o720 if how == "group may write" else 0o702)
+    else:
+        (doors.path / name).rename(aside)
+        if how == "FIFO":
+            os.mkfifo(doors.path / name, 0o600)
+        elif how == "file":
+            (doors.path / name).touch(0o600)
+        else:
+            (doors.path / name).symlink_to(aside if how == "link" else tmp_path / "nothing")
+    refuses(doors, name)
+    await will_not_open(doors, name)
+    assert "may write" in how or sorted(os.listdir(aside)) == sorted(held)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["stranger", "identity.old", "index/0.idx", "quarantine/1.tail", f"index/{0:020}.seg", f"segments/{0:020}.seg~"],
+)
+def test_a_name_that_is_none_of_a_database_is_refused(database: Database, name: str, tmp_path: Path) -> None:
+    for doors in (database.having({name: b""}).put(tmp_path / "db"), database.having({name: b""}).simulate(tmp_path)):
+        with pytest.raises(Misconfigured, match=name):
+            doors.verify()
 
 
 @pytest.mark.parametrize("how", ["link", "FIFO", "directory"])
@@ -321,14 +368,5 @@ async def test_what_is_planted_where_files_are_prepared_is_not_followed(
         doors.write({f"prepare/{name}": b"kept"})
         plant(doors.path / "prepare" / name, how, tmp_path / name)
     errors = await doors.answers(database.records)
-    assert all(error.exit_code == 78 for error in errors)
-    assert errors == [] or how == "directory"
+    assert [error.exit_code for error in errors] == ([78] if how == "directory" else [])
     assert [(tmp_path / name).read_bytes() for name in names] == [b"kept"] * 3
-
-
-async def test_a_link_for_the_room_kept_aside_is_not_followed(database: Database, tmp_path: Path) -> None:
-    doors = database.put(tmp_path / "db")
-    (tmp_path / "aside").write_bytes(b"kept")
-    (doors.path / "reserve").symlink_to(tmp_path / "aside")
-    assert all(error.exit_code == 78 for error in await doors.answers(database.records))
-    assert (tmp_path / "aside").read_bytes() == b"kept"

@@ -210,7 +210,7 @@ async def test_a_creation_that_ends_while_a_reader_looks_is_no_damage(either: Ma
         await db.append("s", b"x")
     outcomes: set[bytes] = set()
     for state in states[::3]:
-        for calls in range(1, 12):
+        for calls in range(1, 30):
             machine = Machine(either.key)
             machine.disk = Disk.from_files(state.files())
             machine.fault = ending(machine, calls, either.disk)

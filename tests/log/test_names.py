@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kimberlite.log import names
-from kimberlite.log.names import index_name, prepared_name, segment_name, segment_number
+from kimberlite.log.names import belongs, index_name, prepared_name, segment_name, segment_number
 
 
 def test_names_of_numbered_files_sort_as_their_numbers_do() -> None:
@@ -50,3 +50,30 @@ def test_no_two_files_share_a_name() -> None:
     singles = [names.IDENTITY, names.MARKS, *names.VAULTS, names.RECEIPT_KEY, names.RESERVE, names.HASHES]
     singles += [names.CHECKPOINT, names.PRODUCERS, names.SEGMENTS, names.INDEX, names.PREPARE, names.QUARANTINE]
     assert len(singles) == len(set(singles))
+
+
+def test_what_the_package_names_belongs_in_a_directory() -> None:
+    assert all(belongs(name) for name in (*names.FILES, *names.DIRECTORIES))
+    assert all(belongs(name(7)) for name in (segment_name, prepared_name, index_name))
+    assert belongs("prepare/index-00000000000000000007.idx")
+    assert belongs(f"quarantine/{7:020}-4096-1700000000000000000.tail")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "identity.old",
+        "segment",
+        "segments/",
+        "segments/7.seg",
+        "index/00000000000000000007.seg",
+        "index/٠٠٠٠٠٠٠٠٠٠٠٠٠٠٠٠٠٠٠٧.idx",
+        "index/00000000000000000007.idx\n",
+        "quarantine/00000000000000000007.tail",
+        "prepare/a/b",
+        "elsewhere/identity",
+    ],
+)
+def test_what_the_package_does_not_name_does_not(name: str) -> None:
+    assert not belongs(name)

@@ -8,7 +8,7 @@ import pytest
 
 import kimberlite
 from kimberlite import Corrupt, Invalid, KeyUnavailable, KimberliteError, Receipt, RolledBack
-from kimberlite.crypto.master import create_master
+from kimberlite.crypto.master import create_master, load_master
 from kimberlite.log.names import HASHES, MARKS, VAULTS, segment_name
 from kimberlite.log.verify import verify, verify_directory
 from kimberlite.storage.backend import BLOCK
@@ -41,7 +41,7 @@ async def test_it_reads_and_writes_nothing(either: Machine) -> None:
     before = either.disk.files()
     trace = either.watch()
     either.verify()
-    assert {verb for verb, *_ in trace} <= {"open", "exists", "list", "read", "size"}
+    assert {verb for verb, *_ in trace} <= {"open", "exists", "check", "list", "read", "size"}
     assert either.disk.files() == before
 
 
@@ -163,3 +163,16 @@ def test_what_is_no_database_is_said_to_be_none(tmp_path: Path) -> None:
     with pytest.raises(KimberliteError):
         verify_directory(tmp_path / "nothing")
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_what_a_writer_takes_away_meanwhile_is_no_complaint(either: Machine) -> None:
+    async with either.open() as db:
+        await db.append("s", b"x")
+    either.backend().open("prepare/checkpoint", "x").close()
+
+    def taken(verb: str, name: str, place: int, length: int) -> None:
+        if verb == "check" and name == "prepare/checkpoint":
+            MemoryBackend(either.disk).unlink(name)
+
+    report = verify(MemoryBackend(either.disk, fault=taken), load_master(either.key))
+    assert (report.records, report.notes) == (2, [])

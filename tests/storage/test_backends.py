@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 import time
 from collections.abc import Iterator
@@ -116,6 +117,21 @@ def test_names_are_listed_in_order(backend: Backend) -> None:
     assert backend.list("missing") == []
     assert backend.exists("inner/z")
     assert not backend.exists("missing/z")
+
+
+def test_a_check_tells_files_from_directories(backend: Backend) -> None:
+    backend.mkdir("d")
+    backend.open("d/x", "x").close()
+    backend.check("d/x")
+    backend.check("d", directory=True)
+    for name, directory, number in (
+        ("d", False, errno.EISDIR),
+        ("d/x", True, errno.ENOTDIR),
+        ("missing", False, errno.ENOENT),
+        ("missing", True, errno.ENOENT),
+    ):
+        with pytest.raises(OSError, match=rf"\[Errno {number}\]"):
+            backend.check(name, directory=directory)
 
 
 def test_rename_replaces_and_unlink_removes(backend: Backend) -> None:

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,30 @@ def test_only_regular_files_are_opened(
     with pytest.raises(OSError, match=re.escape(f"[Errno {number}]")):
         disk.open("planted", mode)
     assert descriptors() == before
+
+
+@pytest.mark.parametrize(
+    ("plant", "as_file", "as_directory"),
+    [
+        (plant_symlink, errno.ELOOP, errno.ELOOP),
+        (os.mkfifo, errno.ENXIO, errno.ENOTDIR),
+        (partial(os.mkdir, mode=0o700), errno.EISDIR, None),
+        (partial(Path.touch, mode=0o600), None, errno.ENOTDIR),
+        (lambda place: place.touch(0o600) or place.chmod(0o620), errno.EPERM, errno.ENOTDIR),
+        (lambda place: place.mkdir(0o700) or place.chmod(0o702), errno.EISDIR, errno.EPERM),
+    ],
+    ids=["symlink", "fifo", "directory", "file", "shared file", "shared directory"],
+)
+def test_a_check_says_what_opening_would_say(
+    disk: Backend, tmp_path: Path, plant: Callable[[Path], None], as_file: int | None, as_directory: int | None
+) -> None:
+    plant(tmp_path / "planted")
+    for directory, number in ((False, as_file), (True, as_directory)):
+        if number is None:
+            disk.check("planted", directory=directory)
+            continue
+        with pytest.raises(OSError, match=re.escape(f"[Errno {number}]")):
+            disk.check("planted", directory=directory)
 
 
 def test_a_directory_that_is_a_symlink_is_not_entered(disk: Backend, tmp_path: Path) -> None:

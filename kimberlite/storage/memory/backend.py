@@ -134,6 +134,13 @@ class MemoryBackend:
         self._enter("exists", name)
         return name in self.disk.tree
 
+    def check(self, name: str, *, directory: bool = False) -> None:
+        self._enter("check", name)
+        if not directory:
+            self.disk.lookup(name)
+        elif not self.disk.is_directory(name):
+            raise error(errno.ENOTDIR if name in self.disk.tree else errno.ENOENT, name)
+
     def list(self, name: str = "") -> list[str]:
         self._enter("list", name)
         return sorted(n.rpartition("/")[2] for n in self.disk.tree if parent(n) == name)
