@@ -85,7 +85,8 @@ def verify(
     loader.on_chunk = hashes.compare
     loader.acknowledged = 0 if anchor is None else anchor.group
     # Before the segments: a writer may be at work, and its next checkpoint is of what is not read here.
-    promised = loader.promised = checkpointed(backend, log)
+    checkpoint, promised = checkpointed(backend, log)
+    loader.promised = promised
     uncovered, end = loader.beyond(loader.run())
     hashes.compare()
     notes += hashes.notes()
@@ -99,6 +100,9 @@ def verify(
         notes.append(f"{name}: bytes {end.place} to {end.torn_upto} are no sound group, and no watermark covers them")
     if promised > group:
         raise RolledBack(f"the log ends at group {group}, and there is a checkpoint of group {promised}")
+    if checkpoint is not None and not log.was(checkpoint):
+        what = f"it is not what the log was at group {promised}; delete the file to have it made again"
+        notes.append(f"{CHECKPOINT}: {what}")
     size, root = log.root()
     check_anchor(log, anchor, keys)
     return Report(
@@ -130,11 +134,11 @@ def judge_end(loader: Loader, end: Ended) -> None:
         raise Corrupt("there are bytes behind the end of a log that was closed cleanly", file=name, place=last)
 
 
-def checkpointed(backend: Backend, log: _native.Log) -> int:
-    """The group that the checkpoint was taken of; 0 if there is none that is this database's."""
+def checkpointed(backend: Backend, log: _native.Log) -> tuple[bytes | None, int]:
+    """The checkpoint, and the group that it was taken of; none and 0 if there is none that is this database's."""
     data = read_small(backend, CHECKPOINT)
     resume = None if data is None else log.resume(data)
-    return 0 if resume is None else resume.group
+    return (None, 0) if resume is None else (data, resume.group)
 
 
 class Hashes:

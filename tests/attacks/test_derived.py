@@ -161,18 +161,34 @@ async def test_a_checkpoint_that_says_something_else_is_not_believed(place: int,
         await is_as_it_was(machine, receipts)
 
 
+def longer(length: int) -> Callable[[bytearray], None]:
+    """The first stream, which has this length, has another."""
+
+    def change(data: bytearray) -> None:
+        place = 232 + 32 * int.from_bytes(data[152:160], "little")
+        assert int.from_bytes(data[place : place + 8], "little") == length
+        struct.pack_into("<Q", data, place, 1000)
+
+    return change
+
+
 async def test_a_stream_that_ends_elsewhere_in_the_active_segment_makes_a_checkpoint_useless() -> None:
     machine = Machine()
     receipts = await filled(machine)
-
-    def longer(data: bytearray) -> None:
-        peaks = int.from_bytes(data[152:160], "little")
-        place = 232 + 32 * peaks
-        assert int.from_bytes(data[place : place + 8], "little") == GROUPS // 2
-        struct.pack_into("<Q", data, place, 1000)
-
-    forge(machine, CHECKPOINT, longer)
+    forge(machine, CHECKPOINT, longer(GROUPS // 2))
     await is_as_it_was(machine, receipts)
+
+
+@pytest.mark.parametrize("change", [longer(1), number(72, 1), number(144, 9), number(32, 3)])
+async def test_a_checkpoint_that_says_something_else_is_noted_by_verify(change: Callable[[bytearray], None]) -> None:
+    machine = Machine()
+    async with machine.open() as db:
+        await db.append("rare", b"x")
+    await filled(machine)
+    assert machine.verify().notes == []
+    forge(machine, CHECKPOINT, change)
+    [note] = machine.verify().notes
+    assert note.startswith("checkpoint: it is not what the log was at group")
 
 
 async def test_without_the_receipt_key_no_checkpoint_is_believed(tmp_path: Path) -> None:

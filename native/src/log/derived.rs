@@ -99,6 +99,11 @@ impl Log {
         self.inner.ends_with(&resume.0, header, group)
     }
 
+    /// Whether a checkpoint that resumes says what this log was at its group.
+    fn was(&self, py: Python<'_>, checkpoint: &[u8]) -> PyResult<bool> {
+        py.detach(|| self.inner.was(checkpoint)).map_err(|failure| self.failure(py, failure))
+    }
+
     fn restore(&self, py: Python<'_>, bytes: &[u8], keys: Py<PyAny>) -> PyResult<()> {
         let mut failed = None;
         let restored = py.detach(|| self.inner.restore(bytes, &mut |d, hash| ask(&keys, d, hash, &mut failed)));

@@ -10,11 +10,11 @@ use crate::group::{self, Expected, Group, Opened};
 use crate::system::{Several, System};
 
 /// The state of the log at the end of a group.
-struct State {
-    header: GroupHeader,
-    chain: Hash,
-    size: u64,
-    root: Hash,
+pub(super) struct State {
+    pub header: GroupHeader,
+    pub chain: Hash,
+    pub size: u64,
+    pub root: Hash,
 }
 
 /// A group's segment, place and bytes.
@@ -103,6 +103,14 @@ impl Log {
         let (number, position, timestamp) = (header.number, header.first_position, header.timestamp);
         let expected = Expected { number, position, previous: header.previous, timestamp };
         group::open(&self.database, header, &expected, salt, place, bytes)
+    }
+
+    /// None if there is no durable group of this number.
+    pub(super) fn state_after(&self, number: u64) -> Result<Option<State>, Failure> {
+        let Some((segment, place, bytes)) = self.again(|| self.group_bytes(number))? else { return Ok(None) };
+        let group = self.open_again(&segment, place, &bytes);
+        let group = group.map_err(|Damage(what)| self.damage(&segment, place, number, what))?;
+        self.state_at(&group).map(Some)
     }
 
     fn state_at(&self, group: &Group) -> Result<State, Failure> {

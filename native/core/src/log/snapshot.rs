@@ -3,12 +3,12 @@
 use std::sync::atomic::Ordering;
 
 use super::segment::{Index, NO_KEY, checked, derived_mac};
-use super::{End, Log, Segment};
+use super::{End, Failure, Log, Segment};
 use crate::format::{Checked, Damage, GroupHeader, Hash, SegmentHeader, ensure, u16_at, u32_at, u64_at};
 use crate::index::Lookup;
 use crate::keys::{Key, TAG};
 use crate::system::{Declaration, System};
-use crate::tree::Tree;
+use crate::tree::{Tree, root_from_peaks};
 
 const MAGIC: &[u8; 8] = b"KIMBCKP1";
 const FIXED: usize = 232;
@@ -92,6 +92,36 @@ impl Log {
             last_piece: bytes[200..232].try_into().unwrap(),
             hashes: crate::tree::stored(position),
         })
+    }
+
+    /// Whether a checkpoint, whose MAC is right, says what this log, which has come further, was at its group.
+    pub fn was(&self, bytes: &[u8]) -> Result<bool, Failure> {
+        let (group, position) = (u64_at(bytes, 24), u64_at(bytes, 32));
+        let Some(state) = self.state_after(group)? else { return Ok((group, position) == (0, 0)) };
+        let said = (position, u64_at(bytes, 72), u32_at(bytes, 80), &bytes[168..200]);
+        if said != (state.size, state.header.timestamp, state.header.incarnation, &state.chain[..]) {
+            return Ok(false);
+        }
+        let mut rest = &bytes[FIXED..bytes.len() - 32];
+        let (mut peaks, count) = (Vec::new(), u64_at(bytes, 152));
+        for _ in 0..count.min(64) {
+            let Some((peak, more)) = rest.split_first_chunk::<32>() else { return Ok(false) };
+            peaks.push(*peak);
+            rest = more;
+        }
+        if root_from_peaks(&peaks) != state.root || self.offset_at(0, position)? != u64_at(bytes, 144) {
+            return Ok(false);
+        }
+        for number in 1..=u32_at(bytes, 84) {
+            let known = self.streams.read().unwrap().info.get(number as usize).map(|info| info.declaration.clone());
+            let Some(declaration) = known else { return Ok(false) };
+            let mut entry = self.offset_at(number, position)?.to_le_bytes().to_vec();
+            entry.extend((declaration.len() as u16).to_le_bytes());
+            entry.extend(declaration);
+            let Some(more) = rest.strip_prefix(&entry[..]) else { return Ok(false) };
+            rest = more;
+        }
+        Ok(rest.is_empty())
     }
 
     /// Makes an empty log what it was when the checkpoint was taken.
