@@ -17,7 +17,7 @@ STEP: Final = 4 << 20
 HURRY: Final = 16 << 20
 #: Zeros kept ahead of a log that is hardly written; a busy one gets what it wrote in the last second, up to the most.
 LEAST_AHEAD: Final = 1 << 20
-MOST_AHEAD: Final = 128 << 20
+MOST_AHEAD: Final = 64 << 20
 #: Zeros cost the disk as much as the groups that are to lie in them and save each group about 0.1 ms. So above this
 #: many bytes a second, groups that are this large on average get room that is only allocated.
 BUSY: Final = 64 << 20
