@@ -344,3 +344,15 @@ async def test_a_producer_is_remembered_across_a_kill(either: Machine) -> None:
     async with dead.open() as db:
         assert [await db.append("s", b"%d" % i, producer=("p", i)) for i in range(3)] == receipts
         assert await db.append_many({"s": b"x", "t": b"y"}, producer=("p", 0)) == many
+
+
+async def test_a_mark_of_a_killed_writer_is_synced_before_another_is_written(either: Machine) -> None:
+    machine = await killed(either)
+    trace = machine.watch()
+    async with machine.open():
+        steps = [verb for verb, name, *_ in trace if name == MARKS and verb in ("write", "sync")]
+    assert steps[:3] == ["sync", "write", "sync"]
+    trace.clear()
+    async with machine.open():
+        steps = [verb for verb, name, *_ in trace if name == MARKS and verb in ("write", "sync")]
+    assert steps[:2] == ["write", "sync"], "it was closed cleanly"
