@@ -267,9 +267,8 @@ class Opener:
         """What was found is what is durable from now on: a mark says so before anybody reads it."""
         group, chain = log.durable_group()
         mark = Mark(newest.counter + 1, newest.incarnation, False, group, chain)
-        if not newest.clean:
-            # A killed writer's last one may be only with the kernel, and must not be lost together with this one.
-            file.sync()
+        # A killed writer's last one may be only with the kernel, also of a clean close: both could be lost together.
+        file.sync()
         file.write(mark.counter % 2 * BLOCK, encode_mark(mark, identity.database_id, identity.hash))
         file.sync()
         if end.torn_upto is not None and end.file is not None and end.segment is not None:

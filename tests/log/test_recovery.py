@@ -349,10 +349,8 @@ async def test_a_producer_is_remembered_across_a_kill(either: Machine) -> None:
 async def test_a_mark_of_a_killed_writer_is_synced_before_another_is_written(either: Machine) -> None:
     machine = await killed(either)
     trace = machine.watch()
-    async with machine.open():
-        steps = [verb for verb, name, *_ in trace if name == MARKS and verb in ("write", "sync")]
-    assert steps[:3] == ["sync", "write", "sync"]
-    trace.clear()
-    async with machine.open():
-        steps = [verb for verb, name, *_ in trace if name == MARKS and verb in ("write", "sync")]
-    assert steps[:2] == ["write", "sync"], "it was closed cleanly"
+    for _ in range(2):
+        async with machine.open():
+            steps = [verb for verb, name, *_ in trace if name == MARKS and verb in ("write", "sync")]
+        assert steps[:3] == ["sync", "write", "sync"]
+        trace.clear()
