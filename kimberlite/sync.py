@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from datetime import datetime
 from operator import length_hint
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 from kimberlite import api
 from kimberlite.errors import Closed, Invalid, KimberliteError
@@ -84,6 +84,46 @@ class Batches(Iterator[list[Record]]):
 
     def close(self) -> None:
         self._iteration.close()
+
+
+class Answer(Generic[T]):
+    """What a call that was handed to the loop's thread comes to.
+
+    Whoever waits may be interrupted at any step: of what is held meanwhile the loop's thread needs nothing.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        self._coroutine = coroutine
+        self._result: T
+        self._error: BaseException | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._pending = threading.Lock()
+        self._pending.acquire()
+
+    def begin(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        try:
+            self._result = await self._coroutine
+        except asyncio.CancelledError:
+            self._error = Closed("the database was closed before this was answered")
+        except BaseException as error:
+            # It is that of whoever waits.
+            self._error = error
+        finally:
+            self._task = None
+            self._pending.release()
+
+    def wait(self) -> T:
+        self._pending.acquire()
+        if self._error is None:
+            return self._result
+        try:
+            raise self._error
+        finally:
+            # The error leads to this frame.
+            self._error = None
 
 
 def at_hand(records: Records) -> Records:
@@ -198,18 +238,22 @@ class Database:
         self.close()
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        handed = False
         try:
             if os.getpid() != self._pid:
                 raise Closed("the database belongs to the process that this one was forked from")
             self._check_thread()
+            answer = Answer(coroutine)
             with self._handing:
                 if self._stopped:
                     raise Closed("the database is closed")
-                handed = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+                handed = True
+                self._loop.call_soon_threadsafe(answer.begin)
         except BaseException:
-            coroutine.close()
+            if not handed:
+                coroutine.close()
             raise
-        return handed.result()
+        return answer.wait()
 
     def _check_thread(self) -> None:
         if sys.is_finalizing():

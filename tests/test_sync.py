@@ -416,3 +416,34 @@ def test_a_handle_that_is_dropped_closes_itself_and_says_so(tmp_path: Path) -> N
         held.clear()
     with kimberlite.sync.open(tmp_path / "db", backend="threads") as again:
         assert again.append("s", b"y").first_offset == 1
+
+
+# A call that is interrupted before it is handed over is never begun.
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_at_any_step_of_a_wait_costs_only_that_wait(tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        with kimberlite.sync.open(tmp_path / "db") as db:
+            db.append("s", b"0")
+            other = threading.Thread(target=lambda: [db.get(1) for _ in range(2_000)])
+            other.start()
+            stopped = 0
+            for i in range(300):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 1e-5 * (1 + i % 40))
+                    while True:
+                        db.get(1)
+                except Stop:
+                    stopped += 1
+            other.join(30)
+            assert not other.is_alive()
+            assert stopped == 300
+            assert db.get(1).payload == b"0"
+    finally:
+        signal.signal(signal.SIGALRM, before)

@@ -90,8 +90,11 @@ def verify(
     uncovered, end = loader.beyond(loader.run())
     hashes.compare()
     notes += hashes.notes()
-    if marks.newest.clean and load_marks(backend, identity) == marks:
-        judge_end(loader, end)
+    if marks.newest.clean:
+        behind = behind_end(loader, end)
+        # Asked last: a writer may have begun, and what it appends is no damage.
+        if behind is not None and load_marks(backend, identity) == marks:
+            raise behind
     group, chain = log.durable_group()
     if uncovered:
         notes.append(f"groups {group - uncovered + 1} to {group} are sound, and no watermark covers them yet")
@@ -119,10 +122,10 @@ def verify(
     )
 
 
-def judge_end(loader: Loader, end: Ended) -> None:
-    """After a clean close nothing is behind the last group."""
+def behind_end(loader: Loader, end: Ended) -> Corrupt | None:
+    """What is wrong with the end of a log that was closed cleanly: nothing is behind its last group."""
     if end.segment is None:
-        return
+        return None
     name = segment_name(end.segment.number)
     scan = loader.backend.open(name, "s")
     try:
@@ -130,8 +133,9 @@ def judge_end(loader: Loader, end: Ended) -> None:
             _, last = loader.rest(end.segment, ahead, end.place)
     finally:
         scan.close()
-    if last is not None:
-        raise Corrupt("there are bytes behind the end of a log that was closed cleanly", file=name, place=last)
+    if last is None:
+        return None
+    return Corrupt("there are bytes behind the end of a log that was closed cleanly", file=name, place=last)
 
 
 def checkpointed(backend: Backend, log: _native.Log) -> tuple[bytes | None, int]:

@@ -88,14 +88,15 @@ pub fn leaf_leads_to<E>(
     Ok(tree.1[peak] == node)
 }
 
-/// The same where some of the hashes that `get` finds are wrong: each is held against the two below it, a leaf against
-/// what `leaf_of` makes of its record, and the one that fits what is above is taken.
+/// The same where some of the hashes that `get` finds are wrong: one that is not made of the two below it is made again,
+/// in the end from the leaves that `leaf_of` makes of `most` records.
 pub fn leaf_leads_to_by_neighbours<E>(
     index: u64,
     leaf: Hash,
     tree: (u64, &[Hash]),
     mut get: impl FnMut(u64) -> Result<Option<Hash>, E>,
     mut leaf_of: impl FnMut(u64) -> Result<Option<Hash>, E>,
+    mut most: usize,
 ) -> Result<bool, E> {
     if index >= tree.0 {
         return Ok(false);
@@ -104,24 +105,35 @@ pub fn leaf_leads_to_by_neighbours<E>(
     let mut node = leaf;
     for level in 0..top {
         let at = index >> level;
-        let pair = |other| root_from_peaks(&if at & 1 == 1 { [other, node] } else { [node, other] });
-        let side = at ^ 1;
-        let below = if level == 0 {
-            leaf_of(side)?
-        } else {
-            let halves = [get(place(level - 1, 2 * side))?, get(place(level - 1, 2 * side + 1))?];
-            if let [Some(left), Some(right)] = halves { Some(root_from_peaks(&[left, right])) } else { None }
-        };
-        let above = get(place(level + 1, at >> 1))?;
-        let found = get(place(level, side))?;
-        let Some(other) = found.filter(|&found| below.is_none() || above == Some(pair(found))).or(below).or(found)
-        else {
-            return Ok(false);
-        };
-        node = pair(other);
+        let Some(other) = made_again(level, at ^ 1, &mut get, &mut leaf_of, &mut most)? else { return Ok(false) };
+        node = root_from_peaks(&if at & 1 == 1 { [other, node] } else { [node, other] });
     }
     let peak = tree.0.checked_shr(top + 1).unwrap_or(0).count_ones() as usize;
     Ok(tree.1[peak] == node)
+}
+
+fn made_again<E>(
+    level: u32,
+    index: u64,
+    get: &mut impl FnMut(u64) -> Result<Option<Hash>, E>,
+    leaf_of: &mut impl FnMut(u64) -> Result<Option<Hash>, E>,
+    most: &mut usize,
+) -> Result<Option<Hash>, E> {
+    let found = get(place(level, index))?;
+    if level == 0 {
+        let Some(left) = most.checked_sub(1) else { return Ok(None) };
+        *most = left;
+        return Ok(leaf_of(index)?.or(found));
+    }
+    let halves = [get(place(level - 1, 2 * index))?, get(place(level - 1, 2 * index + 1))?];
+    if let [Some(left), Some(right)] = halves
+        && found == Some(root_from_peaks(&[left, right]))
+    {
+        return Ok(found);
+    }
+    let Some(left) = made_again(level - 1, 2 * index, get, leaf_of, most)? else { return Ok(None) };
+    let Some(right) = made_again(level - 1, 2 * index + 1, get, leaf_of, most)? else { return Ok(None) };
+    Ok(Some(root_from_peaks(&[left, right])))
 }
 
 /// `peaks` are the roots of the perfect subtrees, one for each bit set in `size`, largest first.

@@ -14,6 +14,9 @@ use crate::tree;
 /// Hashes read at a time: those of a leaf's first seven levels are neighbours.
 const NEAR: u64 = 128;
 
+/// Records that are read to make hashes again for one that was asked for: what a few pages of the file hold.
+const MOST_LEAVES: usize = 4096;
+
 /// Read at a time when runs follow each other.
 const WINDOW: usize = 256 << 10;
 
@@ -101,18 +104,20 @@ impl Log {
         self.segments.read().unwrap().values().rev().cloned().collect()
     }
 
-    /// An index that does not lead to what it should is made again from its segment, and asked once more.
+    /// An index that does not lead to what it should is made again from its segment, and asked once more: also when
+    /// somebody else has just made it again.
     pub(super) fn again<T>(&self, mut work: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
         let outcome = work();
-        let suspects = match &outcome {
+        match &outcome {
             Err(Failure::Damaged { segment, .. }) => {
-                self.segments.read().unwrap().get(segment).cloned().into_iter().collect()
+                if let Some(segment) = self.segments.read().unwrap().get(segment) {
+                    segment.distrust();
+                }
             }
-            Err(Failure::Misled { .. }) => self.newest_first(),
+            Err(Failure::Misled { .. }) => self.newest_first().iter().for_each(|segment| segment.distrust()),
             _ => return outcome,
-        };
-        let distrusted = suspects.iter().filter(|segment| segment.distrust()).count();
-        if distrusted > 0 { work() } else { outcome }
+        }
+        work()
     }
 
     /// The run that holds a position, which must be durable.
@@ -267,7 +272,7 @@ impl Log {
             Ok(Some(hash_leaves(&[run.opened.leaf_of(&stream, run.timestamp, within)])[0]))
         };
         let get = |index| self.hash(index).map_err(Failure::from);
-        tree::leaf_leads_to_by_neighbours(position, leaf, (size, &peaks), get, leaf_of)
+        tree::leaf_leads_to_by_neighbours(position, leaf, (size, &peaks), get, leaf_of, MOST_LEAVES)
     }
 
     fn peaks(&self) -> (u64, Vec<Hash>) {

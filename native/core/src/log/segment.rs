@@ -99,12 +99,12 @@ impl Segment {
         self.index.read().unwrap().clone()
     }
 
-    /// From here on the index is one made from the segment itself; false if it is already.
-    pub fn distrust(&self) -> bool {
+    /// From here on the index is one made from the segment itself.
+    pub fn distrust(&self) {
         let mut index = self.index.write().unwrap();
-        let Index::Closed { file: Some(_), key, .. } = **index else { return false };
-        *index = Arc::new(Index::closed(None, key));
-        true
+        if let Index::Closed { file: Some(_), key, .. } = **index {
+            *index = Arc::new(Index::closed(None, key));
+        }
     }
 }
 
