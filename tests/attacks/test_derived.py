@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+import kimberlite.sync
 from kimberlite import Conflict, Corrupt, Receipt, RolledBack
 from kimberlite.crypto.master import create_master, load_master
 from kimberlite.log.names import CHECKPOINT, HASHES, PRODUCERS, index_name, segment_name
@@ -247,3 +250,19 @@ with kimberlite.sync.open(sys.argv[1], read_only=True) as db:
         timeout=60,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (most, most)),
     )
+
+
+def test_threads_that_meet_an_index_that_misleads_read_what_is_there(tmp_path: Path) -> None:
+    path, other = tmp_path / "db", tmp_path / "other"
+    with kimberlite.sync.open(path, segment_bytes=64 * 1024) as db:
+        db.append("s", b"base")
+    shutil.copytree(path, other)
+    with kimberlite.sync.open(other, segment_bytes=64 * 1024) as db:
+        for i in range(40):
+            db.append("other", [b"x" * 300] * (1 + i % 3 * 3))
+    with kimberlite.sync.open(path, segment_bytes=64 * 1024) as db:
+        receipts = [db.append("s", b"%d" % i * 900) for i in range(60)]
+    shutil.copy(other / index_name(0), path / index_name(0))
+    with kimberlite.sync.open(path, read_only=True) as db, ThreadPoolExecutor(4) as threads:
+        found = threads.map(lambda receipt: db.get(receipt.first_position).payload, receipts * 4)
+        assert list(found) == [b"%d" % i * 900 for i in range(60)] * 4

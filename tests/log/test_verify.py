@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-import kimberlite
+import kimberlite.sync
 from kimberlite import Corrupt, Invalid, KeyUnavailable, KimberliteError, Receipt, RolledBack
 from kimberlite.crypto.master import create_master, load_master
-from kimberlite.log.names import HASHES, MARKS, VAULTS, segment_name
+from kimberlite.log import verify as verifying
+from kimberlite.log.names import CHECKPOINT, HASHES, MARKS, VAULTS, segment_name
 from kimberlite.log.verify import verify, verify_directory
 from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import MemoryBackend
@@ -176,3 +178,30 @@ async def test_what_a_writer_takes_away_meanwhile_is_no_complaint(either: Machin
 
     report = verify(MemoryBackend(either.disk, fault=taken), load_master(either.key))
     assert (report.records, report.notes) == (2, [])
+
+
+@pytest.mark.parametrize("step", ["Hashes.notes", "behind_end"])
+def test_a_writer_that_begins_meanwhile_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    path = tmp_path / "db"
+    with kimberlite.sync.open(path) as db:
+        db.append("s", [b"1"] * 25)
+    checkpoint = (path / CHECKPOINT).read_bytes()
+    with kimberlite.sync.open(path) as db:
+        db.append("s", [b"2"] * 100)
+    if step == "Hashes.notes":
+        # As a kill between the two leaves them: the start cuts off the hashes that the checkpoint does not name.
+        (path / CHECKPOINT).write_bytes(checkpoint)
+    owner = verifying.Hashes if step == "Hashes.notes" else verifying
+    goes_on = getattr(owner, step.rpartition(".")[2])
+    writers = []
+
+    def beside(*arguments: Any) -> Any:
+        writers.append(kimberlite.sync.open(path))
+        writers[0].append("s", b"3")
+        return goes_on(*arguments)
+
+    monkeypatch.setattr(owner, goes_on.__name__, beside)
+    assert verify_directory(path).records == 126
+    writers[0].close()
