@@ -11,7 +11,6 @@ from kimberlite.errors import KeyUnavailable
 
 BLOCK: Final = 4096
 SLOT: Final = 256
-PER_BLOCK: Final = BLOCK // SLOT
 CHECK: Final = 8
 MAGIC: Final = b"KIMBVLT1"
 HEADER: Final = struct.Struct("<8s16sQ16s")

@@ -41,8 +41,7 @@ class Flights:
 
     * They leave only from the left, when they and all before them are synced: what has left is durable and answered.
     * A sync covers those that were written when it was submitted, and no others.
-    * At most the depth of them are awaited, and as many are being written. What is only with the kernel is there for a
-      second at most.
+    * At most the depth of them are awaited, and as many are being written. Those that nobody awaits are synced in time.
     """
 
     def __init__(self) -> None:

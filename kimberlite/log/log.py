@@ -6,15 +6,12 @@ import asyncio
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
-from itertools import islice
 from typing import Any, Final
 
 from kimberlite import _native
 from kimberlite.errors import Closed, Conflict, Invalid, LimitExceeded, NoSpace, Unavailable, UnknownOutcome
 from kimberlite.log.committer import Committer, Part
 from kimberlite.log.options import (
-    LARGEST_BATCH,
-    LARGEST_BATCH_BYTES,
     LONGEST_NAME,
     LONGEST_PRODUCER,
     POLICIES,
@@ -109,10 +106,10 @@ class Log:
                 # The future's error leads to this frame and through the request back to it, and no collector sees that.
                 del request
                 return await future
-        singles = encode_each(records) if policy == "record" else [_native.encode(records)]
-        if len(singles) > 1:
-            return await self._append_each(stream, singles, expect, producer)
-        return (await self._append({stream: singles[0]}, {stream: expect}, producer, policy))[0]
+        batch = _native.encode(records)
+        if policy == "record" and len(batch) > 1:
+            return await self._append_each(stream, batch.split(), expect, producer)
+        return (await self._append({stream: batch}, {stream: expect}, producer, policy))[0]
 
     async def append_many(
         self,
@@ -201,8 +198,6 @@ class Log:
             _native.Request([(stream, number, single, None)], "record", None, False, future, self._quantum)
             for single, future in zip(singles, futures, strict=True)
         ]
-        if sum(request.size for request in requests) > LARGEST_BATCH_BYTES:
-            raise LimitExceeded(f"an append has at most {LARGEST_BATCH_BYTES} bytes")
         if not all(committer.fits(request) for request in requests):
             raise LimitExceeded("one of the records does not fit in a segment")
         for request in requests:
@@ -394,17 +389,6 @@ class Log:
 
 def gone() -> Any:
     raise Closed("the database is closed")
-
-
-def encode_each(records: Records) -> list[_native.Batch]:
-    """A batch of every record. Each is read once: it may come from an iterator, and its headers too."""
-    if isinstance(records, bytes | Record | str | Mapping | set) or not isinstance(records, Iterable):
-        # One record, or what is refused as no sequence of them.
-        return [_native.encode(records)]
-    singles = [_native.encode([record]) for record in islice(records, LARGEST_BATCH + 1)]
-    if len(singles) > LARGEST_BATCH:
-        raise LimitExceeded(f"an append has at most {LARGEST_BATCH} records")
-    return singles or [_native.encode([])]
 
 
 def every_receipt(answers: list[Receipt | BaseException]) -> list[Receipt]:

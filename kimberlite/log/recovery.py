@@ -278,20 +278,20 @@ class Loader:
         limit = NO_LIMIT
         if last and not self.write:
             limit = max(self.watermark_of(segment, scan, place), self.acknowledged)
+        name = segment_name(segment.number)
         with Ahead(scan, place, CHUNK) as ahead:
             place, stop, what = self._replay_all(segment, ahead, place, limit)
             if stop == "damaged":
                 group, position, _ = self.log.sealed()
-                name = segment_name(segment.number)
                 raise Corrupt(what, file=name, place=place, group=group, position=position)
             watermark, torn = (0, None) if stop == "done" else self.rest(segment, ahead, place)
         scan.close()
-        if stop == "closed" or stop == "done":
-            if torn is not None and not last:
-                name = segment_name(segment.number)
-                raise Corrupt("there are bytes behind the closing group", file=name, place=torn)
-            return Ended(segment, file, place, stop == "closed", torn)
-        return self._judge(segment, file, place, what, watermark, torn, last=last)
+        end = Ended(segment, file, place, stop == "closed", torn, watermark)
+        if stop == "bad":
+            return self._judge(end, name, what, last=last)
+        if torn is not None and not last:
+            raise Corrupt("there are bytes behind the closing group", file=name, place=torn)
+        return end
 
     def beyond(self, end: Ended) -> tuple[int, Ended]:
         """What follows the watermark and is sound, which a start would keep: how many groups, and where it ends. It is
@@ -326,32 +326,16 @@ class Loader:
                 ahead.back(data)
                 return place, stop, what
 
-    def _judge(
-        self,
-        segment: _native.Segment,
-        file: File,
-        place: int,
-        what: str,
-        watermark: int,
-        torn: int | None,
-        *,
-        last: bool,
-    ) -> Ended:
-        """No sound group is at `place`: the end of the log, a torn tail, or damage to what was acknowledged."""
+    def _judge(self, end: Ended, name: str, what: str, *, last: bool) -> Ended:
+        """No sound group is at this end: that of the log, a torn tail, or damage to what was acknowledged."""
         group, position, _ = self.log.sealed()
-        name = segment_name(segment.number)
         if not last:
-            raise Corrupt(what, file=name, place=place, group=group, position=position)
-        watermark = max(watermark, self.watermark)
-        if watermark >= group:
-            raise Corrupt(
-                f"{what}, and groups up to {watermark} were durable",
-                file=name,
-                place=place,
-                group=group,
-                position=position,
-            )
-        return Ended(segment, file, place, False, torn, watermark)
+            raise Corrupt(what, file=name, place=end.place, group=group, position=position)
+        end.watermark = max(end.watermark, self.watermark)
+        if end.watermark >= group:
+            what = f"{what}, and groups up to {end.watermark} were durable"
+            raise Corrupt(what, file=name, place=end.place, group=group, position=position)
+        return end
 
     def attach_closed(self, numbers: list[int]) -> None:
         """Looks at every segment before the checkpoint: presence, size, header and closing group."""

@@ -30,6 +30,12 @@ impl Batch {
     fn __len__(&self) -> usize {
         self.inner.ends.len()
     }
+
+    /// Its records as a batch each.
+    fn split(&self) -> Vec<Self> {
+        let records = 0..self.inner.ends.len();
+        records.map(|i| Self { inner: Arc::new(record::Batch::of(self.inner.record(i))) }).collect()
+    }
 }
 
 fn nanoseconds(value: &Bound<'_, PyAny>) -> PyResult<i64> {

@@ -32,7 +32,6 @@ pub struct Request {
     #[pyo3(get)]
     future: Py<PyAny>,
     /// Bytes of its records, and what it takes of a group at most.
-    #[pyo3(get)]
     size: usize,
     #[pyo3(get)]
     bound: usize,

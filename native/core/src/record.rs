@@ -113,6 +113,11 @@ impl Batch {
         self.ends.push(self.bytes.len() as u32);
     }
 
+    /// Of one record, as it is stored.
+    pub fn of(record: &[u8]) -> Self {
+        Self { bytes: record.to_vec(), ends: vec![record.len() as u32], ..Self::default() }
+    }
+
     pub fn start(&self, record: usize) -> usize {
         if record == 0 { 0 } else { self.ends[record - 1] as usize }
     }

@@ -66,53 +66,31 @@ pub fn leads_to<E>(
     Ok(tree.1[common] == node)
 }
 
-/// Whether `tree` has this leaf at this index: it leads, with hashes that `get` finds by their index, up to a peak.
+/// Whether `tree` has this leaf at this index: it leads, with the nodes that `node` finds by level and index, up to a peak.
 pub fn leaf_leads_to<E>(
     index: u64,
     leaf: Hash,
     tree: (u64, &[Hash]),
-    mut get: impl FnMut(u64) -> Result<Option<Hash>, E>,
+    mut node: impl FnMut(u32, u64) -> Result<Option<Hash>, E>,
 ) -> Result<bool, E> {
     if index >= tree.0 {
         return Ok(false);
     }
     // Its subtree is that of the first bit in which its index differs from the size.
     let top = u64::BITS - 1 - (index ^ tree.0).leading_zeros();
-    let mut node = leaf;
+    let mut hash = leaf;
     for level in 0..top {
         let at = index >> level;
-        let Some(other) = get(place(level, at ^ 1))? else { return Ok(false) };
-        node = root_from_peaks(&if at & 1 == 1 { [other, node] } else { [node, other] });
+        let Some(other) = node(level, at ^ 1)? else { return Ok(false) };
+        hash = root_from_peaks(&if at & 1 == 1 { [other, hash] } else { [hash, other] });
     }
     let peak = tree.0.checked_shr(top + 1).unwrap_or(0).count_ones() as usize;
-    Ok(tree.1[peak] == node)
+    Ok(tree.1[peak] == hash)
 }
 
-/// The same where some of the hashes that `get` finds are wrong: one that is not made of the two below it is made again,
-/// in the end from the leaves that `leaf_of` makes of `most` records.
-pub fn leaf_leads_to_by_neighbours<E>(
-    index: u64,
-    leaf: Hash,
-    tree: (u64, &[Hash]),
-    mut get: impl FnMut(u64) -> Result<Option<Hash>, E>,
-    mut leaf_of: impl FnMut(u64) -> Result<Option<Hash>, E>,
-    mut most: usize,
-) -> Result<bool, E> {
-    if index >= tree.0 {
-        return Ok(false);
-    }
-    let top = u64::BITS - 1 - (index ^ tree.0).leading_zeros();
-    let mut node = leaf;
-    for level in 0..top {
-        let at = index >> level;
-        let Some(other) = made_again(level, at ^ 1, &mut get, &mut leaf_of, &mut most)? else { return Ok(false) };
-        node = root_from_peaks(&if at & 1 == 1 { [other, node] } else { [node, other] });
-    }
-    let peak = tree.0.checked_shr(top + 1).unwrap_or(0).count_ones() as usize;
-    Ok(tree.1[peak] == node)
-}
-
-fn made_again<E>(
+/// A node where some of the hashes that `get` finds by their place are wrong: one that is not made of the two below it
+/// is made again, in the end from the leaves that `leaf_of` makes of their records, `most` of them.
+pub fn made_again<E>(
     level: u32,
     index: u64,
     get: &mut impl FnMut(u64) -> Result<Option<Hash>, E>,
@@ -370,13 +348,13 @@ mod tests {
             let leaves: Vec<Hash> = (0..size).map(leaf).collect();
             let mut tree = Tree::empty();
             tree.push(&leaves);
-            let get = |at| Ok::<_, ()>(tree.pending_get(at).copied());
+            let node = |level, at| Ok::<_, ()>(tree.pending_get(place(level, at)).copied());
             for index in 0..size {
-                let leads = |index, hash| leaf_leads_to(index, hash, (size, tree.peaks()), get).unwrap();
+                let leads = |index, hash| leaf_leads_to(index, hash, (size, tree.peaks()), node).unwrap();
                 assert!(leads(index, leaf(index)));
                 assert!(!leads(index, leaf(index + 1)));
             }
-            assert!(!leaf_leads_to(size, leaf(size), (size, tree.peaks()), get).unwrap());
+            assert!(!leaf_leads_to(size, leaf(size), (size, tree.peaks()), node).unwrap());
         }
     }
 

@@ -11,10 +11,10 @@ use crate::index::{GroupEntry, RunEntry};
 use crate::keys::TAG;
 use crate::tree;
 
-/// Hashes read at a time: those of a leaf's first seven levels are neighbours.
+/// Hashes read at a time: most of those beside a leaf's way up are near it.
 const NEAR: u64 = 128;
 
-/// Records that are read to make hashes again for one that was asked for: what a few pages of the file hold.
+/// Records that are read at most to make hashes again for one that was asked for: those of 256 KiB of the file.
 const MOST_LEAVES: usize = 4096;
 
 /// Read at a time when runs follow each other.
@@ -60,6 +60,9 @@ pub struct Found {
     pub from: usize,
     pub to: usize,
 }
+
+/// A run, and which of its records.
+type Within = (Arc<CachedRun>, usize);
 
 /// What to read: a range of positions, or of offsets of a stream, half open.
 #[derive(Debug, Clone, Copy)]
@@ -121,11 +124,11 @@ impl Log {
     }
 
     /// The run that holds a position, which must be durable.
-    pub fn run_at(&self, position: u64, window: &mut Window, ahead: usize) -> Result<(Arc<CachedRun>, usize), Failure> {
+    pub fn run_at(&self, position: u64, window: &mut Window, ahead: usize) -> Result<Within, Failure> {
         self.again(|| self.indexed(position, window, ahead))
     }
 
-    fn indexed(&self, position: u64, window: &mut Window, ahead: usize) -> Result<(Arc<CachedRun>, usize), Failure> {
+    fn indexed(&self, position: u64, window: &mut Window, ahead: usize) -> Result<Within, Failure> {
         let misled = Failure::Misled { position };
         let Some(segment) = self.segment_of(position) else { return Err(misled) };
         let index = segment.index();
@@ -149,23 +152,7 @@ impl Log {
     }
 
     /// The run that holds an offset of a stream, which must be durable.
-    fn run_of(
-        &self,
-        stream: u32,
-        offset: u64,
-        window: &mut Window,
-        ahead: usize,
-    ) -> Result<(Arc<CachedRun>, usize), Failure> {
-        self.again(|| self.located(stream, offset, window, ahead))
-    }
-
-    fn located(
-        &self,
-        stream: u32,
-        offset: u64,
-        window: &mut Window,
-        ahead: usize,
-    ) -> Result<(Arc<CachedRun>, usize), Failure> {
+    fn located(&self, stream: u32, offset: u64, window: &mut Window, ahead: usize) -> Result<Within, Failure> {
         let position = self.position_of(stream, offset)?;
         let (run, within) = self.indexed(position, window, ahead)?;
         let header = &run.opened.header;
@@ -224,7 +211,7 @@ impl Log {
         if !run.is_proven(within) {
             let stream = self.streams.read().unwrap().list[run.opened.header.stream as usize].clone();
             let leaf = hash_leaves(&[run.opened.leaf_of(&stream, run.timestamp, within)])[0];
-            if !self.is_leaf(position, leaf)? && !self.is_leaf_by_neighbours(position, leaf)? {
+            if !self.is_leaf(position, leaf)? && !self.is_leaf_by_records(position, leaf)? {
                 return Err(Failure::HashesDamaged { position });
             }
             run.prove(within);
@@ -257,22 +244,25 @@ impl Log {
         };
         let (near, _) = near.as_chunks::<32>();
         let near = |index: u64| near.get(index.checked_sub(first)? as usize).filter(|_| index < in_memory);
-        tree::leaf_leads_to(position, leaf, (size, &peaks), |index| match near(index) {
-            Some(hash) => Ok(Some(*hash)),
-            None => self.hash(index),
+        tree::leaf_leads_to(position, leaf, (size, &peaks), |level, at| {
+            let index = tree::place(level, at);
+            near(index).map_or_else(|| self.hash(index), |hash| Ok(Some(*hash)))
         })
     }
 
-    fn is_leaf_by_neighbours(&self, position: u64, leaf: Hash) -> Result<bool, Failure> {
+    /// The same, past hashes in the file that are wrong.
+    fn is_leaf_by_records(&self, position: u64, leaf: Hash) -> Result<bool, Failure> {
         let (size, peaks) = self.peaks();
         let mut window = Window::default();
-        let leaf_of = |neighbour| {
+        let mut leaf_of = |neighbour| {
             let Ok((run, within)) = self.indexed(neighbour, &mut window, 0) else { return Ok(None) };
             let stream = self.streams.read().unwrap().list[run.opened.header.stream as usize].clone();
             Ok(Some(hash_leaves(&[run.opened.leaf_of(&stream, run.timestamp, within)])[0]))
         };
-        let get = |index| self.hash(index).map_err(Failure::from);
-        tree::leaf_leads_to_by_neighbours(position, leaf, (size, &peaks), get, leaf_of, MOST_LEAVES)
+        let mut get = |index| self.hash(index).map_err(Failure::from);
+        let mut most = MOST_LEAVES;
+        let node = |level, at| tree::made_again(level, at, &mut get, &mut leaf_of, &mut most);
+        tree::leaf_leads_to(position, leaf, (size, &peaks), node)
     }
 
     fn peaks(&self) -> (u64, Vec<Hash>) {
@@ -323,7 +313,7 @@ impl Log {
         }
         let (run, within) = match span.stream {
             None => self.run_at(wanted, window, WINDOW)?,
-            Some(stream) => self.run_of(stream, wanted, window, WINDOW)?,
+            Some(stream) => self.again(|| self.located(stream, wanted, window, WINDOW))?,
         };
         let header = &run.opened.header;
         let base = if span.stream.is_some() { header.first_offset } else { header.first_position };
