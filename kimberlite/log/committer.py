@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Final
 
 from kimberlite import _native
@@ -399,7 +399,7 @@ class Committer:
 
         self.backend.submit(self._marks, self._mark.counter % 2 * BLOCK, view, True, finished)
 
-    def _start(self, work: asyncio.Coroutine[object, object, None]) -> None:  # type: ignore[name-defined]
+    def _start(self, work: Coroutine[object, object, None]) -> None:
         """Runs what the next group must wait for; appends go on gathering in the pool meanwhile."""
 
         async def run() -> None:
