@@ -21,6 +21,7 @@ from kimberlite.log.names import CHECKPOINT, HASHES, PRODUCERS, index_name
 from kimberlite.log.options import Options
 from kimberlite.log.recovery import Ended, Loader, segment_numbers
 from kimberlite.log.tail import Tail
+from kimberlite.log.tasks import begin
 from kimberlite.storage.backend import Backend, File, opener
 
 #: Before the first hash.
@@ -211,7 +212,7 @@ class Checkpointer:
         written = committer.written - self._place
         due = records >= self._options.checkpoint_records or written >= self._options.checkpoint_bytes
         if (due or self._closed) and self._loop.time() - self._last >= self._interval:
-            self._task = self._loop.create_task(self._take(), name="kimberlite-checkpoint")
+            self._task = begin(self._take(), "kimberlite-checkpoint")
 
     def _rotated(self, segment: _native.Segment) -> None:
         self._closed.append(segment)

@@ -14,6 +14,7 @@ from kimberlite.log.marks import Mark, encode_mark
 from kimberlite.log.names import segment_name
 from kimberlite.log.options import Options, Sync
 from kimberlite.log.tail import Tail, install
+from kimberlite.log.tasks import begin
 from kimberlite.records import Receipt
 from kimberlite.storage.backend import BLOCK, Backend, File, let_go, opener
 
@@ -407,16 +408,20 @@ class Committer:
                 await work
             except (NoSpace, Unavailable) as error:
                 self._refuse_all(error)
-            except OSError as error:
-                self.poison(error)
             except UnknownOutcome:
                 # Poisoned while it waited: everybody has been told.
                 assert self.poisoned is not None
+            except OSError as error:
+                self.poison(error)
+            except BaseException as error:
+                # A rotation that was left in its middle must not be begun again.
+                self.poison(error)
+                raise
             finally:
                 self._busy = None
             self._pump()
 
-        self._busy = self._loop.create_task(run(), name="kimberlite-committer")
+        self._busy = begin(run(), "kimberlite-committer")
 
     def _refuse_all(self, error: NoSpace | Unavailable) -> None:
         """Everything in the pool: nothing of it was numbered or sealed."""

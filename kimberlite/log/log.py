@@ -20,6 +20,7 @@ from kimberlite.log.options import (
 )
 from kimberlite.log.reading import Reader, Tail, reading_disk
 from kimberlite.log.streams import StreamInfo, Streams
+from kimberlite.log.tasks import begin
 from kimberlite.records import Receipt, Record, nanoseconds
 from kimberlite.storage.backend import Backend
 
@@ -304,9 +305,9 @@ class Log:
             if not self._loop.is_closed():
                 raise Invalid("the database belongs to another event loop, which has to close it")
             # Its loop has taken whoever would have finished: what it has acknowledged is on the disk.
-            self._closed = asyncio.ensure_future(self._abandon())
+            self._closed = begin(self._abandon(), "kimberlite-close")
         if self._closed is None:
-            self._closed = asyncio.ensure_future(self._finish())
+            self._closed = begin(self._finish(), "kimberlite-close")
             self._changed.set()
         await asyncio.shield(self._closed)
 

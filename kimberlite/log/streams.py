@@ -9,6 +9,7 @@ from typing import NamedTuple
 from kimberlite import _native
 from kimberlite.crypto.vault import Vault
 from kimberlite.log.tail import refusal
+from kimberlite.log.tasks import begin
 from kimberlite.storage.backend import Backend, File
 
 
@@ -57,7 +58,7 @@ class Streams:
             done = asyncio.get_running_loop().create_future()
             self._wanted.append((names, done))
             if self._task is None:
-                self._task = asyncio.create_task(self._create(), name="kimberlite-streams")
+                self._task = begin(self._create(), "kimberlite-streams")
             await done
         finally:
             for name in names:

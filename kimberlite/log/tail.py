@@ -9,6 +9,7 @@ from typing import Final
 
 from kimberlite.errors import NoSpace, Unavailable
 from kimberlite.log.names import PREPARE, SEGMENTS, prepared_name, segment_name
+from kimberlite.log.tasks import begin
 from kimberlite.storage.backend import BLOCK, Backend, File
 
 #: Zeroed at a time: 13 ms of a slow disk.
@@ -132,7 +133,7 @@ class Tail:
     def start(self) -> None:
         self._since = asyncio.get_running_loop().time()
         self._work.set()
-        self._task = asyncio.create_task(self._prepare(), name="kimberlite-prepare")
+        self._task = begin(self._prepare(), "kimberlite-prepare")
 
     async def stop(self) -> None:
         # A step that has begun is finished: its thread writes to the file whatever we do here.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
@@ -33,12 +34,17 @@ def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Run
             loop = runner.get_loop()
             loop.slow_callback_duration = 60
             runner.run(scenario())
-            left = asyncio.all_tasks(loop)
+            left = asyncio.all_tasks(loop) | {each for each in every_task() if not each.done()}
         gc.collect()
         assert not left
         assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
 
     return run
+
+
+def every_task() -> list[asyncio.Task[Any]]:
+    """Also those that a loop does not know of."""
+    return [each for each in gc.get_objects() if isinstance(each, asyncio.Task)]
 
 
 @pytest.fixture(params=["threads", "uring"])
@@ -156,3 +162,51 @@ def test_an_open_that_fails_or_is_cancelled_leaves_nothing(run: Run, opened: Ope
             await opened(key_file=None)
 
     run(scenario)
+
+
+def test_a_program_that_cancels_all_tasks_stops_nothing_of_the_database(run: Run, opened: Open) -> None:
+    acknowledged: list[Receipt] = []
+
+    async def scenario() -> None:
+        for _ in range(3):
+            async with opened(segment_bytes=64 * 1024) as db:
+
+                async def append_for_ever(number: int, db: kimberlite.Log = db) -> None:
+                    for i in itertools.count():
+                        receipt = await db.append(f"s{number}/{i}", [bytes(4_000)] * 2)
+                        acknowledged.append(receipt)
+
+                tasks = [asyncio.ensure_future(append_for_ever(number)) for number in range(4)]
+                assert db._committer is not None
+                while not db._committer.rotating:  # noqa: ASYNC110 (nothing else is told of it)
+                    await asyncio.sleep(0)
+                for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                    task.cancel()
+                ends = await asyncio.gather(*tasks, return_exceptions=True)
+                assert all(isinstance(end, asyncio.CancelledError) for end in ends)
+                for _ in range(12):
+                    receipt = await db.append("last", bytes(4_000))
+                    acknowledged.append(receipt)
+        async with opened(read_only=True) as db:
+            lengths = {stream.name: stream.length for stream in db.streams()}
+        assert all(lengths[receipt.stream] > receipt.last_offset for receipt in acknowledged)
+
+    run(scenario)
+
+
+def test_a_database_in_a_task_that_outlives_the_program_is_closed(opened: Open) -> None:
+    async def hold(begun: asyncio.Event) -> None:
+        async with opened() as db:
+            await db.append("s", b"x")
+            begun.set()
+            await asyncio.Event().wait()
+
+    async def program() -> None:
+        begun = asyncio.Event()
+        held.append(asyncio.ensure_future(hold(begun)))
+        await begun.wait()
+
+    held: list[asyncio.Future[None]] = []
+    for _ in range(2):
+        asyncio.run(program())
+        assert held.pop().cancelled()

@@ -1,0 +1,21 @@
+"""Tasks of the database's own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def begin(work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+    """A task that `asyncio.all_tasks` does not show, and no task factory begins too early.
+
+    A program that cancels all tasks, as `asyncio.run` does at its end, must not stop a rotation or a close halfway.
+    """
+    task = asyncio.Task(work, loop=asyncio.get_running_loop(), name=name)
+    asyncio._unregister_task(task)
+    # Whoever ends a loop without a close has no more to hear of it than that the database is still open.
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    return task
