@@ -78,30 +78,36 @@ class Vault:
         image = bytearray(copies[best])
         vault = cls(image, database_id, identity_hash, master, random)
         vault.generation = generation
-        if copies[0] != copies[1]:
-            vault._merge(copies[1 - best], known=headers[1 - best] is not None)
+        others = vault._merge(copies[1 - best], known=headers[1 - best] is not None) if copies[0] != copies[1] else []
         image.extend(bytes(-len(image) % BLOCK))
+        for slot in others:
+            vault._put(vault._free(), slot)
         vault.stale = {i for i in (0, 1) if copies[i] != image}
         vault._index()
         return vault
 
-    def _merge(self, other: bytes, *, known: bool) -> None:
-        """Takes from the other copy each slot that is not sound here and is there.
+    def _merge(self, other: bytes, *, known: bool) -> list[bytes]:
+        """Takes from the other copy each slot that opens there and not here. Returned are those that open in both and
+        differ, as they do when one copy is of a fork: only the log knows which of them it needs.
 
         Of a copy with a header of ours (`known`) a damaged slot is kept too, if there is nothing here.
         """
         size = max(len(self._image), len(other))
         size += -size % SLOT
         self._image.extend(bytes(size - len(self._image)))
-        other = other.ljust(size, b"\0")
+        other, both = other.ljust(size, b"\0"), []
         for place in range(BLOCK, size, SLOT):
             ours, theirs = self._image[place : place + SLOT], other[place : place + SLOT]
-            if ours == theirs or self._sound(place, ours):
+            if ours == theirs:
                 continue
-            if self._sound(place, theirs) or (known and not any(ours)):
+            if self._opens(place, ours):
+                if self._opens(place, theirs):
+                    both.append(theirs)
+            elif self._opens(place, theirs) or (known and not any(ours)):
                 self._image[place : place + SLOT] = theirs
         while len(self._image) > BLOCK and not any(self._image[-SLOT:]):
             del self._image[-SLOT:]
+        return both
 
     def _sound(self, place: int, slot: bytes | bytearray) -> bool:
         check = _native.blake3(bytes(slot[:-CHECK]) + place.to_bytes(8, "little"), self._identity_hash)
@@ -151,13 +157,14 @@ class Vault:
         head = struct.pack("<II", kind, stream)
         identified = _native.key_id(key) + bound
         wrapped = _native.xaes_seal(self._wrapping, nonce, self._aad(head, identified), key)
-        slot = SLOT_HEAD.pack(kind, stream, self.generation, identified[:16], bound, nonce, wrapped).ljust(
-            SLOT - CHECK, b"\0"
-        )
-        check = _native.blake3(slot + place.to_bytes(8, "little"), self._identity_hash)[:CHECK]
-        self._image[place : place + SLOT] = slot + check
+        slot = SLOT_HEAD.pack(kind, stream, self.generation, identified[:16], bound, nonce, wrapped).ljust(SLOT, b"\0")
+        self._put(place, slot)
         self._dirty.add(place // BLOCK * BLOCK)
         return place
+
+    def _put(self, place: int, slot: bytes) -> None:
+        check = _native.blake3(slot[:-CHECK] + place.to_bytes(8, "little"), self._identity_hash)[:CHECK]
+        self._image[place : place + SLOT] = slot[:-CHECK] + check
 
     def _free(self) -> int:
         """The first slot behind all that are used; blocks are added whole."""
@@ -177,11 +184,18 @@ class Vault:
         slot = bytes(self._image[place : place + SLOT])
         if len(slot) != SLOT or not self._sound(place, slot) or slot[:4] != kind.to_bytes(4, "little"):
             raise KeyUnavailable(f"the vault's slot at byte {place} is damaged in both copies")
-        _, _, _, identity, bound, nonce, wrapped = SLOT_HEAD.unpack_from(slot)
-        key = _native.xaes_open(self._wrapping, nonce, self._aad(slot[:8], identity + bound), wrapped)
-        if key is None or _native.key_id(key) != identity:
+        key = self._key_in(slot)
+        if key is None:
             raise KeyUnavailable(f"the vault's slot at byte {place} does not open with the master key")
         return key
+
+    def _key_in(self, slot: bytes) -> bytes | None:
+        _, _, _, identity, bound, nonce, wrapped = SLOT_HEAD.unpack_from(slot)
+        key = _native.xaes_open(self._wrapping, nonce, self._aad(slot[:8], identity + bound), wrapped)
+        return key if key is not None and _native.key_id(key) == identity else None
+
+    def _opens(self, place: int, slot: bytes | bytearray) -> bool:
+        return self._sound(place, slot) and self._key_in(bytes(slot)) is not None
 
 
 def read_header(copy: bytes, database_id: bytes, identity_hash: bytes) -> tuple[int, bytes] | None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TypeVar
 
-from kimberlite.storage.backend import File
+from kimberlite.storage.backend import File, read_around
 
 T = TypeVar("T")
 
@@ -32,6 +32,8 @@ class Ahead:
         self._executor = ThreadPoolExecutor(1, "kimberlite-ahead") if file.fd >= 0 else None
         self._future: Future[bytes] | None = None
         self._back = b""
+        #: Where the first block is that the disk could not read.
+        self.unreadable: int | None = None
 
     def __enter__(self) -> Self:
         self._begin()
@@ -45,11 +47,18 @@ class Ahead:
 
     def _begin(self) -> None:
         if self._executor is not None:
-            self._future = self._executor.submit(self._file.read, self._next, self._piece)
+            self._future = self._executor.submit(self._read)
+
+    def _read(self) -> bytes:
+        return read_around(self._file, self._next, self._piece, self._missed)
+
+    def _missed(self, place: int) -> None:
+        if self.unreadable is None:
+            self.unreadable = place
 
     def take(self) -> bytes:
         """The next piece; shorter only at the end of the file, and then empty."""
-        data = self._file.read(self._next, self._piece) if self._future is None else self._future.result()
+        data = self._read() if self._future is None else self._future.result()
         self._next += len(data)
         if len(data) == self._piece:
             self._begin()

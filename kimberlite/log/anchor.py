@@ -32,7 +32,8 @@ def check_anchor(log: _native.Log, anchor: Receipt | None, keys: Keys) -> None:
     """The log must reach what the receipt says, and agree with it. One whose MAC is wrong says nothing."""
     if anchor is None:
         return
-    if mac_of(log, anchor) not in (None, anchor.mac) and keys.receipt != NO_KEY:
+    mac = mac_of(log, anchor)
+    if mac not in (None, anchor.mac) and keys.receipt != NO_KEY:
         raise Invalid("the anchor was changed, or is a receipt of another database: its MAC is wrong")
     size, _ = log.root()
     if size < anchor.tree_size:
@@ -45,6 +46,8 @@ def check_anchor(log: _native.Log, anchor: Receipt | None, keys: Keys) -> None:
         raise RolledBack(f"the log's root at {anchor.tree_size} records is not the anchor's")
     if log.chain_of(anchor.group) != anchor.chain:
         raise RolledBack(f"the log's chain at group {anchor.group} is not the anchor's")
+    if mac is None:
+        raise Invalid(f"the anchor was changed: the log has no stream {anchor.stream!r}")
 
 
 def mac_of(log: _native.Log, anchor: Receipt) -> bytes | None:

@@ -131,6 +131,11 @@ class Derived:
         self.producers_size = size
 
         def write() -> None:
+            if self.log.doubted:
+                # Without a checkpoint the next start makes all of them again.
+                if self.backend.exists(CHECKPOINT):
+                    self.backend.unlink(CHECKPOINT)
+                return
             try:
                 self._write_hashes()
                 if anew:

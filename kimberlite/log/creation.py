@@ -21,7 +21,7 @@ from kimberlite.log.names import (
     belongs,
 )
 from kimberlite.log.tail import FULL
-from kimberlite.storage.backend import Backend, File
+from kimberlite.storage.backend import Backend, File, read_around
 
 RESERVED = 256 * 1024
 
@@ -46,12 +46,12 @@ def replace(backend: Backend, name: str, fill: Callable[[File], None]) -> None:
 
 
 def read_small(backend: Backend, name: str, limit: int = 1 << 30) -> bytes | None:
-    """The whole of a small file; None if it is not there."""
+    """The whole of a small file; None if it is not there. What the disk cannot read of it is as if it were damaged."""
     if not backend.exists(name):
         return None
     file = backend.open(name, "r")
     try:
-        return file.read(0, min(file.size(), limit))
+        return read_around(file, 0, min(file.size(), limit))
     finally:
         file.close()
 

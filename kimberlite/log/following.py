@@ -12,7 +12,7 @@ from kimberlite.log.creation import read_small
 from kimberlite.log.identity import Identity
 from kimberlite.log.names import CHECKPOINT, HASHES, segment_name
 from kimberlite.log.recovery import NO_LIMIT, Keys, Loader, load_marks, segment_numbers
-from kimberlite.storage.backend import BLOCK, Backend, File, let_go, opener
+from kimberlite.storage.backend import BLOCK, Backend, File, let_go, opener, read_around
 
 #: Read at a time when looking for what is new.
 PIECE: Final = 256 * 1024
@@ -89,14 +89,14 @@ class Follower:
         # Asked before reading: the next segment begins when all of this one is on the disk, and nothing in this one
         # says so of its last groups.
         ended = self._header(self._segment.number + 1) is not None
-        data = self._scan.read(self._place, PIECE)
+        data = read_around(self._scan, self._place, PIECE)
         limit = max(self.loader.watermark, _native.Log.watermark(self._segment, self._place, data)[0])
         if ended:
             limit = NO_LIMIT
         stop, moved, what = self._replay(data, limit)
         if stop == "bad" and not moved and self.log.sealed()[0] <= limit:
             # A read is not one step: its front may be from before a group was written that its end says is durable.
-            stop, moved, what = self._replay(self._scan.read(self._place, PIECE), limit)
+            stop, moved, what = self._replay(read_around(self._scan, self._place, PIECE), limit)
         group, position, _ = self.log.sealed()
         if stop == "damaged" or (stop == "bad" and not moved and group <= limit):
             name = segment_name(self._segment.number)
@@ -109,7 +109,7 @@ class Follower:
         assert self._scan is not None
         place, stop, want, what = self.log.replay(self._segment, self._place, data, limit, self.keys.data_key)
         if stop == "more" and want > PIECE:
-            data = self._scan.read(place, want)
+            data = read_around(self._scan, place, want)
             place, stop, want, what = self.log.replay(self._segment, place, data, limit, self.keys.data_key)
         moved = place != self._place
         self._place, self._closed = place, stop == "closed"
@@ -121,7 +121,7 @@ class Follower:
             return None
         file = self.backend.open(segment_name(number), "r")
         try:
-            header = file.read(0, BLOCK)
+            header = read_around(file, 0, BLOCK)
         finally:
             file.close()
         return header if _native.header_damage(header, self.identity.database_id, number) is None else None

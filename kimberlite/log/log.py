@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from kimberlite import _native
-from kimberlite.errors import Closed, Conflict, Invalid, LimitExceeded, NoSpace, Unavailable, UnknownOutcome
+from kimberlite.errors import Closed, Conflict, Corrupt, Invalid, LimitExceeded, NoSpace, Unavailable, UnknownOutcome
 from kimberlite.log.committer import Committer, Part
 from kimberlite.log.options import (
     LONGEST_NAME,
@@ -248,7 +248,13 @@ class Log:
         await self._refreshed()
         self._check_position(position)
         with reading_disk():
-            return self._native.get(position)
+            try:
+                return self._native.get(position)
+            except Corrupt:
+                if not self._native.doubted:
+                    raise
+        # So many hashes are wrong that to make them again would hold up the loop.
+        return (await self.get_many([position]))[0]
 
     async def get_many(self, positions: Iterable[int]) -> list[Record]:
         """The records at these positions, in the order asked for."""

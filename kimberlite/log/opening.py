@@ -36,6 +36,7 @@ from kimberlite.log.names import (
     MARKS,
     PREPARE,
     QUARANTINE,
+    RECEIPT_KEY,
     SEGMENTS,
     VAULTS,
     prepared_name,
@@ -47,7 +48,7 @@ from kimberlite.log.streams import Streams
 from kimberlite.log.tail import FULL, LEAST_AHEAD, Prepared, Tail, install
 from kimberlite.records import Receipt
 from kimberlite.storage import Backend, open_backend
-from kimberlite.storage.backend import BLOCK, File
+from kimberlite.storage.backend import BLOCK, File, read_around
 
 BACKENDS = ("auto", "threads", "uring")
 #: What the operating system says of a directory that cannot be used as it is.
@@ -225,7 +226,9 @@ class Opener:
         if not all(self.backend.exists(name) for name in DIRECTORIES):
             # What copies a database may leave out the directories that are empty.
             creation.make_directories(self.backend)
-        self._heal(identity, keys)
+        lost = not identity.tagged and keys.receipt == bytes(32)
+        if lost:
+            keys.receipt = self.injected.random(32)
         marks_file = self._lock_marks()
         marks = load_marks(self.backend, identity)
         self.notes += [f"marks: block {block} is damaged; the other one is sound" for block in marks.damaged]
@@ -234,6 +237,8 @@ class Opener:
         loader = Loader(self.backend, identity, keys, marks, log, write=True)
         log, end = derived.load(loader, lambda: new_log(identity, keys, self.options, self.injected.seed))
         check_anchor(log, self.anchor, keys)
+        # Not before: what is refused stays as it is.
+        self._heal(keys, lost=lost)
         mark = self._settle(log, marks.newest, end, identity, marks_file)
         clean = marks.newest.clean and marks.newest.group == log.sealed()[0] - 1 and end.torn_upto is None
         self._discard_prepared()
@@ -243,14 +248,13 @@ class Opener:
         creation.keep_reserve(self.backend)
         return identity, keys, log, tail, segment, marks_file, mark, derived
 
-    def _heal(self, identity: Identity, keys: Keys) -> None:
-        """Copies of the vault that are not sound are written anew from the one that is."""
+    def _heal(self, keys: Keys, *, lost: bool) -> None:
+        """Writes anew the copies of the vault that are not what both are together, and a receipt key that was lost."""
         if keys.vault is not None:
             for copy in sorted(keys.vault.stale):
                 creation.write_small(self.backend, VAULTS[copy], keys.vault.image())
-        if not identity.tagged and keys.receipt == bytes(32):
-            keys.receipt = self.injected.random(32)
-            creation.write_small(self.backend, "receipt.key", keys.receipt)
+        if lost:
+            creation.write_small(self.backend, RECEIPT_KEY, keys.receipt)
 
     def _lock_marks(self) -> File:
         """A mark that a killed writer had in flight lands before this one reads any, and not on top of its own."""
@@ -285,7 +289,7 @@ class Opener:
         copy = self.backend.open(name, "x")
         try:
             for place in range(end.place, upto, 1 << 20):
-                copy.write(place - end.place, end.file.read(place, min(1 << 20, upto - place)))
+                copy.write(place - end.place, read_around(end.file, place, min(1 << 20, upto - place)))
             copy.sync()
         except OSError:
             # Every start on a full disk would leave another piece.

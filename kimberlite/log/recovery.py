@@ -29,7 +29,7 @@ from kimberlite.log.names import (
     segment_number,
 )
 from kimberlite.log.options import Options
-from kimberlite.storage.backend import BLOCK, Backend, File, let_go, opener
+from kimberlite.storage.backend import BLOCK, UNREADABLE, Backend, File, let_go, opener, read_around
 
 #: Read at a time by a replay: enough that the disk streams, little enough to hold.
 CHUNK: Final = 4 << 20
@@ -101,7 +101,7 @@ def load_keys(
         if master is not None or any(backend.exists(name) for name in VAULTS):
             raise KeyUnavailable("the identity says that groups carry no tag, yet there is a master key or a vault")
         receipt = read_small(backend, RECEIPT_KEY, 64)
-        if receipt is None or len(receipt) != 32:
+        if receipt is None or len(receipt) != 32 or receipt == UNREADABLE[:32]:
             receipt = bytes(32)
         return Keys(identity, None, receipt, None)
     if master is None:
@@ -245,7 +245,7 @@ class Loader:
                 raise Busy(f"{name} is still being written") from None
             file.sync()
         scan = self.backend.open(name, "s")
-        header = scan.read(0, BLOCK)
+        header = read_around(scan, 0, BLOCK)
         try:
             return Opened(self.log.attach(header, file, covered), file, scan, covered)
         except ValueError as error:
@@ -260,7 +260,7 @@ class Loader:
         """A header cut off by a crash is nobody's loss, if nothing follows it and nothing in it was promised."""
         place, size = BLOCK, scan.size()
         while place < size:
-            data = scan.read(place, CHUNK)
+            data = read_around(scan, place, CHUNK)
             if data.strip(b"\0"):
                 raise Corrupt(what, file=name, place=0)
             place += len(data) or CHUNK
@@ -281,6 +281,8 @@ class Loader:
         name = segment_name(segment.number)
         with Ahead(scan, place, CHUNK) as ahead:
             place, stop, what = self._replay_all(segment, ahead, place, limit)
+            if ahead.unreadable is not None:
+                what = f"{what}; the disk cannot read byte {ahead.unreadable}"
             if stop == "damaged":
                 group, position, _ = self.log.sealed()
                 raise Corrupt(what, file=name, place=place, group=group, position=position)
@@ -364,7 +366,7 @@ class Loader:
         name = segment_name(number)
         file = self.backend.open(name, "r")
         try:
-            header = file.read(0, BLOCK)
+            header = read_around(file, 0, BLOCK)
         finally:
             file.close()
         what = _native.header_damage(header, self.identity.database_id, number)
@@ -376,7 +378,7 @@ class Loader:
         """Place and bytes of the last block that is not all zeros: a crash can leave room behind the end."""
         place = (file.size() - 1) // BLOCK * BLOCK
         while place >= BLOCK:
-            block = file.read(place, BLOCK)
+            block = read_around(file, place, BLOCK)
             if block.strip(b"\0"):
                 return place, block
             place -= BLOCK
@@ -388,8 +390,9 @@ class Loader:
         try:
             if not resume.last_place < resume.place <= scan.size():
                 return False
-            header = scan.read(0, BLOCK)
-            group = scan.read(resume.last_place, resume.place - resume.last_place) if resume.last_place else b""
+            header = read_around(scan, 0, BLOCK)
+            length = resume.place - resume.last_place
+            group = read_around(scan, resume.last_place, length) if resume.last_place else b""
         finally:
             scan.close()
         return self.log.ends_with(resume, header, group)

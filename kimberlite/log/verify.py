@@ -20,6 +20,7 @@ from kimberlite.log.options import Options
 from kimberlite.log.recovery import CHUNK, Ended, Loader, load_keys, load_marks, new_log
 from kimberlite.records import Receipt
 from kimberlite.storage import Backend, open_backend
+from kimberlite.storage.backend import read_around
 
 Progress = Callable[[int, int], None]
 
@@ -76,7 +77,7 @@ def verify(
     keys = load_keys(backend, identity, master, os.urandom, read_only=True)
     notes = []
     if keys.vault is not None:
-        notes += [f"vault.{copy} differs from its twin, which is sound" for copy in sorted(keys.vault.stale)]
+        notes += vault_notes(keys.vault.stale)
     marks = load_marks(backend, identity)
     notes += [f"marks: block {block} is damaged; its twin is sound" for block in marks.damaged]
     log = new_log(identity, keys, Options(), None)
@@ -122,6 +123,12 @@ def verify(
     )
 
 
+def vault_notes(stale: set[int]) -> list[str]:
+    if len(stale) == 2:
+        return ["vault.0 and vault.1 each have keys that the other has not"]
+    return [f"vault.{copy} differs from its twin, which is sound" for copy in stale]
+
+
 def behind_end(loader: Loader, end: Ended) -> Corrupt | None:
     """What is wrong with the end of a log that was closed cleanly: nothing is behind its last group."""
     if end.segment is None:
@@ -161,7 +168,7 @@ class Hashes:
         first, hashes = self._log.take_hashes(sys.maxsize)
         if self._file is None or self._first_wrong is not None or self._ended:
             return
-        found = self._file.read(HASHES_HEADER + 32 * first, len(hashes))
+        found = read_around(self._file, HASHES_HEADER + 32 * first, len(hashes))
         if found != hashes[: len(found)]:
             wrong = next(i for i in range(0, len(found), 32) if found[i : i + 32] != hashes[i : i + 32])
             self._first_wrong = first + wrong // 32

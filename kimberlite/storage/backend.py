@@ -21,7 +21,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeVar
 from weakref import ref
 
 if TYPE_CHECKING:
@@ -74,6 +74,31 @@ class File(Protocol):
         """Exclusive until closed; BlockingIOError if anybody else, in this process too, holds it."""
 
     def close(self) -> None: ...
+
+
+#: What stands for a block that the disk cannot read: like one that is damaged, it is no part of a sound group.
+UNREADABLE: Final = b"\xff" * BLOCK
+
+
+def read_around(file: File, place: int, length: int, missed: Callable[[int], None] = lambda _place: None) -> bytes:
+    """As `File.read`, past the blocks that the disk cannot read; `missed` is told where they are."""
+
+    def block(start: int, size: int) -> bytes:
+        try:
+            return file.read(start, size)
+        except OSError as problem:
+            if problem.errno != errno.EIO:
+                raise
+            missed(start)
+            return UNREADABLE[:size]
+
+    try:
+        return file.read(place, length)
+    except OSError as problem:
+        if problem.errno != errno.EIO:
+            raise
+    end = min(place + length, file.size())
+    return b"".join(block(start, min(BLOCK, end - start)) for start in range(place, end, BLOCK))
 
 
 def let_go(file: File) -> None:

@@ -244,3 +244,35 @@ def test_a_slot_damaged_in_both_copies_is_a_missing_key() -> None:
     with pytest.raises(KeyUnavailable):
         again.data_key(1, bound(1))
     assert again.data_key(2, bound(2)) == keys[2]
+
+
+def test_keys_that_only_one_copy_has_are_all_kept_though_their_slots_are_in_one_place() -> None:
+    base, keys = filled(3)
+    forks = [load(base.image(), base.image()) for _ in range(2)]
+    added = [fork.add(4, bound(40 + i)) for i, fork in enumerate(forks)]
+    for order in (1, -1):
+        copies = [fork.image() for fork in forks][::order]
+        merged = load(*copies)
+        assert merged.stale == {0, 1}
+        again = load(merged.image(), merged.image())
+        assert not again.stale
+        for vault in (merged, again):
+            assert [vault.data_key(4, bound(40 + i)) for i in range(2)] == added
+            assert {stream: vault.data_key(stream, bound(stream)) for stream in keys} == keys
+        assert merged.add(5, bound(5)) == merged.data_key(5, bound(5))
+
+
+@pytest.mark.parametrize("hurt", [0, 1])
+def test_a_slot_that_does_not_open_is_taken_from_the_copy_in_which_it_does(hurt: int) -> None:
+    vault, keys = filled(3)
+    copies = [vault.image(), vault.image()]
+    image = bytearray(copies[hurt])
+    place = slot(3)
+    image[place + 100] ^= 1
+    image[place + SLOT - 8 : place + SLOT] = _native.blake3(
+        bytes(image[place : place + SLOT - 8]) + place.to_bytes(8, "little"), IDENTITY
+    )[:8]
+    copies[hurt] = bytes(image)
+    merged = load(*copies)
+    assert {stream: merged.data_key(stream, bound(stream)) for stream in keys} == keys
+    assert merged.stale == {hurt}

@@ -95,7 +95,7 @@ class Machine:
         self.disk = self.disk.crash(Random(1))
 
     def verify(self, anchor: Receipt | None = None) -> Report:
-        return verify(MemoryBackend(self.disk), load_master(self.key), anchor=anchor)
+        return verify(self.backend(), load_master(self.key), anchor=anchor)
 
     def forge(self, receipt: Receipt, stream: int = 1, **changes: Any) -> Receipt:
         """Another receipt as only this database could give it."""

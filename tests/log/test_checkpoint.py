@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+import kimberlite
 from kimberlite import Log, Receipt, RolledBack
 from kimberlite.crypto.master import load_master
 from kimberlite.log import checkpoint
@@ -270,3 +271,35 @@ async def test_what_many_kills_left_is_not_replayed_at_every_start(either: Machi
         assert await payloads(db.read("s")) == [b"%d" % i for i in range(20)]
         assert (await db.append("s", b"3", producer=("p", 3))).first_offset == 3
     machine.verify()
+
+
+async def test_hashes_that_are_wrong_are_made_again_for_whoever_asks_and_by_the_next_start(
+    either: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receipts = await filled(either)
+    right = either.disk.files()[HASHES]
+    # None of these is a peak: those a start looks at.
+    either.write(HASHES, 4096 + 32 * 3, bytes(32 * 57))
+    async with either.open(segment_bytes=64 * 1024) as db:
+        for i in (0, 7, 30, 59):
+            assert (await db.get(receipts[i].first_position)).offset == i
+            assert await db.append("s", b"%d" % i * 900, producer=("p", i)) == receipts[i]
+        assert either.disk.files()[HASHES] != right
+        await db.append("s", b"more")
+    # The file is not believed any more: without a checkpoint it is made from the segments.
+    assert CHECKPOINT not in either.disk.files()
+    async with either.open(segment_bytes=64 * 1024) as db:
+        assert (await db.get(receipts[3].first_position)).offset == 3
+    assert either.disk.files()[HASHES][: len(right)] == right
+    assert either.verify(receipts[-1]).notes == []
+
+
+async def test_more_wrong_hashes_than_a_loop_can_wait_for_are_made_again_beside_it(machine: Machine) -> None:
+    async with machine.open() as db:
+        receipts = [await db.append("s", [b"%d" % i] * 500) for i in range(40)]
+    # All below the first peak, which is of 16,384 records.
+    machine.write(HASHES, 4096, bytes(32 * (2 * 16_384 - 2)))
+    async with machine.open() as db:
+        with pytest.raises(kimberlite.Corrupt):
+            db._native.get(receipts[0].first_position)
+        assert (await db.get(receipts[0].first_position)).payload == b"0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,7 @@ async def test_a_reader_whose_disk_fails_says_unavailable_and_goes_on(machine: M
     async with machine.open() as db:
         await db.append("s", b"x")
     async with machine.open(read_only=True) as reader:
-        machine.fault = failing("read", "marks")
+        machine.fault = failing("read", "marks", errno.ENOMEM)
         with pytest.raises(kimberlite.Unavailable):
             await payloads(reader.read())
         machine.fault = None

@@ -86,7 +86,7 @@ async def test_an_open_that_fails_lets_the_directory_go(either: Machine) -> None
     async with either.open() as db:
         await db.append("s", b"x")
     for verb, name in (("lock", "segments/"), ("read", "identity"), ("read", "segments/"), ("write", "marks")):
-        either.fault = failing(verb, name)
+        either.fault = failing(verb, name, errno.ENOMEM)
         with pytest.raises(Unavailable):
             async with either.open():
                 pass
@@ -149,6 +149,18 @@ async def test_an_anchor_that_the_log_reaches_lets_it_open_and_one_ahead_does_no
     with pytest.raises(RolledBack):
         await old.open(anchor=ahead)
     assert {name for name in before if name.startswith("segments/")} <= old.disk.files().keys()
+
+
+async def test_an_anchor_of_a_stream_that_is_not_there_was_changed(either: Machine) -> None:
+    async with either.open() as db:
+        receipt = await db.append("s", b"x")
+    for changed in (receipt._replace(stream="t"), receipt._replace(stream="t", last_offset=9, mac=bytes(16))):
+        for read_only in (False, True):
+            with pytest.raises(Invalid, match="no stream"):
+                await either.open(anchor=changed, read_only=read_only)
+        with pytest.raises(Invalid, match="no stream"):
+            either.verify(changed)
+    either.verify(receipt)
 
 
 async def test_an_anchor_of_another_history_is_a_rollback_and_one_not_durable_is_invalid(machine: Machine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -213,7 +214,7 @@ async def test_an_iterator_of_a_database_that_was_closed_raises_and_does_not_end
 async def test_what_the_disk_refuses_to_a_reader_is_unavailable_and_the_handle_goes_on(machine: Machine) -> None:
     async with machine.open(cache_bytes=0) as db:
         receipt = await db.append("s", b"x")
-        machine.fault = failing("read", "segments/")
+        machine.fault = failing("read", "segments/", errno.ENOMEM)
         with pytest.raises(Unavailable):
             await db.get(receipt.first_position)
         with pytest.raises(Unavailable):
@@ -232,7 +233,7 @@ async def test_a_stream_does_not_end_where_the_disk_refuses_its_index(machine: M
         machine.backend().unlink(name)
     first = datetime.fromtimestamp(machine.now / 1e9, UTC)
     async with machine.open(segment_bytes=64 * 1024) as db:
-        machine.fault = failing("read", "segments/")
+        machine.fault = failing("read", "segments/", errno.ENOMEM)
         for read in (db.read("s"), db.read("s", reverse=True), db.read("t"), db.read("s", start=first)):
             with pytest.raises(Unavailable):
                 await payloads(read)

@@ -17,10 +17,15 @@ pub const fn place(level: u32, index: u64) -> u64 {
     stored(((index + 1) << level) - 1) + level as u64
 }
 
-/// Where the peaks of a tree of this size are stored, largest first.
+/// Level and index of the peaks of a tree of this size, largest first.
+pub fn peak_nodes(size: u64) -> impl Iterator<Item = (u32, u64)> {
+    let levels = (0..u64::BITS).rev().filter(move |level| size >> level & 1 == 1);
+    levels.map(move |level| (level, (size >> level) - 1))
+}
+
+/// Where they are stored.
 pub fn peak_places(size: u64) -> Vec<u64> {
-    let levels = (0..u64::BITS).rev().filter(|level| size >> level & 1 == 1);
-    levels.map(|level| place(level, (size >> level) - 1)).collect()
+    peak_nodes(size).map(|(level, index)| place(level, index)).collect()
 }
 
 /// The root over the peaks, largest first.
@@ -36,82 +41,81 @@ pub fn root_from_peaks(peaks: &[Hash]) -> Hash {
 }
 
 /// Whether a tree of this size with these peaks is where `tree` came from: the smaller of its peaks lead, with hashes
-/// that `get` finds by their index, up to a peak of `tree`, and the larger ones are its own.
-pub fn leads_to<E>(
+/// that `node` finds by level and index, up to a peak of `tree`, and the larger ones are its own.
+pub fn leads_to(
     size: u64,
     peaks: &[Hash],
     tree: (u64, &[Hash]),
-    mut get: impl FnMut(u64) -> Result<Option<Hash>, E>,
-) -> Result<bool, E> {
+    mut node: impl FnMut(u32, u64) -> Option<Hash>,
+) -> bool {
     let same = u64::BITS - (size ^ tree.0).leading_zeros();
     // Bits above the first that differs: peaks that both have.
     let common = size.checked_shr(same).unwrap_or(0).count_ones() as usize;
     if size > tree.0 || peaks[..common] != tree.1[..common] {
-        return Ok(false);
+        return false;
     }
     let mut rest = peaks[common..].to_vec();
-    let Some(mut node) = rest.pop() else { return Ok(true) };
+    let Some(mut hash) = rest.pop() else { return true };
     let mut level = size.trailing_zeros();
     while level < same - 1 {
         let index = (size - 1) >> level;
         let pair = if index & 1 == 1 {
-            [rest.pop().expect("a node on the right has a peak on its left"), node]
+            [rest.pop().expect("a node on the right has a peak on its left"), hash]
         } else {
-            let Some(right) = get(place(level, index + 1))? else { return Ok(false) };
-            [node, right]
+            let Some(right) = node(level, index + 1) else { return false };
+            [hash, right]
         };
-        node = root_from_peaks(&pair);
+        hash = root_from_peaks(&pair);
         level += 1;
     }
-    Ok(tree.1[common] == node)
+    tree.1[common] == hash
 }
 
 /// Whether `tree` has this leaf at this index: it leads, with the nodes that `node` finds by level and index, up to a peak.
-pub fn leaf_leads_to<E>(
+pub fn leaf_leads_to(
     index: u64,
     leaf: Hash,
     tree: (u64, &[Hash]),
-    mut node: impl FnMut(u32, u64) -> Result<Option<Hash>, E>,
-) -> Result<bool, E> {
+    mut node: impl FnMut(u32, u64) -> Option<Hash>,
+) -> bool {
     if index >= tree.0 {
-        return Ok(false);
+        return false;
     }
     // Its subtree is that of the first bit in which its index differs from the size.
     let top = u64::BITS - 1 - (index ^ tree.0).leading_zeros();
     let mut hash = leaf;
     for level in 0..top {
         let at = index >> level;
-        let Some(other) = node(level, at ^ 1)? else { return Ok(false) };
+        let Some(other) = node(level, at ^ 1) else { return false };
         hash = root_from_peaks(&if at & 1 == 1 { [other, hash] } else { [hash, other] });
     }
     let peak = tree.0.checked_shr(top + 1).unwrap_or(0).count_ones() as usize;
-    Ok(tree.1[peak] == hash)
+    tree.1[peak] == hash
 }
 
 /// A node where some of the hashes that `get` finds by their place are wrong: one that is not made of the two below it
 /// is made again, in the end from the leaves that `leaf_of` makes of their records, `most` of them.
-pub fn made_again<E>(
+pub fn made_again(
     level: u32,
     index: u64,
-    get: &mut impl FnMut(u64) -> Result<Option<Hash>, E>,
-    leaf_of: &mut impl FnMut(u64) -> Result<Option<Hash>, E>,
+    get: &mut impl FnMut(u64) -> Option<Hash>,
+    leaf_of: &mut impl FnMut(u64) -> Option<Hash>,
     most: &mut usize,
-) -> Result<Option<Hash>, E> {
-    let found = get(place(level, index))?;
+) -> Option<Hash> {
+    let found = get(place(level, index));
     if level == 0 {
-        let Some(left) = most.checked_sub(1) else { return Ok(None) };
-        *most = left;
-        return Ok(leaf_of(index)?.or(found));
+        *most = most.checked_sub(1)?;
+        return leaf_of(index).or(found);
     }
-    let halves = [get(place(level - 1, 2 * index))?, get(place(level - 1, 2 * index + 1))?];
+    let halves = [get(place(level - 1, 2 * index)), get(place(level - 1, 2 * index + 1))];
     if let [Some(left), Some(right)] = halves
         && found == Some(root_from_peaks(&[left, right]))
     {
-        return Ok(found);
+        return found;
     }
-    let Some(left) = made_again(level - 1, 2 * index, get, leaf_of, most)? else { return Ok(None) };
-    let Some(right) = made_again(level - 1, 2 * index + 1, get, leaf_of, most)? else { return Ok(None) };
-    Ok(Some(root_from_peaks(&[left, right])))
+    let left = made_again(level - 1, 2 * index, get, leaf_of, most)?;
+    let right = made_again(level - 1, 2 * index + 1, get, leaf_of, most)?;
+    Some(root_from_peaks(&[left, right]))
 }
 
 /// `peaks` are the roots of the perfect subtrees, one for each bit set in `size`, largest first.
@@ -327,10 +331,10 @@ mod tests {
         for larger in 0..=leaves.len() as u64 {
             let mut tree = Tree::empty();
             tree.push(&leaves[..larger as usize]);
-            let get = |at| Ok::<_, ()>(tree.pending_get(at).copied());
+            let node = |level, at| tree.pending_get(place(level, at)).copied();
             for smaller in 0..=larger {
                 let peaks: Vec<Hash> = peak_places(smaller).iter().map(|&at| *tree.pending_get(at).unwrap()).collect();
-                let leads = |peaks: &[Hash]| leads_to(smaller, peaks, (larger, tree.peaks()), get).unwrap();
+                let leads = |peaks: &[Hash]| leads_to(smaller, peaks, (larger, tree.peaks()), node);
                 assert!(leads(&peaks), "{smaller} of {larger}");
                 for at in 0..peaks.len() {
                     let mut wrong = peaks.clone();
@@ -338,7 +342,7 @@ mod tests {
                     assert!(!leads(&wrong), "{smaller} of {larger}, peak {at}");
                 }
             }
-            assert!(!leads_to(larger + 1, &[leaf(1); 7], (larger, tree.peaks()), get).unwrap());
+            assert!(!leads_to(larger + 1, &[leaf(1); 7], (larger, tree.peaks()), node));
         }
     }
 
@@ -348,13 +352,13 @@ mod tests {
             let leaves: Vec<Hash> = (0..size).map(leaf).collect();
             let mut tree = Tree::empty();
             tree.push(&leaves);
-            let node = |level, at| Ok::<_, ()>(tree.pending_get(place(level, at)).copied());
+            let node = |level, at| tree.pending_get(place(level, at)).copied();
             for index in 0..size {
-                let leads = |index, hash| leaf_leads_to(index, hash, (size, tree.peaks()), node).unwrap();
+                let leads = |index, hash| leaf_leads_to(index, hash, (size, tree.peaks()), node);
                 assert!(leads(index, leaf(index)));
                 assert!(!leads(index, leaf(index + 1)));
             }
-            assert!(!leaf_leads_to(size, leaf(size), (size, tree.peaks()), node).unwrap());
+            assert!(!leaf_leads_to(size, leaf(size), (size, tree.peaks()), node));
         }
     }
 

@@ -11,7 +11,6 @@ use pyo3::types::PyBytes;
 use super::replaying::ask;
 use super::segment::{reopened, source_of};
 use super::{Log, Resume, Segment, io_error};
-use crate::errors::os_error;
 
 #[pymethods]
 impl Log {
@@ -68,8 +67,8 @@ impl Log {
     }
 
     /// Whether the file of hashes is this database's, and has the peaks of the tree where they belong.
-    fn hashes_fit(&self, py: Python<'_>) -> PyResult<bool> {
-        py.detach(|| self.inner.hashes_fit()).map_err(os_error)
+    fn hashes_fit(&self, py: Python<'_>) -> bool {
+        py.detach(|| self.inner.hashes_fit())
     }
 
     /// Hashes that nobody has taken for the file or, `again`, that were not flushed; so many at most: the index of the

@@ -1,16 +1,29 @@
 //! Records and hashes that were asked for.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use kimberlite_core::format::Hash;
-use kimberlite_core::log::{self, Receipt};
+use kimberlite_core::log::{self, FEW_LEAVES, MOST_LEAVES, Receipt};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString};
 
 use super::Log;
-use crate::errors::os_error;
 use crate::records::append_records;
 
 /// Of a receipt, all but its MAC, as `kimberlite.Receipt` has them.
 type Fields<'py> = (&'py str, u64, u64, u64, u64, u64, bool, u64, Hash, Hash, u32, u64);
+
+impl Log {
+    fn gotten<'py>(&self, py: Python<'py>, positions: &[u64], most: usize) -> PyResult<Bound<'py, PyList>> {
+        let out = PyList::empty(py);
+        let mut window = log::Window::default();
+        for &position in positions {
+            let found = py.detach(|| self.inner.get(position, &mut window, most));
+            append_records(py, &self.inner, &found.map_err(|failure| self.failure(py, failure))?, false, &out)?;
+        }
+        Ok(out)
+    }
+}
 
 #[pymethods]
 impl Log {
@@ -28,18 +41,18 @@ impl Log {
 
     /// One record, checked against its leaf.
     fn get<'py>(&self, py: Python<'py>, position: u64) -> PyResult<Bound<'py, PyAny>> {
-        self.get_many(py, vec![position])?.get_item(0)
+        self.gotten(py, &[position], FEW_LEAVES)?.get_item(0)
     }
 
-    /// Records in the order asked for, each checked against its leaf.
+    /// Records in the order asked for, each checked against its leaf, if need be with much work.
     fn get_many<'py>(&self, py: Python<'py>, positions: Vec<u64>) -> PyResult<Bound<'py, PyList>> {
-        let out = PyList::empty(py);
-        let mut window = log::Window::default();
-        for position in positions {
-            let found = py.detach(|| self.inner.get(position, &mut window));
-            append_records(py, &self.inner, &found.map_err(|failure| self.failure(py, failure))?, false, &out)?;
-        }
-        Ok(out)
+        self.gotten(py, &positions, MOST_LEAVES)
+    }
+
+    /// Whether something in the file of hashes was found wrong.
+    #[getter]
+    fn doubted(&self) -> bool {
+        self.inner.doubted.load(Relaxed)
     }
 
     /// The first position at or after a time.
@@ -94,8 +107,8 @@ impl Log {
     }
 
     /// The root when the tree had so many leaves; None if its hashes are not there.
-    fn root_at<'py>(&self, py: Python<'py>, size: u64) -> PyResult<Option<Bound<'py, PyBytes>>> {
-        Ok(self.inner.root_at(size).map_err(os_error)?.map(|root| PyBytes::new(py, &root)))
+    fn root_at<'py>(&self, py: Python<'py>, size: u64) -> Option<Bound<'py, PyBytes>> {
+        py.detach(|| self.inner.root_at(size)).map(|root| PyBytes::new(py, &root))
     }
 
     /// The chain hash at the end of a durable group; None if there is no such group.

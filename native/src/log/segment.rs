@@ -16,9 +16,18 @@ struct Foreign(Py<PyAny>);
 impl Source for Foreign {
     fn read(&self, place: u64, length: usize) -> io::Result<Vec<u8>> {
         Python::attach(|py| {
-            let bytes = self.0.bind(py).call_method1("read", (place, length)).map_err(io::Error::other)?;
+            let read = self.0.bind(py).call_method1("read", (place, length));
+            let bytes = read.map_err(|error| io_error(py, error))?;
             bytes.extract().map_err(|_| io::ErrorKind::InvalidData.into())
         })
+    }
+}
+
+/// With the number that the system gave it.
+fn io_error(py: Python<'_>, error: PyErr) -> io::Error {
+    match error.value(py).getattr("errno").and_then(|errno| errno.extract()) {
+        Ok(errno) => io::Error::from_raw_os_error(errno),
+        Err(_) => io::Error::other(error),
     }
 }
 
@@ -45,10 +54,7 @@ pub fn reopened(files: &Arc<Files>, open: Py<PyAny>) -> Arc<dyn Source> {
                 }
                 Ok(source)
             };
-            opened().map_err(|error: PyErr| match error.value(py).getattr("errno").and_then(|n| n.extract()) {
-                Ok(errno) => io::Error::from_raw_os_error(errno),
-                Err(_) => io::Error::other(error),
-            })
+            opened().map_err(|error: PyErr| io_error(py, error))
         })
     }))
 }

@@ -15,14 +15,14 @@ mod tests;
 
 pub use append::{Admission, Part, Receipt, Refused};
 pub use files::{Files, Open};
-pub use read::{Failure, Found, Span, Window};
+pub use read::{FEW_LEAVES, Failure, Found, MOST_LEAVES, Span, Window};
 pub use replay::{Replayed, Stop};
 pub use segment::{Descriptor, Index, Segment, Source, Unindexed, checked, closes, derived_mac};
 pub use snapshot::Resume;
 pub use streams::{Info, Streams};
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 use crate::format::Hash;
@@ -49,6 +49,8 @@ pub struct Log {
     tree: RwLock<Tree>,
     segments: RwLock<BTreeMap<u64, Arc<Segment>>>,
     hashes: RwLock<Option<Arc<dyn Source>>>,
+    /// Whether something in the file of hashes was found wrong.
+    pub doubted: AtomicBool,
     cache: Mutex<cache::Cache>,
     /// Positions below this are durable, and nothing else is visible.
     durable: AtomicU64,
@@ -95,6 +97,7 @@ impl Log {
             segments: RwLock::default(),
             hashes: RwLock::default(),
             cache: Mutex::new(cache::Cache::new(cache)),
+            doubted: AtomicBool::new(false),
             durable: AtomicU64::new(0),
             end: Mutex::new(End { group: 0, chain, timestamp: 0, incarnation: 0 }),
             keys: secrets,

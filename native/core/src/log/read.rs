@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::cache::CachedRun;
 use super::{Log, Segment};
@@ -14,8 +15,10 @@ use crate::tree;
 /// Hashes read at a time: most of those beside a leaf's way up are near it.
 const NEAR: u64 = 128;
 
-/// Records that are read at most to make hashes again for one that was asked for: those of 256 KiB of the file.
-const MOST_LEAVES: usize = 4096;
+/// Records that are read at most to make wrong hashes again: for whoever must not wait, those of 256 KiB of the file,
+/// and what a second reads for everybody else.
+pub const FEW_LEAVES: usize = 1 << 12;
+pub const MOST_LEAVES: usize = 1 << 20;
 
 /// Read at a time when runs follow each other.
 const WINDOW: usize = 256 << 10;
@@ -30,6 +33,13 @@ pub enum Failure {
         group: u64,
         position: u64,
         what: &'static str,
+    },
+    /// The disk does not give what is there.
+    Unreadable {
+        segment: u64,
+        place: u64,
+        group: u64,
+        position: u64,
     },
     /// Neither the indexes nor the segments lead to a record that the log has by its length.
     Misled {
@@ -87,7 +97,8 @@ impl Window {
         let number = segment.header.number;
         let inside = self.segment == number && place >= self.place && end <= self.place + self.bytes.len() as u64;
         if !inside {
-            self.bytes = segment.read(place, length.max(ahead))?;
+            let alone = |error| if ahead > length { segment.read(place, length) } else { Err(error) };
+            self.bytes = segment.read(place, length.max(ahead)).or_else(alone)?;
             (self.segment, self.place) = (number, place);
         }
         let from = (place - self.place) as usize;
@@ -176,16 +187,25 @@ impl Log {
             position: entry.position,
             what,
         };
+        let unreadable = |error: io::Error| match error.raw_os_error() {
+            Some(libc::EIO) => Failure::Unreadable {
+                segment: segment.header.number,
+                place: entry.place as u64,
+                group: at.number,
+                position: entry.position,
+            },
+            _ => Failure::Io(error),
+        };
         let salt = &segment.header.salt;
-        let head = window.get(segment, at.place as u64, GROUP_HEADER, ahead)?;
+        let head = window.get(segment, at.place as u64, GROUP_HEADER, ahead).map_err(unreadable)?;
         let header = GroupHeader::decode(head, salt, at.place as u64).map_err(damaged)?;
         let checks_length = 8 * header.runs as usize;
         let tag = if self.database.tagged { TAG } else { 0 };
         let before = (header.length as u64).checked_sub((checks_length + 32 + tag) as u64);
         let before = before.ok_or_else(|| damaged(Damage("the group is too short")))?;
         let checks_place = at.place as u64 + before;
-        let checks = window.get(segment, checks_place, checks_length, 0)?.to_vec();
-        let bytes = window.get(segment, entry.place as u64, entry.length as usize, ahead)?;
+        let checks = window.get(segment, checks_place, checks_length, 0).map_err(unreadable)?.to_vec();
+        let bytes = window.get(segment, entry.place as u64, entry.length as usize, ahead).map_err(unreadable)?;
         let run = RunHeader::decode(bytes).map_err(damaged)?;
         let same = run.stream == entry.stream
             && run.first_offset == entry.offset
@@ -205,13 +225,13 @@ impl Log {
         Ok(CachedRun::new(opened, header.timestamp))
     }
 
-    /// One record, checked against its leaf.
-    pub fn get(&self, position: u64, window: &mut Window) -> Result<Found, Failure> {
+    /// One record, checked against its leaf; `most` are read to make hashes again that are wrong.
+    pub fn get(&self, position: u64, window: &mut Window, most: usize) -> Result<Found, Failure> {
         let (run, within) = self.run_at(position, window, 0)?;
         if !run.is_proven(within) {
             let stream = self.streams.read().unwrap().list[run.opened.header.stream as usize].clone();
             let leaf = hash_leaves(&[run.opened.leaf_of(&stream, run.timestamp, within)])[0];
-            if !self.is_leaf(position, leaf)? && !self.is_leaf_by_records(position, leaf)? {
+            if !self.is_leaf(position, leaf) && !self.is_leaf_by_records(position, leaf, most) {
                 return Err(Failure::HashesDamaged { position });
             }
             run.prove(within);
@@ -219,50 +239,51 @@ impl Log {
         Ok(Found { run, from: within, to: within + 1 })
     }
 
-    /// A hash of the tree by its index in the file.
-    pub fn hash(&self, index: u64) -> io::Result<Option<Hash>> {
+    /// A hash of the tree by its index in the file. What the file has not, or the disk cannot read, is not there.
+    pub fn hash(&self, index: u64) -> Option<Hash> {
         if let Some(hash) = self.tree.read().unwrap().pending_get(index) {
-            return Ok(Some(*hash));
+            return Some(*hash);
         }
-        let source = self.hashes.read().unwrap().clone();
-        let Some(source) = source else { return Ok(None) };
-        let bytes = source.read(HASHES_HEADER as u64 + 32 * index, 32)?;
-        Ok(bytes.try_into().ok())
+        let source = self.hashes.read().unwrap().clone()?;
+        source.read(HASHES_HEADER as u64 + 32 * index, 32).ok()?.try_into().ok()
     }
 
     /// Whether the tree has this leaf there. The file of hashes is believed in nothing: with what it says the leaf must
     /// lead to a peak.
-    fn is_leaf(&self, position: u64, leaf: Hash) -> io::Result<bool> {
+    fn is_leaf(&self, position: u64, leaf: Hash) -> bool {
         let (size, peaks) = self.peaks();
         // Those before are in the file already.
         let in_memory = self.tree.read().unwrap().pending().start;
         let first = tree::stored(position) / NEAR * NEAR;
         let source = self.hashes.read().unwrap().clone();
-        let near = match &source {
-            Some(source) => source.read(HASHES_HEADER as u64 + 32 * first, 32 * NEAR as usize)?,
-            None => vec![],
-        };
+        let near = source.and_then(|source| source.read(HASHES_HEADER as u64 + 32 * first, 32 * NEAR as usize).ok());
+        let near = near.unwrap_or_default();
         let (near, _) = near.as_chunks::<32>();
         let near = |index: u64| near.get(index.checked_sub(first)? as usize).filter(|_| index < in_memory);
         tree::leaf_leads_to(position, leaf, (size, &peaks), |level, at| {
             let index = tree::place(level, at);
-            near(index).map_or_else(|| self.hash(index), |hash| Ok(Some(*hash)))
+            near(index).copied().or_else(|| self.hash(index))
         })
     }
 
     /// The same, past hashes in the file that are wrong.
-    fn is_leaf_by_records(&self, position: u64, leaf: Hash) -> Result<bool, Failure> {
+    fn is_leaf_by_records(&self, position: u64, leaf: Hash, most: usize) -> bool {
+        self.doubted.store(true, Relaxed);
         let (size, peaks) = self.peaks();
+        tree::leaf_leads_to(position, leaf, (size, &peaks), self.by_records(most))
+    }
+
+    /// Nodes of the tree by level and index, those that are wrong in the file made again.
+    fn by_records(&self, mut most: usize) -> impl FnMut(u32, u64) -> Option<Hash> {
         let mut window = Window::default();
-        let mut leaf_of = |neighbour| {
-            let Ok((run, within)) = self.indexed(neighbour, &mut window, 0) else { return Ok(None) };
-            let stream = self.streams.read().unwrap().list[run.opened.header.stream as usize].clone();
-            Ok(Some(hash_leaves(&[run.opened.leaf_of(&stream, run.timestamp, within)])[0]))
-        };
-        let mut get = |index| self.hash(index).map_err(Failure::from);
-        let mut most = MOST_LEAVES;
-        let node = |level, at| tree::made_again(level, at, &mut get, &mut leaf_of, &mut most);
-        tree::leaf_leads_to(position, leaf, (size, &peaks), node)
+        move |level, at| {
+            let mut leaf_of = |position| {
+                let (run, within) = self.indexed(position, &mut window, 0).ok()?;
+                let stream = self.streams.read().unwrap().list[run.opened.header.stream as usize].clone();
+                Some(hash_leaves(&[run.opened.leaf_of(&stream, run.timestamp, within)])[0])
+            };
+            tree::made_again(level, at, &mut |index| self.hash(index), &mut leaf_of, &mut most)
+        }
     }
 
     fn peaks(&self) -> (u64, Vec<Hash>) {
@@ -271,31 +292,29 @@ impl Log {
     }
 
     /// Whether the file of hashes is this database's, and has the peaks of the tree where they belong.
-    pub fn hashes_fit(&self) -> io::Result<bool> {
+    pub fn hashes_fit(&self) -> bool {
         let (size, peaks) = self.peaks();
-        let Some(source) = self.hashes.read().unwrap().clone() else { return Ok(false) };
-        let head = source.read(0, 24)?;
+        let Some(source) = self.hashes.read().unwrap().clone() else { return false };
+        let head = source.read(0, 24).unwrap_or_default();
         if head.get(..8) != Some(b"KIMBTRE1") || head[8..] != self.database.id {
-            return Ok(false);
+            return false;
         }
-        for (index, peak) in tree::peak_places(size).into_iter().zip(peaks) {
-            if self.hash(index)? != Some(peak) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        tree::peak_places(size).into_iter().zip(peaks).all(|(index, peak)| self.hash(index) == Some(peak))
     }
 
-    /// The root of the tree when it had so many leaves; None if hashes are not there, or not those of the tree.
-    pub fn root_at(&self, size: u64) -> io::Result<Option<Hash>> {
-        let mut peaks = Vec::new();
-        for index in tree::peak_places(size) {
-            let Some(hash) = self.hash(index)? else { return Ok(None) };
-            peaks.push(hash);
-        }
+    /// The root of the tree when it had so many leaves; None if hashes are not there, or too many of them wrong.
+    pub fn root_at(&self, size: u64) -> Option<Hash> {
+        let by_file = |level, at| self.hash(tree::place(level, at));
+        self.root_by(size, by_file).or_else(|| self.root_by(size, self.by_records(MOST_LEAVES)))
+    }
+
+    fn root_by(&self, size: u64, mut node: impl FnMut(u32, u64) -> Option<Hash>) -> Option<Hash> {
         let (now, known) = self.peaks();
-        let leads = tree::leads_to(size, &peaks, (now, &known), |index| self.hash(index))?;
-        Ok(leads.then(|| tree::root_from_peaks(&peaks)))
+        if size > now {
+            return None;
+        }
+        let peaks = tree::peak_nodes(size).map(|(level, at)| node(level, at)).collect::<Option<Vec<_>>>()?;
+        tree::leads_to(size, &peaks, (now, &known), node).then(|| tree::root_from_peaks(&peaks))
     }
 
     /// The next run of a span, from its start or, reversed, from its end; and the span that is left.

@@ -116,7 +116,7 @@ impl Log {
     fn state_at(&self, group: &Group) -> Result<State, Failure> {
         let (header, chain) = (group.header, group.chain);
         let size = header.first_position + header.records as u64;
-        let root = self.root_at(size)?.ok_or(Failure::HashesDamaged { position: size })?;
+        let root = self.root_at(size).ok_or(Failure::HashesDamaged { position: size })?;
         Ok(State { header, chain, size, root })
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::published::{SHAPES, grow, step};
 use super::world::{File, RECEIPT, World, index_file, offer};
 use crate::format::{GROUP_HEADER, HASHES_HEADER, RUN_HEADER, SEGMENT_HEADER};
-use crate::log::{Failure, Index, Receipt, Segment, Span, Window, closes};
+use crate::log::{Failure, Index, MOST_LEAVES, Receipt, Segment, Span, Window, closes};
 use crate::tree;
 
 /// The place of the group and of the run of a position, and the segment's number.
@@ -53,7 +53,7 @@ fn receipts_are_read_again_as_they_were_given() {
                     assert_eq!((receipt.first_position, receipt.last_position), (*position, position + more));
                     assert_eq!((receipt.timestamp, receipt.durable, receipt.incarnation), (timestamp, true, 0));
                     let in_tree = world.kept.iter().filter(|kept| kept.group <= sent.group).count() as u64;
-                    assert_eq!((receipt.tree_size, Some(receipt.root)), (in_tree, world.log.root_at(in_tree).unwrap()));
+                    assert_eq!((receipt.tree_size, Some(receipt.root)), (in_tree, world.log.root_at(in_tree)));
                     if let Some((size, root, _)) = ends.iter().find(|(size, ..)| *size == in_tree) {
                         assert_eq!((receipt.tree_size, receipt.root), (*size, *root));
                     }
@@ -143,7 +143,7 @@ fn every_byte_that_a_point_read_relies_on_is_checked() {
             let places = (group..group + GROUP_HEADER).step_by(31).chain((run..run + length).step_by(stride));
             for at in places.chain([run + length - 1]) {
                 file.flip(at);
-                match world.log.get(position, &mut Window::default()).map(drop) {
+                match world.log.get(position, &mut Window::default(), MOST_LEAVES).map(drop) {
                     Err(Failure::Damaged { segment, place, group, .. }) => {
                         assert_eq!((segment, place), (number as u64, run as u64));
                         assert_eq!(group, world.kept[position as usize].group);
@@ -152,7 +152,7 @@ fn every_byte_that_a_point_read_relies_on_is_checked() {
                 }
                 file.flip(at);
             }
-            world.log.get(position, &mut Window::default()).unwrap();
+            world.log.get(position, &mut Window::default(), MOST_LEAVES).unwrap();
         }
     }
 }
@@ -164,7 +164,7 @@ fn a_leaf_is_led_to_its_peak_past_hashes_that_are_wrong_and_named_if_that_cannot
     let flip = |index: u64| world.hashes.flip(HASHES_HEADER + 32 * index as usize + index as usize % 32);
     let stored = tree::stored(size);
     for position in 0..world.published as u64 {
-        let read = || world.log.get(position, &mut Window::default()).map(drop);
+        let read = || world.log.get(position, &mut Window::default(), MOST_LEAVES).map(drop);
         for index in (0..stored).rev().step_by(7) {
             flip(index);
             read().unwrap();
@@ -177,7 +177,7 @@ fn a_leaf_is_led_to_its_peak_past_hashes_that_are_wrong_and_named_if_that_cannot
     }
     let peaks = std::mem::replace(&mut *world.log.tree.write().unwrap(), other_peaks(size));
     for position in 0..world.published as u64 {
-        let found = world.log.get(position, &mut Window::default()).map(drop);
+        let found = world.log.get(position, &mut Window::default(), MOST_LEAVES).map(drop);
         assert!(matches!(found, Err(Failure::HashesDamaged { position: at }) if at == position), "{found:?}");
     }
     *world.log.tree.write().unwrap() = peaks;
@@ -197,7 +197,7 @@ fn one_proven_record_proves_no_other_of_its_run() {
     (0..130).for_each(|_| batch.push(&record));
     world.append(vec![(1, batch)], None, false);
     world.cut();
-    let read = |position| world.log.get(position, &mut Window::default());
+    let read = |position| world.log.get(position, &mut Window::default(), MOST_LEAVES);
     for proven in [1, 64, 70, 130] {
         read(proven).unwrap();
     }
@@ -274,7 +274,7 @@ fn a_stream_whose_key_is_not_at_hand_says_so_and_hides_no_other() {
     let streams = log.streams.read().unwrap();
     for (position, kept) in (0..).zip(&world.kept) {
         let locked = streams.list[kept.stream as usize].encrypted;
-        match log.get(position, &mut Window::default()) {
+        match log.get(position, &mut Window::default(), MOST_LEAVES) {
             Ok(found) => assert!(!locked && found.run.opened.record(found.from) == kept.bytes),
             Err(Failure::NoKey { stream }) => assert!(locked && stream == kept.stream),
             other => panic!("position {position}: {:?}", other.map(drop)),
@@ -324,7 +324,7 @@ fn a_run_of_a_stream_that_was_never_declared_is_damage() {
     crate::format::put(&mut bytes, checks + 8, check);
     file.write(0, &bytes);
     *world.segments[number].index.write().unwrap() = Arc::new(Index::closed(None, RECEIPT));
-    let found = world.log.get(position, &mut Window::default()).map(drop);
+    let found = world.log.get(position, &mut Window::default(), MOST_LEAVES).map(drop);
     assert!(matches!(found, Err(Failure::Damaged { segment: 0, place, .. }) if place == run as u64), "{found:?}");
     assert!(length > RUN_HEADER);
 }

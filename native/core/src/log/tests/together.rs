@@ -7,7 +7,7 @@ use super::published::SHAPES;
 use super::world::{File, Random, empty_log, offer, stream_key};
 use crate::format::SEGMENT_HEADER;
 use crate::group::{OVERHEAD, bound};
-use crate::log::{Index, Log, Segment, Span, Window};
+use crate::log::{Index, Log, MOST_LEAVES, Segment, Span, Window};
 use crate::record::{Batch, Record};
 use crate::system::Declaration;
 
@@ -92,9 +92,9 @@ fn read_the_newest(log: &Log, promised: &Promised, done: &AtomicBool) {
         let (durable, end) = (log.durable(), log.end());
         assert!(durable <= promised.0.load(Ordering::SeqCst));
         if durable > 0 {
-            let found = log.get(durable - 1, &mut window).unwrap();
+            let found = log.get(durable - 1, &mut window, MOST_LEAVES).unwrap();
             assert_eq!(found.run.opened.header.first_position + found.from as u64, durable - 1);
-            assert!(log.root_at(durable).unwrap().is_some());
+            assert!(log.root_at(durable).is_some());
         }
         assert!(log.end().group >= end.group && log.durable() >= durable);
     }

@@ -1,0 +1,137 @@
+"""Blocks that the disk cannot read: like damage, they are judged, named, and nothing else is lost with them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+
+import pytest
+
+from kimberlite import Corrupt, KimberliteError, Receipt
+from kimberlite.log.names import CHECKPOINT, HASHES, MARKS, PRODUCERS, VAULTS, index_name, segment_name
+from kimberlite.storage.backend import BLOCK
+from kimberlite.storage.memory import Fault
+from tests.log.simulated import Machine, payloads
+
+EVERYTHING = 1 << 40
+
+
+def unreadable(file: str, start: int = 0, end: int = EVERYTHING) -> Fault:
+    """Reads that touch these bytes of a file fail."""
+
+    def fault(verb: str, name: str, place: int, length: int) -> OSError | None:
+        hit = verb == "read" and name == file and place < end and place + length > start
+        return OSError(errno.EIO, os.strerror(errno.EIO), name) if hit else None
+
+    return fault
+
+
+async def filled(machine: Machine) -> list[Receipt]:
+    async with machine.open(segment_bytes=64 * 1024) as db:
+        return [await db.append("s", b"%d" % i * 900, producer=("p", i)) for i in range(60)]
+
+
+async def test_a_group_that_cannot_be_read_is_named_and_refused(either: Machine) -> None:
+    receipts = await filled(either)
+    last = max(name for name in either.disk.files() if name.startswith("segments/"))
+    bad = either.end(len([n for n in either.disk.files() if n.startswith("segments/")]) - 1) - 2 * BLOCK
+    either.backend().unlink(CHECKPOINT)
+    either.fault = unreadable(last, bad, bad + 1)
+    where = re.escape(last) + rf", byte \d+, group \d+, position \d+: .*the disk cannot read byte {bad}\b"
+    for read_only in (False, True):
+        with pytest.raises(Corrupt, match=where):
+            await either.open(read_only=read_only)
+    with pytest.raises(Corrupt, match=where):
+        either.verify()
+    either.fault = None
+    either.verify(receipts[-1])
+
+
+async def test_a_closed_segment_that_cannot_be_read_in_one_place_is_read_in_all_others(either: Machine) -> None:
+    receipts = await filled(either)
+    bad = 2 * BLOCK
+    either.fault = unreadable(segment_name(0), bad, bad + BLOCK)
+    async with either.open(segment_bytes=64 * 1024) as db:
+        readable, damaged = [], []
+        for receipt in receipts:
+            try:
+                readable.append((await db.get(receipt.first_position)).offset)
+            except Corrupt as error:
+                damaged.append((error.file, error.position, "cannot read" in str(error)))
+        unread = [receipt.first_position for receipt in receipts if receipt.first_offset not in readable]
+        assert damaged == [(segment_name(0), position, True) for position in unread]
+        assert len(receipts) - 4 < len(readable) < len(receipts)
+        with pytest.raises(Corrupt, match="cannot read"):
+            await payloads(db.read("s"))
+        assert len(await payloads(db.read("s", start=readable[8]))) == 60 - readable[8]
+        await db.append("s", b"and on")
+
+
+async def test_what_cannot_be_read_behind_the_end_was_promised_to_nobody(either: Machine) -> None:
+    async with either.open() as db:
+        for i in range(10):
+            await db.append("s", b"%d" % i)
+        dead = either.image()
+    bad = dead.end() + 4 * BLOCK
+    dead.backend().open(segment_name(0), "w").write(dead.end(), bytes(8 * BLOCK))
+    dead.fault = unreadable(segment_name(0), bad, bad + 1)
+    dead.verify()
+    async with dead.open(read_only=True) as db:
+        assert len(await payloads(db.read("s"))) >= 9
+    async with dead.open() as db:
+        assert len(await payloads(db.read("s"))) == 10
+        await db.append("s", b"and on")
+    assert any(name.startswith("quarantine/") for name in dead.disk.files())
+    dead.fault = None
+    dead.verify()
+
+
+@pytest.mark.parametrize("place", [0, BLOCK])
+async def test_one_mark_is_enough(either: Machine, place: int) -> None:
+    receipts = await filled(either)
+    either.fault = unreadable(MARKS, place, place + 1)
+    assert any("marks" in note for note in either.verify(receipts[-1]).notes)
+    async with either.open(segment_bytes=64 * 1024) as db:
+        assert len(await payloads(db.read("s"))) == 60
+
+
+@pytest.mark.parametrize("copy", VAULTS)
+async def test_one_copy_of_the_vault_is_enough(encrypted: Machine, copy: str) -> None:
+    receipts = await filled(encrypted)
+    encrypted.fault = unreadable(copy)
+    assert any(copy in note for note in encrypted.verify(receipts[-1]).notes)
+    async with encrypted.open(segment_bytes=64 * 1024) as db:
+        assert len(await payloads(db.read("s"))) == 60
+    encrypted.fault = None
+    assert encrypted.disk.files()[VAULTS[0]] == encrypted.disk.files()[VAULTS[1]]
+
+
+@pytest.mark.parametrize("name", [HASHES, CHECKPOINT, PRODUCERS, index_name(0)])
+async def test_a_derived_file_that_cannot_be_read_is_made_again(either: Machine, name: str) -> None:
+    receipts = await filled(either)
+    either.fault = unreadable(name)
+    either.verify(receipts[-1])
+    async with either.open(read_only=True) as db:
+        assert (await db.get(receipts[3].first_position)).offset == 3
+    async with either.open(segment_bytes=64 * 1024) as db:
+        assert len(await payloads(db.read("s"))) == 60
+        assert await db.append("s", b"7" * 900, producer=("p", 7)) == receipts[7]
+        assert (await db.get(receipts[3].first_position)).offset == 3
+    either.fault = None
+    either.verify(receipts[-1])
+
+
+async def test_an_open_that_is_refused_writes_nothing_to_the_vault(encrypted: Machine) -> None:
+    await filled(encrypted)
+    encrypted.backend().unlink(CHECKPOINT)
+    encrypted.flip(segment_name(0), 2 * BLOCK)
+    encrypted.flip(VAULTS[0], BLOCK + 2 * 256 + 100)
+    before = [encrypted.disk.files()[name] for name in VAULTS]
+    with pytest.raises(KimberliteError):
+        await encrypted.open()
+    assert [encrypted.disk.files()[name] for name in VAULTS] == before
+    encrypted.flip(segment_name(0), 2 * BLOCK)
+    async with encrypted.open() as db:
+        assert len(await payloads(db.read("s"))) == 60
+    assert encrypted.disk.files()[VAULTS[0]] == before[1]
