@@ -19,7 +19,8 @@ from typing import Any, Generic, Literal, Self, TypeVar
 
 from kimberlite import api
 from kimberlite.errors import Closed, Invalid, KimberliteError
-from kimberlite.log.log import NEW, Log, Producer, Records
+from kimberlite.log.arguments import Producer, Records, checked_batches
+from kimberlite.log.log import NEW, Log
 from kimberlite.log.options import MIB, Sync
 from kimberlite.log.reading import Reader, Tail
 from kimberlite.log.streams import StreamInfo
@@ -126,9 +127,9 @@ class Answer(Generic[T]):
             self._error = None
 
 
-def at_hand(records: Records) -> Records:
+def at_hand(items: T) -> T | list[Any]:
     """What is made as it is read, perhaps from this very database, is made before the call is handed over."""
-    return list(records) if isinstance(records, Iterator) else records
+    return list(items) if isinstance(items, Iterator) else items
 
 
 class Database:
@@ -168,7 +169,7 @@ class Database:
         producer: Producer | None = None,
         sync: Sync | None = None,
     ) -> dict[str, Receipt]:
-        batches = {stream: at_hand(records) for stream, records in batches.items()}
+        batches = {stream: at_hand(records) for stream, records in checked_batches(batches).items()}
         return self._call(self._log.append_many(batches, expect=expect, producer=producer, sync=sync))
 
     def read(
@@ -196,7 +197,7 @@ class Database:
         return self._call(self._log.get(position))
 
     def get_many(self, positions: Iterable[int]) -> list[Record]:
-        return self._call(self._log.get_many(list(positions)))
+        return self._call(self._log.get_many(at_hand(positions)))
 
     def streams(self) -> Iterator[StreamInfo]:
         async def listed() -> list[StreamInfo]:

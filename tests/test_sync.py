@@ -436,3 +436,16 @@ def test_an_append_that_is_handed_over_is_made_though_its_caller_is_interrupted(
         db._loop.call_soon_threadsafe = hand_over  # type: ignore[method-assign]
         db.append("s", b"2")
         assert [record.payload for record in db.read("s")] == [b"1", b"2"]
+
+
+def test_what_is_no_mapping_or_sequence_is_invalid(tmp_path: Path) -> None:
+    with kimberlite.sync.open(tmp_path / "db") as db:
+        db.append("s", [b"1", b"2"])
+        nothing: Any
+        for nothing in (None, 5, [("a", b"1")]):
+            with pytest.raises(Invalid):
+                db.append_many(nothing)
+        for nothing in (None, 5):
+            with pytest.raises(Invalid):
+                db.get_many(nothing)
+        assert [record.payload for record in db.get_many(position for position in (2, 1))] == [b"2", b"1"]

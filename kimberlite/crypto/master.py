@@ -25,7 +25,7 @@ def load_master(key_file: str | os.PathLike[str] | None) -> bytes | None:
     An explicit file is alone what counts. Of the others, two that differ are refused.
     """
     if key_file is not None:
-        return read_key_file(key_file)
+        return read_key_file(checked_file(key_file))
     found: dict[str, bytes] = {}
     for name in ("KIMBERLITE_KEY_FILE", "KIMBERLITE_KEY"):
         if os.environ.get(name) == "":
@@ -42,6 +42,13 @@ def load_master(key_file: str | os.PathLike[str] | None) -> bytes | None:
     if len(set(found.values())) > 1:
         raise Misconfigured(f"different master keys in {' and '.join(found)}")
     return next(iter(found.values()), None)
+
+
+def checked_file(key_file: object) -> str:
+    name = os.fspath(key_file) if isinstance(key_file, (str, os.PathLike)) else None
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise Invalid("a key file is named by a str or a PathLike")
+    return name
 
 
 def read_key_file(path: str | os.PathLike[str]) -> bytes:

@@ -37,6 +37,10 @@ MANY: Final = 4
 EVERYTHING: Final = 1 << 62
 
 
+def hashes_header(database_id: bytes) -> bytes:
+    return (b"KIMBTRE1" + database_id).ljust(HASHES_HEADER, b"\0")
+
+
 class Derived:
     """Owns the derived files of a writer. `size` is how much of `producers` the last checkpoint names."""
 
@@ -56,6 +60,9 @@ class Derived:
         if data is not None and resume is not None and self._usable(resume, data, loader):
             end = loader.run()
             self.replayed = loader.segments[resume.segment :]
+            # Not before: what is refused stays as it is.
+            assert self.hashes is not None
+            self.hashes.truncate(HASHES_HEADER + 32 * resume.hashes)
         else:
             self.log = loader.log = fresh()
             loader.start_again()
@@ -99,7 +106,6 @@ class Derived:
         if file.size() < HASHES_HEADER + 32 * count:
             file.close()
             return None
-        file.truncate(HASHES_HEADER + 32 * count)
         return file
 
     def _start_hashes(self) -> None:
@@ -107,8 +113,7 @@ class Derived:
             if self.backend.exists(name):
                 self.backend.unlink(name)
         self.hashes = self.backend.open(HASHES, "x")
-        header = b"KIMBTRE1" + self.database_id
-        self.hashes.write(0, header.ljust(HASHES_HEADER, b"\0"))
+        self.hashes.write(0, hashes_header(self.database_id))
         self.log.set_hashes(self.hashes)
         self.producers_size = 0
 

@@ -59,7 +59,7 @@ class Identity:
             raise Corrupt("it is damaged", file=IDENTITY, place=0)
         magic, version, hashes, tagged, quantum, database_id, created, length = LAYOUT.unpack_from(data)
         if magic != MAGIC or (version, hashes) != (VERSION, HASHES):
-            raise Misconfigured(f"format version {version} is not one this version can read")
+            raise Misconfigured(f"format version {version} with hashes {hashes} is not one this version can read")
         if quantum.bit_count() != 1:
             raise Corrupt(f"a padding quantum of {quantum} is not a power of two", file=IDENTITY, place=12)
         origin = data[LAYOUT.size : LAYOUT.size + length].decode(errors="replace")
@@ -76,8 +76,10 @@ class Identity:
         return hashlib.sha256(DOMAIN + self._checked()).digest()
 
 
-def origin_fault(origin: str) -> str | None:
+def origin_fault(origin: object) -> str | None:
     """Why this cannot be the name of a database; None if it can."""
+    if not isinstance(origin, str):
+        return f"an origin is a str, not {type(origin).__name__}"
     if any(c.isspace() or c == "+" or not c.isprintable() for c in origin):
         return "an origin has no spaces, no + and no control characters"
     if not 1 <= len(origin.encode()) <= 255:

@@ -10,14 +10,17 @@ from typing import Any, Final
 
 from kimberlite import _native
 from kimberlite.errors import Closed, Conflict, Corrupt, Invalid, LimitExceeded, NoSpace, Unavailable, UnknownOutcome
-from kimberlite.log.committer import Committer, Part
-from kimberlite.log.options import (
-    LONGEST_NAME,
-    LONGEST_PRODUCER,
-    POLICIES,
-    Options,
-    Sync,
+from kimberlite.log.arguments import (
+    Producer,
+    Records,
+    checked_batches,
+    checked_bound,
+    checked_expect,
+    checked_name,
+    checked_producer,
 )
+from kimberlite.log.committer import Committer, Part
+from kimberlite.log.options import POLICIES, Options, Sync
 from kimberlite.log.reading import Reader, Tail, reading_disk
 from kimberlite.log.streams import StreamInfo, Streams
 from kimberlite.log.tasks import begin
@@ -32,9 +35,6 @@ MANY: Final = 1024
 
 #: The last time that a timestamp can be.
 LATEST: Final = (1 << 64) - 1
-
-Records = bytes | Record | Iterable[bytes | Record]
-Producer = tuple[str | bytes, int]
 
 
 class Log:
@@ -107,6 +107,7 @@ class Log:
                 # The future's error leads to this frame and through the request back to it, and no collector sees that.
                 del request
                 return await future
+        stream = checked_name(stream)
         batch = _native.encode(records)
         if policy == "record" and len(batch) > 1:
             return await self._append_each(stream, batch.split(), expect, producer)
@@ -127,16 +128,10 @@ class Log:
         policy = self._policy(sync)
         if policy == "record":
             raise Invalid("append_many is one group; it cannot have a sync for every record")
-        if not isinstance(batches, Mapping):
-            raise Invalid("append_many takes a mapping of streams to their records")
-        if expect is not None and not isinstance(expect, Mapping):
-            raise Invalid("append_many takes a mapping of streams to the offsets that they must have")
-        if not batches:
-            raise Invalid("there are no records to append")
-        expected = {} if expect is None else dict(expect)
-        if not expected.keys() <= batches.keys():
+        named, expected = checked_batches(batches), checked_expect(expect)
+        if not expected.keys() <= named.keys():
             raise Invalid("expect names a stream that gets no records")
-        encoded = {stream: _native.encode(records) for stream, records in batches.items()}
+        encoded = {stream: _native.encode(records) for stream, records in named.items()}
         receipts = await self._append(
             encoded, {stream: expected.get(stream) for stream in encoded}, producer, policy, several=True
         )
@@ -157,8 +152,7 @@ class Log:
         for stream, offset in expect.items():
             if offset is not None and (type(offset) is not int or not 0 <= offset < 1 << 63):
                 raise Invalid("expect is an offset, kimberlite.NEW or None")
-            if self._number(stream) is None:
-                checked_name(stream)
+            if self._native.stream(stream) is None:
                 if offset and stream not in streams.entering:
                     raise Conflict(f"stream {stream!r} has 0 records", 0)
                 missing.append(stream)
@@ -178,8 +172,8 @@ class Log:
         if expect is not None or producer is not None:
             raise Invalid("sync='record' makes a batch of every record: expect and producer need one batch")
         committer, streams = self._writer()
-        if self._number(stream) is None or stream in streams.entering:
-            await streams.create([checked_name(stream)])
+        if self._native.stream(stream) is None or stream in streams.entering:
+            await streams.create([stream])
         if committer.crowded:
             await committer.turn()
         futures = self._enter_each(committer, stream, streams.number(stream), singles)
@@ -237,10 +231,12 @@ class Log:
         """
         self._check()
         if stream is not None:
-            checked_name(stream)
+            stream = checked_name(stream)
         if limit is not None and (type(limit) is not int or limit < 0):
             raise Invalid("limit is a number of records")
-        return Reader(self, stream, checked_bound(start), checked_bound(until), limit, reverse=reverse, system=system)
+        return Reader(
+            self, stream, checked_bound(start), checked_bound(until), limit, reverse=bool(reverse), system=bool(system)
+        )
 
     async def get(self, position: int) -> Record:
         """The record at a position of the log."""
@@ -280,12 +276,12 @@ class Log:
         """
         self._check()
         if stream is not None:
-            checked_name(stream)
+            stream = checked_name(stream)
         if self._refresh is not None and start is None:
             # Where the end is now cannot be asked later.
             with reading_disk():
                 self._refresh()
-        return Tail(self, stream, checked_bound(start), system=system)
+        return Tail(self, stream, checked_bound(start), system=bool(system))
 
     def streams(self) -> Iterator[StreamInfo]:
         """The streams that have records, in the order of their declarations; to a reader, as of its last read."""
@@ -407,45 +403,3 @@ def every_receipt(answers: list[Receipt | BaseException]) -> list[Receipt]:
         if isinstance(error, BaseException):
             raise error
     return [answer for answer in answers if isinstance(answer, Receipt)]
-
-
-def checked_name(name: object) -> str:
-    if not isinstance(name, str):
-        raise Invalid(f"a stream's name is a str, not {type(name).__name__}")
-    try:
-        length = len(name.encode())
-    except UnicodeEncodeError:
-        raise Invalid("a stream's name has no lone surrogates") from None
-    if not 1 <= length <= LONGEST_NAME:
-        raise Invalid(f"a stream's name has 1 to {LONGEST_NAME} bytes of UTF-8")
-    if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in name):
-        raise Invalid("a stream's name has no control characters")
-    return name
-
-
-def checked_producer(producer: object) -> tuple[bytes, int]:
-    if not isinstance(producer, tuple) or len(producer) != 2:
-        raise Invalid("producer is a pair of an id and a sequence")
-    name, sequence = producer
-    if isinstance(name, str):
-        try:
-            name = name.encode()
-        except UnicodeEncodeError:
-            raise Invalid("a producer's id has no lone surrogates") from None
-    if not isinstance(name, bytes) or not 1 <= len(name) <= LONGEST_PRODUCER:
-        raise Invalid(f"a producer's id is 1 to {LONGEST_PRODUCER} bytes, or a str of as many")
-    if not isinstance(sequence, int) or isinstance(sequence, bool) or not 0 <= sequence < 1 << 63:
-        raise Invalid("a producer's sequence counts from 0")
-    return name, sequence
-
-
-def checked_bound(bound: object) -> int | datetime | None:
-    if bound is None or (isinstance(bound, int) and not isinstance(bound, bool)):
-        if isinstance(bound, int) and bound < 0:
-            raise Invalid("offsets and positions count from 0")
-        return bound
-    if isinstance(bound, datetime):
-        if bound.tzinfo is None:
-            raise Invalid("a time must be aware: it has no time zone")
-        return bound
-    raise Invalid("a bound is an int or an aware datetime")

@@ -19,6 +19,7 @@ from kimberlite.errors import (
     KimberliteError,
     Misconfigured,
     NoSpace,
+    RolledBack,
     Unavailable,
 )
 from kimberlite.log import creation
@@ -26,7 +27,7 @@ from kimberlite.log.anchor import check_anchor, check_receipt
 from kimberlite.log.checkpoint import Checkpointer, Derived
 from kimberlite.log.committer import Committer
 from kimberlite.log.following import Follower
-from kimberlite.log.identity import Identity
+from kimberlite.log.identity import Identity, origin_fault
 from kimberlite.log.log import Log
 from kimberlite.log.marks import Mark, encode_mark
 from kimberlite.log.names import (
@@ -117,21 +118,24 @@ def open_log(
 ) -> Opening:
     name = checked_path(path)
     check_receipt(anchor)
-    if isinstance(backend, str) and backend not in BACKENDS:
+    if backend not in BACKENDS if isinstance(backend, str) else not hasattr(backend, "submit"):
         raise Invalid(f"backend is one of {', '.join(BACKENDS)} or a Backend, not {backend!r}")
+    if origin is not None and (wrong := origin_fault(origin)):
+        raise Misconfigured(wrong)
 
     async def start() -> Log:
         try:
             if isinstance(backend, str):
                 if (read_only or not create) and not os.path.isdir(name):  # noqa: ASYNC240 (once, before anything runs)
                     raise Invalid(f"there is no database at {name}")
+                # A key that is not to be had leaves no directory behind.
+                master = load_master(key_file)
                 storage: Backend = open_backend(name, backend, read_only=read_only, create=create)
             else:
-                storage = backend
+                master, storage = load_master(key_file), backend
         except OSError as error:
             raise translate(error, name) from error
         try:
-            master = load_master(key_file)
             opened = Opener(storage, master, options, injected, read_only=read_only, anchor=anchor)
             return await opened.open(create=create, origin=origin)
         except OSError as error:
@@ -201,6 +205,8 @@ class Opener:
         if identity is None:
             if not create:
                 raise Invalid("there is no database here")
+            if self.anchor is not None:
+                raise RolledBack(f"there is no database here; the anchor was given at {self.anchor.tree_size} records")
             strange = set(self.backend.list()) - DIRECTORIES.keys()
             if strange:
                 raise Misconfigured(f"the directory is not empty and not a database: {min(strange)!r} is in it")

@@ -12,7 +12,7 @@ from kimberlite.crypto.master import load_master
 from kimberlite.errors import Corrupt, RolledBack
 from kimberlite.log.ahead import Ahead
 from kimberlite.log.anchor import check_anchor, check_receipt
-from kimberlite.log.checkpoint import HASHES_HEADER
+from kimberlite.log.checkpoint import HASHES_HEADER, hashes_header
 from kimberlite.log.creation import check_everything, read_small
 from kimberlite.log.names import CHECKPOINT, HASHES, segment_name
 from kimberlite.log.opening import checked_path, find_identity, translate
@@ -81,7 +81,7 @@ def verify(
     marks = load_marks(backend, identity)
     notes += [f"marks: block {block} is damaged; its twin is sound" for block in marks.damaged]
     log = new_log(identity, keys, Options(), None)
-    hashes = Hashes(backend, log)
+    hashes = Hashes(backend, log, hashes_header(identity.database_id))
     loader = Loader(backend, identity, keys, marks, log, write=False, progress=progress)
     loader.on_chunk = hashes.compare
     loader.acknowledged = 0 if anchor is None else anchor.group
@@ -155,8 +155,8 @@ def checkpointed(backend: Backend, log: _native.Log) -> tuple[bytes | None, int]
 class Hashes:
     """Holds the file of tree hashes against the hashes that follow from the records."""
 
-    def __init__(self, backend: Backend, log: _native.Log) -> None:
-        self._log = log
+    def __init__(self, backend: Backend, log: _native.Log, header: bytes) -> None:
+        self._log, self._header = log, header
         self._file = backend.open(HASHES, "r") if backend.exists(HASHES) else None
         self._first_wrong: int | None = None
         #: Whether the file ended: what follows is only in memory.
@@ -177,6 +177,7 @@ class Hashes:
         self._log.flushed_hashes(first + len(found) // 32)
 
     def notes(self) -> list[str]:
-        if self._first_wrong is None:
-            return []
-        return [f"{HASHES}: hash {self._first_wrong} is wrong; delete the file to have it made again"]
+        again = "delete the file to have it made again"
+        if self._file is not None and read_around(self._file, 0, HASHES_HEADER) != self._header:
+            return [f"{HASHES}: its header is wrong; {again}"]
+        return [] if self._first_wrong is None else [f"{HASHES}: hash {self._first_wrong} is wrong; {again}"]

@@ -151,9 +151,6 @@ class Backend(Protocol):
     def lock_directory(self) -> None:
         """Hold the directory for one writer until `close`; BlockingIOError if it is held."""
 
-    def free(self) -> int:
-        """Bytes the file system still has for us."""
-
     def submit(self, file: File, place: int, buffer: Buffer, durable: bool, done: Done) -> None:
         """Write the whole buffer; it must not change until `done`. Place, length and address are multiples of BLOCK."""
 

@@ -198,10 +198,10 @@ class Directory:
         #: Until a file system has refused O_DIRECT.
         self.direct = True
         self._root = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        if os.fstat(self._root).st_mode & stat.S_IWOTH:
+        if os.fstat(self._root).st_mode & _OTHERS_WRITE:
             root, self._root = self._root, -1
             os.close(root)
-            raise OSError(errno.EPERM, "anybody may write to it: chmod o-w", self.path)
+            raise OSError(errno.EPERM, "others may write to it: chmod go-w", self.path)
         self._background = Background(_BACKGROUND)
         self._locked_by = 0
         self._files: weakref.WeakSet[DiskFile] = weakref.WeakSet()
@@ -310,10 +310,6 @@ class Directory:
     def lock_directory(self) -> None:
         fcntl.flock(self._root, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._locked_by = os.getpid()
-
-    def free(self) -> int:
-        found = os.fstatvfs(self._root)
-        return found.f_bavail * found.f_frsize
 
     async def run(self, call: Callable[[], T]) -> T:
         return await self._background.run(call)

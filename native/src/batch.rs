@@ -2,7 +2,6 @@
 use std::sync::Arc;
 
 use kimberlite_core::record::{self, Record, append_header};
-use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyBytes, PyInt, PyList, PyMapping, PySet, PyString, PyTuple, PyType};
@@ -38,23 +37,27 @@ impl Batch {
     }
 }
 
+fn invalid(message: impl AsRef<str>) -> PyErr {
+    Python::attach(|py| errors::raise(py, "Invalid", message.as_ref()))
+}
+
 fn nanoseconds(value: &Bound<'_, PyAny>) -> PyResult<i64> {
-    let unfit = |_| PyValueError::new_err("an event time does not fit in 64 bits of ns");
+    let unfit = |_| invalid("an event time does not fit in 64 bits of ns");
     if value.is_instance_of::<PyInt>() && !value.is_instance_of::<PyBool>() {
         return value.extract().map_err(unfit);
     }
-    let tzinfo = value
-        .getattr("tzinfo")
-        .map_err(|_| PyTypeError::new_err("an event time is an int of ns or an aware datetime"))?;
+    let wrong = |_| invalid("an event time is an int of ns or an aware datetime");
+    let tzinfo = value.getattr("tzinfo").map_err(wrong)?;
     if tzinfo.is_none() {
-        return Err(PyValueError::new_err("an event time must be aware: it has no time zone"));
+        return Err(invalid("an event time must be aware: it has no time zone"));
     }
-    value.py().import("kimberlite.records")?.getattr("nanoseconds")?.call1((value,))?.extract().map_err(unfit)
+    let nanoseconds = value.py().import("kimberlite.records")?.getattr("nanoseconds")?;
+    nanoseconds.call1((value,)).map_err(wrong)?.extract().map_err(unfit)
 }
 
 fn headers_of(value: &Bound<'_, PyAny>, out: &mut Vec<u8>) -> PyResult<()> {
     let pairs = if let Ok(mapping) = value.cast::<PyMapping>() { mapping.items()?.into_any() } else { value.clone() };
-    let wrong = || PyTypeError::new_err("headers are pairs of a str and bytes");
+    let wrong = || invalid("headers are pairs of a str and bytes");
     for pair in pairs.try_iter().map_err(|_| wrong())? {
         let pair = pair?;
         let pair = pair.cast::<PyTuple>().map_err(|_| wrong())?;
@@ -62,10 +65,11 @@ fn headers_of(value: &Bound<'_, PyAny>, out: &mut Vec<u8>) -> PyResult<()> {
             return Err(wrong());
         }
         let (name, value) = (pair.get_item(0)?, pair.get_item(1)?);
-        let name = name.cast::<PyString>().map_err(|_| wrong())?.to_cow()?;
+        let name = name.cast::<PyString>().map_err(|_| wrong())?;
+        let name = name.to_cow().map_err(|_| invalid("a header's name has no lone surrogates"))?;
         let value = value.cast::<PyBytes>().map_err(|_| wrong())?.as_bytes();
         if name.is_empty() || name.len() > u16::MAX as usize || value.len() > LARGEST {
-            return Err(PyValueError::new_err("a header's name has 1 to 65,535 bytes"));
+            return Err(invalid("a header's name has 1 to 65,535 bytes"));
         }
         append_header(out, &name, value);
     }
@@ -73,7 +77,7 @@ fn headers_of(value: &Bound<'_, PyAny>, out: &mut Vec<u8>) -> PyResult<()> {
 }
 
 fn bytes_of<'a>(what: &str, value: &'a Bound<'_, PyAny>) -> PyResult<&'a [u8]> {
-    let bytes = value.cast::<PyBytes>().map_err(|_| PyTypeError::new_err(format!("a record's {what} is bytes")))?;
+    let bytes = value.cast::<PyBytes>().map_err(|_| invalid(format!("a record's {what} is bytes")))?;
     Ok(bytes.as_bytes())
 }
 
@@ -82,7 +86,7 @@ fn push(batch: &mut record::Batch, item: &Bound<'_, PyAny>, headers: &mut Vec<u8
     if let Ok(payload) = item.cast_exact::<PyBytes>() {
         return push_checked(batch, &Record { key: None, headers, event_time: None, payload: payload.as_bytes() });
     }
-    let wrong = || PyTypeError::new_err("a record is bytes or a kimberlite.Record");
+    let wrong = || invalid("a record is bytes or a kimberlite.Record");
     if let Ok(payload) = item.cast::<PyBytes>() {
         return push_checked(batch, &Record { key: None, headers, event_time: None, payload: payload.as_bytes() });
     }
@@ -101,7 +105,7 @@ fn push(batch: &mut record::Batch, item: &Bound<'_, PyAny>, headers: &mut Vec<u8
 
 fn push_checked(batch: &mut record::Batch, record: &Record) -> PyResult<()> {
     if batch.bytes.len() + record.length() > LARGEST {
-        return Err(PyValueError::new_err("the batch is larger than 1 GiB"));
+        return Err(Python::attach(|py| errors::raise(py, "LimitExceeded", "the batch is larger than 1 GiB")));
     }
     batch.push(record);
     Ok(())
@@ -130,31 +134,26 @@ fn encoded(records: &Bound<'_, PyAny>) -> PyResult<record::Batch> {
     } else if records.is_instance_of::<PyBytes>() || records.is_instance(record_type(records.py())?)? {
         push(&mut batch, records, &mut headers)?;
     } else if records.is_instance_of::<PyString>() {
-        return Err(PyTypeError::new_err("records are bytes, not str: encode the text first"));
+        return Err(invalid("records are bytes, not str: encode the text first"));
     } else if records.cast::<PyMapping>().is_ok() || records.is_instance_of::<PySet>() {
-        return Err(PyTypeError::new_err("records are a sequence: a mapping or a set is none"));
+        return Err(invalid("records are a sequence: a mapping or a set is none"));
     } else {
         let items = records
             .try_iter()
-            .map_err(|_| PyTypeError::new_err("records are bytes, a kimberlite.Record, or a sequence of either"))?;
+            .map_err(|_| invalid("records are bytes, a kimberlite.Record, or a sequence of either"))?;
         for item in items {
             push(&mut batch, &item?, &mut headers)?;
         }
     }
     if batch.ends.is_empty() {
-        return Err(PyValueError::new_err("there are no records to append"));
+        return Err(invalid("there are no records to append"));
     }
     Ok(batch)
 }
 
 /// The records of one append, within the limits: Invalid or LimitExceeded say what is wrong.
 pub fn checked_batch(py: Python<'_>, records: &Bound<'_, PyAny>) -> PyResult<Arc<record::Batch>> {
-    let batch = encoded(records).map_err(|error| {
-        let wrong = error.is_instance_of::<PyTypeError>(py)
-            || error.is_instance_of::<PyValueError>(py)
-            || error.is_instance_of::<PyOverflowError>(py);
-        if wrong { errors::raise(py, "Invalid", &error.value(py).to_string()) } else { error }
-    })?;
+    let batch = encoded(records)?;
     let (count, size) = (batch.ends.len(), batch.bytes.len());
     if count > LARGEST_BATCH {
         let message = format!("a batch has at most {LARGEST_BATCH} records, not {count}");

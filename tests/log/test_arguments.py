@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -216,3 +217,74 @@ async def test_positions_and_limits_are_integers(machine: Machine) -> None:
             await db.get_many(1)  # type: ignore[arg-type]
         with pytest.raises(Invalid):
             db.read("s", limit=True)
+
+
+class Odd(str):
+    """Equal to nothing but itself, and longer than it says."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def encode(self, *_: str) -> bytes:
+        return b"x"
+
+
+class Repeating(Mapping[str, bytes]):
+    """A mapping that has a key twice, as those of some web frameworks do."""
+
+    def __getitem__(self, key: str) -> bytes:
+        return b"x"
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["a", "b", "a"])
+
+    def __len__(self) -> int:
+        return 3
+
+
+async def test_a_stream_is_named_once_in_an_append_to_several_whatever_the_mapping_says(machine: Machine) -> None:
+    batches: Any
+    async with machine.open() as db:
+        for batches in ({Odd("a"): b"1", Odd("a"): b"2"}, Repeating()):
+            with pytest.raises(Invalid, match="twice"):
+                await db.append_many(batches, producer=("p", 0))
+        receipts = await db.append_many({Odd("a"): b"1", Odd("b"): b"2"}, producer=("p", 0))
+        assert sorted(receipts) == ["a", "b"]
+    machine.backend().unlink("checkpoint")
+    async with machine.open() as db:
+        assert await payloads(db.read()) == [b"1", b"2"]
+
+
+async def test_a_name_is_what_it_has_in_it_and_not_what_its_class_makes_of_it(machine: Machine) -> None:
+    async with machine.open() as db:
+        await db.append(Odd("s"), b"1")
+        assert [stream.name for stream in db.streams()] == ["s"]
+        assert await payloads(db.read(Odd("s"))) == [b"1"]
+        for name in (Odd("n" * 300), Odd("\ud800")):
+            with pytest.raises(Invalid):
+                await db.append(name, b"1")
+            with pytest.raises(Invalid):
+                db.read(name)
+
+
+@pytest.mark.parametrize("sync", ["group", "record"])
+async def test_what_the_callers_own_code_raises_is_the_callers(machine: Machine, sync: Any) -> None:
+    def records(error: Exception) -> Iterator[bytes]:
+        yield b"1"
+        raise error
+
+    async with machine.open() as db:
+        for error in (ValueError("mine"), TypeError("mine"), KeyError("mine")):
+            with pytest.raises(type(error), match="mine") as raised:
+                await db.append("s", records(error), sync=sync)
+            assert raised.value is error
+        assert (await db.append("s", b"1")).first_offset == 0
+
+
+async def test_a_headers_name_has_no_lone_surrogates(machine: Machine) -> None:
+    async with machine.open() as db:
+        with pytest.raises(Invalid, match="a header's name has no lone surrogates"):
+            await db.append("s", Record(b"1", headers=[("\ud800", b"")]))

@@ -303,3 +303,13 @@ async def test_more_wrong_hashes_than_a_loop_can_wait_for_are_made_again_beside_
         with pytest.raises(kimberlite.Corrupt):
             db._native.get(receipts[0].first_position)
         assert (await db.get(receipts[0].first_position)).payload == b"0"
+
+
+@pytest.mark.parametrize("place", [0, 8, 30, 4095])
+async def test_a_file_of_hashes_whose_header_is_wrong_is_named_and_made_again(either: Machine, place: int) -> None:
+    receipts = await filled(either)
+    right = either.disk.files()[HASHES]
+    either.flip(HASHES, place)
+    assert either.verify().notes == ["hashes: its header is wrong; delete the file to have it made again"]
+    await same(either, receipts)
+    assert either.disk.files()[HASHES][: len(right)] == right

@@ -298,3 +298,35 @@ def test_an_anchor_that_is_no_receipt_is_invalid(tmp_path: Path) -> None:
             with pytest.raises(Invalid, match="anchor"):
                 opened(tmp_path / "db", anchor=anchor)  # type: ignore[arg-type]
     assert not (tmp_path / "db").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"origin": 5},
+        {"origin": b"x"},
+        {"origin": "a b"},
+        {"backend": object()},
+        {"backend": None},
+        {"backend": "memory"},
+        {"key_file": 5},
+        {"key_file": b"k"},
+        {"key_file": ""},
+        {"key_file": "a\0"},
+        {"key_file": "/nowhere/key"},
+    ],
+)
+async def test_what_cannot_be_opened_so_is_refused_by_name_and_leaves_nothing(
+    tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    with pytest.raises(KimberliteError):
+        await kimberlite.open(tmp_path / "db", **wrong)
+    assert not (tmp_path / "db").exists()
+
+
+async def test_an_anchor_is_not_met_by_a_new_database(machine: Machine, tmp_path: Path) -> None:
+    async with machine.open() as db:
+        receipt = await db.append("s", b"x")
+    with pytest.raises(RolledBack, match="no database"):
+        await kimberlite.open(tmp_path / "db", anchor=receipt)
+    assert not list((tmp_path / "db").iterdir())

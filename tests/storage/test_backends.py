@@ -169,10 +169,6 @@ def test_a_lock_shuts_out_everybody_else_until_it_is_closed(backend: Backend, fi
     file.close()
 
 
-def test_the_file_system_has_room(backend: Backend) -> None:
-    assert backend.free() > BLOCK
-
-
 @pytest.mark.asyncio
 @pytest.mark.parametrize("durable", [True, False])
 @pytest.mark.parametrize("blocks", [1, 7, 256])

@@ -288,7 +288,7 @@ def test_closing_leaves_no_descriptor_and_no_thread(tmp_path: Path, name: Choice
     assert (descriptors(), own_threads()) == before
 
 
-@pytest.mark.parametrize(("name", "mode"), [("", 0o707), ("segments", 0o770), ("segments", 0o707)])
+@pytest.mark.parametrize(("name", "mode"), [("", 0o707), ("", 0o770), ("segments", 0o770), ("segments", 0o707)])
 def test_a_directory_that_others_may_write_to_is_refused(tmp_path: Path, name: str, mode: int) -> None:
     backend = open_backend(tmp_path, "threads")
     backend.mkdir("segments")

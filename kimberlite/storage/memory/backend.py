@@ -167,10 +167,6 @@ class MemoryBackend:
             raise error(errno.EWOULDBLOCK, "")
         self.disk.holder = self
 
-    def free(self) -> int:
-        self._enter("free")
-        return self.disk.free()
-
     def submit(self, file: File, place: int, buffer: Buffer, durable: bool, done: Done) -> None:
         view = memoryview(buffer).cast("B")
         if place < 0 or place % BLOCK or not len(view) or len(view) % BLOCK:

@@ -136,7 +136,6 @@ def test_every_verb_can_fail() -> None:
         "unlink": lambda: backend.unlink("a"),
         "sync_directory": backend.sync_directory,
         "lock_directory": backend.lock_directory,
-        "free": backend.free,
         "read": lambda: file.read(0, 1),
         "write": lambda: file.write(0, b"x"),
         "sync": file.sync,

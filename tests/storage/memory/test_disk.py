@@ -97,14 +97,14 @@ def test_a_full_disk_takes_what_fits_and_has_room_again_after_the_last_close() -
     assert file.size() == BLOCK
     with pytest.raises(OSError, match="No space"):
         file.write(BLOCK, sector("n", 16))
-    assert backend.free() == 0
+    assert disk.free() == 0
     assert file.read(BLOCK, 2 * BLOCK) == sector("n", 8)
     file.write(0, sector("o", 8))
     open_still = backend.open("b", "r")
     backend.unlink("b")
-    assert backend.free() == 0
+    assert disk.free() == 0
     open_still.close()
-    assert backend.free() == BLOCK
+    assert disk.free() == BLOCK
 
     async def work() -> None:
         ending = Ending()

@@ -87,30 +87,6 @@ pub trait Lookup: Send + Sync {
     }
 }
 
-/// A stream's runs in their order. Runs that are appended meanwhile are seen.
-pub struct Runs<'a, L: ?Sized> {
-    index: &'a L,
-    stream: u32,
-    ordinal: usize,
-}
-
-/// The stream's runs from the one that has this offset, or from its first in the segment if that is
-/// later.
-pub fn runs_of_stream<L: Lookup + ?Sized>(index: &L, stream: u32, from: u64) -> Runs<'_, L> {
-    let first = index.stream(stream).map_or(from, |entry| entry.first.max(from));
-    Runs { index, stream, ordinal: index.ordinal(stream, first).unwrap_or(usize::MAX) }
-}
-
-impl<L: Lookup + ?Sized> Iterator for Runs<'_, L> {
-    type Item = RunEntry;
-
-    fn next(&mut self) -> Option<RunEntry> {
-        let run = self.index.run_of_stream(self.stream, self.ordinal)?;
-        self.ordinal += 1;
-        Some(run)
-    }
-}
-
 /// A run's row, as in the file: u32 position ‖ u32 place ‖ u32 length ‖ u32 stream ‖ u64 offset.
 /// Positions in rows are relative to the segment's first.
 type RunRow = [u64; 3];

@@ -295,8 +295,9 @@ impl Log {
     pub fn hashes_fit(&self) -> bool {
         let (size, peaks) = self.peaks();
         let Some(source) = self.hashes.read().unwrap().clone() else { return false };
-        let head = source.read(0, 24).unwrap_or_default();
-        if head.get(..8) != Some(b"KIMBTRE1") || head[8..] != self.database.id {
+        let head = source.read(0, HASHES_HEADER).unwrap_or_default();
+        let rest = head.strip_prefix(b"KIMBTRE1").and_then(|rest| rest.strip_prefix(&self.database.id));
+        if rest.is_none_or(|rest| rest.iter().any(|&byte| byte != 0)) {
             return false;
         }
         tree::peak_places(size).into_iter().zip(peaks).all(|(index, peak)| self.hash(index) == Some(peak))

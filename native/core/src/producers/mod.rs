@@ -213,15 +213,6 @@ impl Producers {
         }
     }
 
-    /// Forgets all producers of a stream. The file still has them: write it anew with `compact`.
-    pub fn drop_stream(&mut self, stream: u32) {
-        let keys: Vec<Key> = self.known.keys().filter(|key| key.0 == stream).copied().collect();
-        for key in keys {
-            self.forget(&key);
-        }
-        self.fresh.retain(|fresh| fresh.key.0 != stream);
-    }
-
     /// Whether the batch was news.
     fn remember(&mut self, fresh: &Fresh) -> bool {
         self.latest = self.latest.max(fresh.time);

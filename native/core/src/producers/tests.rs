@@ -224,22 +224,6 @@ fn nothing_of_a_group_that_is_not_durable_is_written() {
 }
 
 #[test]
-fn a_dropped_stream_leaves_nothing_to_write() {
-    let mut table = Producers::with_limits(WIDE);
-    for stream in [1, 2, 1, 2] {
-        let sequence = table.len() as u64 / 2;
-        table.apply(stream, &id(3), sequence, &digest(sequence), 1 + sequence, 5);
-    }
-    table.drop_stream(1);
-    assert_eq!(table.check(1, &id(3), 0, &digest(0)), Verdict::New);
-    assert_ne!(table.check(2, &id(3), 0, &digest(0)), Verdict::New);
-    assert!(table.drain_new(9).chunks(64).all(|entry| entry[56] == 2));
-    assert!(table.compact(9).chunks(64).all(|entry| entry[56] == 2));
-    table.drop_stream(2);
-    assert_eq!((table.bytes(), table.is_empty(), table.live_bytes()), (0, true, 0));
-}
-
-#[test]
 fn an_entry_has_the_bytes_of_the_format() {
     let mut table = Producers::with_limits(WIDE);
     table.apply(0x0403_0201, &id(0xaa), 0, &[0xbb; 16], 0x1111, 0x2222);

@@ -7,7 +7,6 @@ use super::published::{SHAPES, grow};
 use super::world::{Random, World, empty_log, offer, stream_key};
 use crate::format::{RunHeader, SEGMENT_HEADER};
 use crate::group::{OVERHEAD, bound};
-use crate::index::runs_of_stream;
 use crate::log::cache::{Cache, CachedRun};
 use crate::log::{Segment, Source, Window};
 use crate::record::{Batch, Record};
@@ -143,7 +142,8 @@ fn no_two_runs_have_the_same_seed_or_nonce() {
             let index = segment.index();
             let index = index.lookup(&segment).unwrap();
             for stream in 0..world.lengths.len() as u32 {
-                for run in runs_of_stream(index, stream, 0) {
+                let first = index.stream(stream).and_then(|entry| index.run_of_offset(stream, entry.first));
+                for run in std::iter::successors(first, |run| index.run_after(run)) {
                     let bytes = file.read(run.place.into(), run.length as usize).unwrap();
                     assert!(seen.insert(RunHeader::decode(&bytes).unwrap().random));
                 }

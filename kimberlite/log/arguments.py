@@ -1,0 +1,78 @@
+"""What calls are given, checked, and as plain as the core takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+
+from kimberlite.errors import Invalid
+from kimberlite.log.options import LONGEST_NAME, LONGEST_PRODUCER
+from kimberlite.records import Record
+
+Records = bytes | Record | Iterable[bytes | Record]
+Producer = tuple[str | bytes, int]
+
+
+def checked_name(name: object) -> str:
+    if not isinstance(name, str):
+        raise Invalid(f"a stream's name is a str, not {type(name).__name__}")
+    # What a subclass makes of itself, and when it is equal to what, is its own.
+    name = str.__str__(name)
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:
+        raise Invalid("a stream's name has no lone surrogates") from None
+    if not 1 <= length <= LONGEST_NAME:
+        raise Invalid(f"a stream's name has 1 to {LONGEST_NAME} bytes of UTF-8")
+    if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in name):
+        raise Invalid("a stream's name has no control characters")
+    return name
+
+
+def checked_producer(producer: object) -> tuple[bytes, int]:
+    if not isinstance(producer, tuple) or len(producer) != 2:
+        raise Invalid("producer is a pair of an id and a sequence")
+    name, sequence = producer
+    if isinstance(name, str):
+        try:
+            name = name.encode()
+        except UnicodeEncodeError:
+            raise Invalid("a producer's id has no lone surrogates") from None
+    if not isinstance(name, bytes) or not 1 <= len(name) <= LONGEST_PRODUCER:
+        raise Invalid(f"a producer's id is 1 to {LONGEST_PRODUCER} bytes, or a str of as many")
+    if not isinstance(sequence, int) or isinstance(sequence, bool) or not 0 <= sequence < 1 << 63:
+        raise Invalid("a producer's sequence counts from 0")
+    return name, sequence
+
+
+def checked_bound(bound: object) -> int | datetime | None:
+    if bound is None or (isinstance(bound, int) and not isinstance(bound, bool)):
+        if isinstance(bound, int) and bound < 0:
+            raise Invalid("offsets and positions count from 0")
+        return bound
+    if isinstance(bound, datetime):
+        if bound.tzinfo is None:
+            raise Invalid("a time must be aware: it has no time zone")
+        return bound
+    raise Invalid("a bound is an int or an aware datetime")
+
+
+def checked_batches(batches: object) -> dict[str, Records]:
+    """A batch for each of several streams. A mapping may have a key twice by its own lights."""
+    if not isinstance(batches, Mapping):
+        raise Invalid("append_many takes a mapping of streams to their records")
+    named = [(checked_name(stream), records) for stream, records in batches.items()]
+    if len(dict(named)) != len(named):
+        raise Invalid("a stream is named twice")
+    if not named:
+        raise Invalid("there are no records to append")
+    return dict(named)
+
+
+def checked_expect(expect: object) -> dict[str, int]:
+    """The offsets that the first records of several streams must get."""
+    if expect is None:
+        return {}
+    if not isinstance(expect, Mapping):
+        raise Invalid("append_many takes a mapping of streams to the offsets that they must have")
+    return {checked_name(stream): offset for stream, offset in expect.items()}
