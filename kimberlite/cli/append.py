@@ -97,7 +97,7 @@ def read_batches(source: BinaryIO, arguments: argparse.Namespace, *, together: b
     for lines in read_lines(source):
         records: Batch = list(lines)
         if arguments.jsonl:
-            records = [forms.parse_record(line, i) for i, line in enumerate(lines, number + 1) if line]
+            records = [forms.parse_record(line, i) for i, line in enumerate(lines, number + 1) if line.strip()]
             number += len(lines)
         if together:
             gathered += records

@@ -211,3 +211,42 @@ def test_the_line_that_is_no_record_is_named(path: Path, tmp_path: Path, call: C
     found = call("append", path, "s", "--jsonl", "--file", lines)
     assert found.status == 64
     assert b"line 4 is not JSON" in found.err
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ('"event_time":9223372036854775808', "event_time does not fit in 64 bits"),
+        ('"event_time":-9223372036854775809', "event_time does not fit in 64 bits"),
+        ('"headers":{"\\ud800":"v"}', "a header's name has a lone surrogate"),
+        ('"headers":{"":"v"}', "a header's name has 1 to 65,535 bytes"),
+        ('"headers":[["' + "\u00e9" * 32_768 + '","v"]]', "a header's name has 1 to 65,535 bytes"),
+    ],
+    ids=["late", "early", "surrogate", "empty", "long"],
+)
+def test_the_line_with_what_no_record_can_have_is_named(
+    path: Path, tmp_path: Path, call: Call, fields: str, what: str
+) -> None:
+    lines = tmp_path / "lines"
+    lines.write_text('{"payload":"a"}\n{"payload":"b",' + fields + "}\n")
+    found = call("append", path, "s", "--jsonl", "--file", lines)
+    assert (found.status, found.out) == (64, b"")
+    assert found.err.decode().startswith(f"kimberlite: INVALID: line 2: {what}")
+
+
+def test_the_largest_and_the_smallest_event_time_are_taken(path: Path, tmp_path: Path, call: Call) -> None:
+    lines = tmp_path / "lines"
+    times = [(1 << 63) - 1, -(1 << 63)]
+    lines.write_text("".join(f'{{"payload":"","event_time":{time}}}\n' for time in times))
+    assert call("append", path, "s", "--jsonl", "--file", lines).status == 0
+    assert [record["event_time"] for record in call("read", path, "s", "--json").lines()] == times
+
+
+def test_blank_lines_of_json_are_passed_over_and_counted(path: Path, tmp_path: Path, call: Call) -> None:
+    lines = tmp_path / "lines"
+    lines.write_bytes(b'\r\n \t\n{"payload":"a"}\r\n\n  \r\n{"payload":"b"}\n ')
+    assert call("append", path, "s", "--jsonl", "--file", lines).json()["last_offset"] == 1
+    lines.write_bytes(b" \n\r\nnothing\n")
+    assert b"line 3 is not JSON" in call("append", path, "s", "--jsonl", "--file", lines).err
+    lines.write_bytes(b" \n\r\n")
+    assert b"there are no records to append" in call("append", path, "s", "--jsonl", "--file", lines).err
