@@ -11,7 +11,7 @@ import binascii
 import json
 import reprlib
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_type_hints
 
 from kimberlite.errors import Invalid
 from kimberlite.records import Receipt, Record
@@ -21,6 +21,8 @@ GIVEN_BY_LOG: Final = frozenset({"stream", "offset", "position", "timestamp"})
 TAKEN: Final = frozenset({"payload", "key", "headers", "event_time"})
 #: Bytes of a header's name.
 LONGEST_HEADER: Final = 65_535
+#: What the fields of a receipt are in JSON, but for hashes.
+KINDS: Final = {str: "a string", int: "an integer", bool: "true or false"}
 HASHES: Final = ("root", "chain", "mac")
 #: Digits of a number below 2^63. Python itself refuses to look at one of thousands.
 DIGITS: Final = 19
@@ -137,9 +139,9 @@ def read_receipt(path: Path) -> Receipt:
         receipt = Receipt(**fields)
     except (ValueError, TypeError, AttributeError, IndexError, RecursionError):
         raise Invalid(f"anchor {path} does not end in a receipt") from None
-    for name, kind in Receipt.__annotations__.items():
-        if type(getattr(receipt, name)).__name__ != getattr(kind, "__forward_arg__", kind):
-            raise Invalid(f"anchor {path}: {name} is not of type {kind}")
+    for name, kind in get_type_hints(Receipt).items():
+        if type(getattr(receipt, name)) is not kind:
+            raise Invalid(f"anchor {path}: {name} is {KINDS[kind]}")
     if not receipt.durable:
         raise Invalid(f"anchor {path} is a receipt of what was not durable")
     return receipt
