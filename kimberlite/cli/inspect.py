@@ -19,7 +19,7 @@ from kimberlite.errors import Corrupt, Invalid
 from kimberlite.log.creation import read_small
 from kimberlite.log.identity import Identity
 from kimberlite.log.names import IDENTITY, MARKS, SEGMENTS, segment_name, segment_number
-from kimberlite.log.opening import translate
+from kimberlite.log.opening import UNFIT_TO_BEGIN, translate
 from kimberlite.log.recovery import load_identity, load_marks
 from kimberlite.storage import BLOCK, Backend, File, open_backend
 
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         backend = open_backend(path, read_only=True)
     except OSError as error:
-        raise translate(error, str(path)) from error
+        raise translate(error, str(path), UNFIT_TO_BEGIN) from error
     try:
         for line in describe(backend, arguments.segment):
             say(forms.line(line) if arguments.json else text(line))

@@ -15,7 +15,7 @@ from kimberlite.log.anchor import check_anchor, check_receipt
 from kimberlite.log.checkpoint import HASHES_HEADER
 from kimberlite.log.creation import check_everything, read_small
 from kimberlite.log.names import CHECKPOINT, HASHES, segment_name
-from kimberlite.log.opening import checked_path, find_identity, translate
+from kimberlite.log.opening import UNFIT_TO_BEGIN, checked_path, find_identity, translate
 from kimberlite.log.options import Options
 from kimberlite.log.recovery import CHUNK, Ended, Loader, load_keys, load_marks, new_log
 from kimberlite.records import Receipt
@@ -56,7 +56,7 @@ def verify_directory(
     try:
         backend = open_backend(name, read_only=True)
     except OSError as error:
-        raise translate(error, name) from error
+        raise translate(error, name, UNFIT_TO_BEGIN) from error
     try:
         return verify(backend, load_master(key_file), anchor=anchor, progress=progress)
     except OSError as error:
