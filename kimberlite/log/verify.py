@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import reprlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kimberlite import _native
 from kimberlite.crypto.master import load_master
+from kimberlite.crypto.vault import Vault
 from kimberlite.errors import Corrupt, RolledBack
 from kimberlite.log.ahead import Ahead
 from kimberlite.log.anchor import check_anchor, check_receipt
@@ -77,7 +79,7 @@ def verify(
     keys = load_keys(backend, identity, master, os.urandom, read_only=True)
     notes = []
     if keys.vault is not None:
-        notes += vault_notes(keys.vault.stale)
+        notes += vault_notes(keys.vault)
     marks = load_marks(backend, identity)
     notes += [f"marks: block {block} is damaged; its twin is sound" for block in marks.damaged]
     log = new_log(identity, keys, Options(), None)
@@ -123,10 +125,18 @@ def verify(
     )
 
 
-def vault_notes(stale: set[int]) -> list[str]:
-    if len(stale) == 2:
-        return ["vault.0 and vault.1 each have keys that the other has not"]
-    return [f"vault.{copy} differs from its twin, which is sound" for copy in stale]
+def vault_notes(vault: Vault) -> list[str]:
+    unopened = vault.unopened()
+    notes = []
+    if len(vault.stale) == 2:
+        notes.append("vault.0 and vault.1: neither is what both together are")
+    elif vault.stale:
+        sound = "" if unopened else ", which is sound"
+        notes += [f"vault.{copy} differs from its twin{sound}" for copy in vault.stale]
+    if unopened:
+        places = reprlib.repr(unopened)[1:-1]
+        notes.append(f"vault.0 and vault.1: slots that open in neither, {len(unopened)} of them, at bytes {places}")
+    return notes
 
 
 def behind_end(loader: Loader, end: Ended) -> Corrupt | None:

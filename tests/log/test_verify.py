@@ -116,6 +116,30 @@ async def test_a_copy_that_differs_from_its_sound_twin_is_noted(encrypted: Machi
     assert any(MARKS in note for note in notes)
 
 
+async def test_slots_that_open_in_neither_copy_are_noted_and_no_copy_is_called_sound(encrypted: Machine) -> None:
+    await filled(encrypted)
+    end = len(encrypted.disk.files()[VAULTS[0]])
+    unopened = "vault.0 and vault.1: slots that open in neither, 16 of them, at bytes "
+    for copy in VAULTS:
+        encrypted.write(copy, end, b"\xa5" * BLOCK)
+    [alike] = encrypted.verify().notes
+    assert alike.startswith(f"{unopened}{end}, {end + 256}, ")
+    encrypted.write(VAULTS[1], end, b"\x5a" * BLOCK)
+    [differs, both] = encrypted.verify().notes
+    assert differs == "vault.1 differs from its twin"
+    assert both == alike
+
+
+async def test_copies_that_make_each_other_whole_are_noted(encrypted: Machine) -> None:
+    await filled(encrypted)
+    for number, copy in enumerate(VAULTS):
+        encrypted.flip(copy, BLOCK + (2 + number) * 256 + 100)
+    assert encrypted.verify().notes == ["vault.0 and vault.1: neither is what both together are"]
+    async with encrypted.open() as db:
+        await db.append("s", b"x")
+    assert encrypted.verify().notes == []
+
+
 async def test_any_receipt_ever_given_is_an_anchor(either: Machine) -> None:
     async with either.open(segment_bytes=64 * 1024) as db:
         receipts = [await db.append("s", b"%d" % i * 900) for i in range(15)]
