@@ -1,4 +1,4 @@
-"""`kimberlite verify`: every byte of a directory against everything that can be known of it."""
+"""`kimberlite verify`: every byte of a log against everything that can be known of it."""
 
 from __future__ import annotations
 

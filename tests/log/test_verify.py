@@ -11,7 +11,7 @@ import kimberlite.sync
 from kimberlite import Corrupt, Invalid, KeyUnavailable, KimberliteError, Receipt, RolledBack
 from kimberlite.crypto.master import create_master, load_master
 from kimberlite.log import verify as verifying
-from kimberlite.log.names import CHECKPOINT, HASHES, MARKS, VAULTS, segment_name
+from kimberlite.log.names import CHECKPOINT, HASHES, MARKS, PRODUCERS, RESERVE, VAULTS, index_name, segment_name
 from kimberlite.log.verify import verify, verify_directory
 from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import MemoryBackend
@@ -104,6 +104,23 @@ async def test_a_wrong_hash_is_noted_by_its_number(either: Machine) -> None:
         receipt.root,
         [f"{HASHES}: hash 7 is wrong; delete the file to have it made again"],
     )
+
+
+@pytest.mark.parametrize("name", [PRODUCERS, CHECKPOINT, RESERVE, index_name(0)])
+async def test_what_is_in_a_file_that_is_not_of_the_log_is_not_judged_and_a_writer_goes_on(
+    either: Machine, name: str
+) -> None:
+    await filled(either)
+    async with either.open() as db:
+        receipt = await db.append("s0", b"once", producer=("p", 0))
+    sound = either.verify()
+    for place in (0, 100):
+        either.flip(name, place)
+    assert either.verify() == sound
+    async with either.open() as db:
+        assert await db.append("s0", b"once", producer=("p", 0)) == receipt
+        assert len(await payloads(db.read())) == 51
+    assert either.verify().notes == []
 
 
 async def test_a_copy_that_differs_from_its_sound_twin_is_noted(encrypted: Machine) -> None:
