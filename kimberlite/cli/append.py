@@ -25,6 +25,9 @@ from kimberlite.records import Record
 #: Read at a time, and records in a batch that comes of it.
 PIECE: Final = 1 << 20
 BATCH_RECORDS: Final = 10_000
+#: Bytes of a stored record beside key, headers and payload, and of a header beside name and value: `docs/format.md`.
+RECORD: Final = 21
+HEADER: Final = 6
 
 Batch = list[bytes | Record]
 
@@ -94,17 +97,38 @@ def read_batches(source: BinaryIO, arguments: argparse.Namespace, *, together: b
     for lines in read_lines(source):
         records: Batch = list(lines)
         if arguments.jsonl:
-            records = [forms.parse_record(line, i) for i, line in enumerate(lines, number + 1) if line]
+            records = [forms.parse_record(line, i) for i, line in enumerate(lines, number + 1) if line.strip()]
             number += len(lines)
         if together:
             gathered += records
             if len(gathered) > LARGEST_BATCH:
                 raise LimitExceeded(f"a batch has at most {LARGEST_BATCH} records")
             continue
-        for start in range(0, len(records), BATCH_RECORDS):
-            yield records[start : start + BATCH_RECORDS]
+        yield from split(records)
     if gathered:
         yield gathered
+
+
+def split(records: Batch) -> Iterator[Batch]:
+    """Batches that are within the limits, in order. A record that is beyond them by itself is a batch of its own."""
+    start = size = 0
+    for number, record in enumerate(records):
+        length = stored_bytes(record)
+        if number - start == BATCH_RECORDS or (number > start and size + length > LARGEST_BATCH_BYTES):
+            yield records[start:number]
+            start, size = number, 0
+        size += length
+    if records:
+        yield records[start:]
+
+
+def stored_bytes(record: bytes | Record) -> int:
+    if isinstance(record, bytes):
+        return RECORD + len(record)
+    headers = record.headers
+    assert isinstance(headers, tuple)
+    named = sum(HEADER + len(name.encode()) + len(value) for name, value in headers)
+    return RECORD + len(record.key or b"") + named + len(record.payload)
 
 
 def pieces(source: BinaryIO) -> Iterator[bytes]:

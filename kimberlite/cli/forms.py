@@ -11,7 +11,7 @@ import binascii
 import json
 import reprlib
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_type_hints
 
 from kimberlite.errors import Invalid
 from kimberlite.records import Receipt, Record
@@ -19,6 +19,10 @@ from kimberlite.records import Receipt, Record
 #: What the log fills in: `read --json` shows it, and `append --jsonl` passes over it.
 GIVEN_BY_LOG: Final = frozenset({"stream", "offset", "position", "timestamp"})
 TAKEN: Final = frozenset({"payload", "key", "headers", "event_time"})
+#: Bytes of a header's name.
+LONGEST_HEADER: Final = 65_535
+#: What the fields of a receipt are in JSON, but for hashes.
+KINDS: Final = {str: "a string", int: "an integer", bool: "true or false"}
 HASHES: Final = ("root", "chain", "mac")
 #: Digits of a number below 2^63. Python itself refuses to look at one of thousands.
 DIGITS: Final = 19
@@ -93,6 +97,8 @@ def record_of(value: object) -> Record:
     key, event_time = value.get("key"), value.get("event_time")
     if event_time is not None and (not isinstance(event_time, int) or isinstance(event_time, bool)):
         raise Invalid("event_time is an integer, ns since 1970")
+    if event_time is not None and not -(1 << 63) <= event_time < 1 << 63:
+        raise Invalid("event_time does not fit in 64 bits of ns")
     return Record(
         parse_bytes(value["payload"], "payload"),
         None if key is None else parse_bytes(key, "key"),
@@ -111,6 +117,8 @@ def parse_headers(value: object) -> tuple[tuple[str, bytes], ...]:
     for pair in pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
             raise Invalid("a header is a pair of a name and a value")
+        if not 1 <= len(parse_bytes(pair[0], "a header's name")) <= LONGEST_HEADER:
+            raise Invalid(f"a header's name has 1 to {LONGEST_HEADER:,} bytes")
         headers.append((pair[0], parse_bytes(pair[1], f"header {pair[0]!r}")))
     return tuple(headers)
 
@@ -131,9 +139,9 @@ def read_receipt(path: Path) -> Receipt:
         receipt = Receipt(**fields)
     except (ValueError, TypeError, AttributeError, IndexError, RecursionError):
         raise Invalid(f"anchor {path} does not end in a receipt") from None
-    for name, kind in Receipt.__annotations__.items():
-        if type(getattr(receipt, name)).__name__ != getattr(kind, "__forward_arg__", kind):
-            raise Invalid(f"anchor {path}: {name} is not of type {kind}")
+    for name, kind in get_type_hints(Receipt).items():
+        if type(getattr(receipt, name)) is not kind:
+            raise Invalid(f"anchor {path}: {name} is {KINDS[kind]}")
     if not receipt.durable:
         raise Invalid(f"anchor {path} is a receipt of what was not durable")
     return receipt

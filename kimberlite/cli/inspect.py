@@ -19,7 +19,7 @@ from kimberlite.errors import Corrupt, Invalid
 from kimberlite.log.creation import read_small
 from kimberlite.log.identity import Identity
 from kimberlite.log.names import IDENTITY, MARKS, SEGMENTS, segment_name, segment_number
-from kimberlite.log.opening import translate
+from kimberlite.log.opening import UNFIT_TO_BEGIN, translate
 from kimberlite.log.recovery import load_identity, load_marks
 from kimberlite.storage import BLOCK, Backend, File, open_backend
 
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         backend = open_backend(path, read_only=True)
     except OSError as error:
-        raise translate(error, str(path)) from error
+        raise translate(error, str(path), UNFIT_TO_BEGIN) from error
     try:
         for line in describe(backend, arguments.segment):
             say(forms.line(line) if arguments.json else text(line))
@@ -134,10 +134,11 @@ def describe_groups(file: File, name: str, salt: bytes, *, tagged: bool, step: i
             yield {"kind": "end", "file": name, "place": place, "what": what}
             return
         _, length, flags, number, position, records, runs, durable, time, incarnation, _, _ = GROUP.unpack(head)
-        if length < GROUP.size + runs * (RUN.size + CHECK) + CHAIN or place + length > size:
+        trailer = runs * CHECK + CHAIN + (TAG if tagged else 0)
+        if length < GROUP.size + runs * RUN.size + trailer or place + length > size:
             yield {"kind": "end", "file": name, "place": place, "what": "the group is cut short"}
             return
-        tail = place + length - CHAIN - (TAG if tagged else 0)
+        end = place + length - trailer
         yield {
             "kind": "group",
             "group": number,
@@ -150,26 +151,30 @@ def describe_groups(file: File, name: str, salt: bytes, *, tagged: bool, step: i
             "timestamp": time,
             "incarnation": incarnation,
             "closing": bool(flags & CLOSING),
-            "chain": file.read(tail, CHAIN).hex(),
+            "chain": file.read(end + runs * CHECK, CHAIN).hex(),
         }
-        yield from describe_runs(file, name, place + GROUP.size, runs, tail - runs * CHECK)
+        yield from describe_runs(file, name, place + GROUP.size, runs, end)
         place += -(-length // step) * step
 
 
 def describe_runs(file: File, name: str, place: int, runs: int, end: int) -> Iterator[Line]:
     for _ in range(runs):
-        head = file.read(place, RUN.size)
+        # Short also where somebody cuts the file meanwhile.
+        head = file.read(place, min(RUN.size, end - place))
+        if len(head) < RUN.size:
+            yield {"kind": "damage", "file": name, "place": place, "what": "this run is cut short"}
+            return
         length, stream, flags, records, offset, position, plaintext, key_id, _ = RUN.unpack(head)
         if not RUN.size <= length <= end - place:
-            yield {
-                "kind": "damage",
-                "file": name,
-                "place": place,
-                "what": "this run's length does not fit in its group",
-            }
+            what = "this run's length does not fit in its group"
+            yield {"kind": "damage", "file": name, "place": place, "what": what}
             return
         encrypted = bool(flags & 1)
         stored = length - RUN.size - (COMMITMENT * records if encrypted else 0)
+        if stored < 0:
+            what = "the commitments of this run do not fit in it"
+            yield {"kind": "damage", "file": name, "place": place, "what": what}
+            return
         yield {
             "kind": "run",
             "place": place,

@@ -1,4 +1,4 @@
-"""verify: check every byte of a database, and say what it is or exit with why not."""
+"""verify: check every byte of the log, and say what it is or exit with why not."""
 
 from __future__ import annotations
 

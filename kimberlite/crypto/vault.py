@@ -139,6 +139,11 @@ class Vault:
         self._places[stream, declaration_hash] = place
         return self._unwrap(place, STREAM)
 
+    def unopened(self) -> list[int]:
+        """Places of the slots that have something in them and open in neither copy."""
+        slots = ((place, self._image[place : place + SLOT]) for place in range(BLOCK, len(self._image), SLOT))
+        return [place for place, slot in slots if any(slot) and not self._opens(place, slot)]
+
     def dirty(self) -> list[tuple[int, bytes]]:
         """Takes the blocks to be written to each copy, with their places."""
         places, self._dirty = sorted(self._dirty), set()

@@ -54,6 +54,10 @@ from kimberlite.storage.backend import BLOCK, File, read_around
 BACKENDS = ("auto", "threads", "uring")
 #: What the operating system says of a directory that cannot be used as it is.
 UNFIT = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EREMOTE, errno.ENOSYS, errno.EPERM, errno.EACCES)
+#: What it says of one besides that is opened for writing, and of one that is looked for. Later these two are no
+#: fault of the directory: a file was taken away by somebody else, or the disk failed and the kernel writes no more.
+UNFIT_TO_WRITE = (*UNFIT, errno.EROFS)
+UNFIT_TO_BEGIN = (*UNFIT_TO_WRITE, errno.ENOENT)
 
 
 @dataclass(frozen=True)
@@ -85,11 +89,11 @@ class Opening:
         await self._log.close()
 
 
-def translate(error: OSError, where: str) -> KimberliteError:
-    """An error of the operating system as one of ours."""
+def translate(error: OSError, where: str, unfit: tuple[int, ...] = UNFIT) -> KimberliteError:
+    """An error of the operating system as one of ours; `unfit` are those that say that the directory cannot be used."""
     if error.errno in FULL:
         return NoSpace(f"{where}: {error.strerror}")
-    if error.errno in UNFIT:
+    if error.errno in unfit:
         return Misconfigured(f"{where}: {error}")
     return Unavailable(f"{where}: {error}")
 
@@ -134,13 +138,13 @@ def open_log(
             else:
                 master, storage = load_master(key_file), backend
         except OSError as error:
-            raise translate(error, name) from error
+            raise translate(error, name, UNFIT_TO_BEGIN) from error
         try:
             opened = Opener(storage, master, options, injected, read_only=read_only, anchor=anchor)
             return await opened.open(create=create, origin=origin)
         except OSError as error:
             storage.close()
-            raise translate(error, name) from error
+            raise translate(error, name, UNFIT_TO_WRITE) from error
         except BaseException:
             storage.close()
             raise

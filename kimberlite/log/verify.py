@@ -1,21 +1,23 @@
-"""`kimberlite verify`: every byte of a directory against everything that can be known of it."""
+"""`kimberlite verify`: every byte of a log against everything that can be known of it."""
 
 from __future__ import annotations
 
 import os
+import reprlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kimberlite import _native
 from kimberlite.crypto.master import load_master
+from kimberlite.crypto.vault import Vault
 from kimberlite.errors import Corrupt, RolledBack
 from kimberlite.log.ahead import Ahead
 from kimberlite.log.anchor import check_anchor, check_receipt
 from kimberlite.log.checkpoint import HASHES_HEADER, hashes_header
 from kimberlite.log.creation import check_everything, read_small
 from kimberlite.log.names import CHECKPOINT, HASHES, segment_name
-from kimberlite.log.opening import checked_path, find_identity, translate
+from kimberlite.log.opening import UNFIT_TO_BEGIN, checked_path, find_identity, translate
 from kimberlite.log.options import Options
 from kimberlite.log.recovery import CHUNK, Ended, Loader, load_keys, load_marks, new_log
 from kimberlite.records import Receipt
@@ -56,7 +58,7 @@ def verify_directory(
     try:
         backend = open_backend(name, read_only=True)
     except OSError as error:
-        raise translate(error, name) from error
+        raise translate(error, name, UNFIT_TO_BEGIN) from error
     try:
         return verify(backend, load_master(key_file), anchor=anchor, progress=progress)
     except OSError as error:
@@ -77,7 +79,7 @@ def verify(
     keys = load_keys(backend, identity, master, os.urandom, read_only=True)
     notes = []
     if keys.vault is not None:
-        notes += vault_notes(keys.vault.stale)
+        notes += vault_notes(keys.vault)
     marks = load_marks(backend, identity)
     notes += [f"marks: block {block} is damaged; its twin is sound" for block in marks.damaged]
     log = new_log(identity, keys, Options(), None)
@@ -123,10 +125,18 @@ def verify(
     )
 
 
-def vault_notes(stale: set[int]) -> list[str]:
-    if len(stale) == 2:
-        return ["vault.0 and vault.1 each have keys that the other has not"]
-    return [f"vault.{copy} differs from its twin, which is sound" for copy in stale]
+def vault_notes(vault: Vault) -> list[str]:
+    unopened = vault.unopened()
+    notes = []
+    if len(vault.stale) == 2:
+        notes.append("vault.0 and vault.1: neither is what both together are")
+    elif vault.stale:
+        sound = "" if unopened else ", which is sound"
+        notes += [f"vault.{copy} differs from its twin{sound}" for copy in vault.stale]
+    if unopened:
+        places = reprlib.repr(unopened)[1:-1]
+        notes.append(f"vault.0 and vault.1: slots that open in neither, {len(unopened)} of them, at bytes {places}")
+    return notes
 
 
 def behind_end(loader: Loader, end: Ended) -> Corrupt | None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from kimberlite.cli.append import BATCH_RECORDS
+from kimberlite.cli.append import BATCH_RECORDS, HEADER, RECORD
+from kimberlite.log.options import LARGEST_BATCH_BYTES
 from tests.cli.conftest import Call, command, environment
 
 
@@ -35,6 +37,48 @@ def test_a_long_input_is_several_batches(path: Path, tmp_path: Path, call: Call)
     first, second = call("append", path, "s", "--file", file).lines()
     assert (first["last_offset"], second["first_offset"]) == (BATCH_RECORDS - 1, BATCH_RECORDS)
     assert second["group"] > first["group"]
+
+
+def test_lines_that_are_too_many_bytes_for_a_batch_are_several(path: Path, tmp_path: Path, call: Call) -> None:
+    longest = LARGEST_BATCH_BYTES - RECORD
+    file = tmp_path / "lines"
+    file.write_bytes(b"x" * longest + b"\n" + (b"y" * 100 + b"\n") * 100 + b"z" * longest + b"\n")
+    receipts = call("append", path, "s", "--file", file).lines()
+    assert [receipt["first_offset"] for receipt in receipts][1:-1] == [1]
+    assert receipts[-1]["last_offset"] == 101
+    assert call("read", path, "s").out == file.read_bytes()
+
+
+def test_json_lines_are_split_by_what_is_stored_of_them(path: Path, tmp_path: Path, call: Call) -> None:
+    headers = [["n\u00e9" * 10, "v"], ["m", "w"]]
+    beside = RECORD + HEADER + 30 + 1 + HEADER + 1 + 1 + 3
+    longest = {"payload": "x" * (LARGEST_BATCH_BYTES - beside), "key": "key", "headers": headers}
+    lines = [longest, {"payload": "y"}, {"payload": "z"}]
+    file = tmp_path / "records"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    receipts = call("append", path, "s", "--jsonl", "--file", file).lines()
+    assert [(r["first_offset"], r["last_offset"]) for r in receipts] == [(0, 0), (1, 2)]
+    assert [r["headers"] for r in call("read", path, "s", "--json").lines()] == [headers, [], []]
+
+
+def test_a_record_that_is_too_large_by_itself_is_refused(path: Path, tmp_path: Path, call: Call) -> None:
+    file = tmp_path / "lines"
+    file.write_bytes(b"x" * (LARGEST_BATCH_BYTES - RECORD + 1) + b"\ny\n")
+    for more in ([], ["--whole"], ["--producer", "p:0"]):
+        outcome = call("append", path, "s", *more, "--file", file)
+        assert (outcome.status, outcome.out) == (64, b"")
+        assert outcome.err.startswith(b"kimberlite: LIMIT_EXCEEDED: ")
+
+
+def test_with_a_producer_the_input_is_one_batch_however_large(path: Path, tmp_path: Path, call: Call) -> None:
+    file = tmp_path / "lines"
+    line = b"x" * (1 << 20) + b"\n"
+    file.write_bytes(line * 15)
+    assert call("append", path, "s", "--producer", "p:0", "--file", file).json()["last_offset"] == 14
+    file.write_bytes(line * 16)
+    refused = call("append", path, "s", "--producer", "p:1", "--file", file)
+    assert (refused.status, refused.out) == (64, b"")
+    assert refused.err.startswith(b"kimberlite: LIMIT_EXCEEDED: ")
 
 
 def test_a_line_longer_than_what_is_read_at_a_time_is_one_record(path: Path, tmp_path: Path, call: Call) -> None:
@@ -167,3 +211,42 @@ def test_the_line_that_is_no_record_is_named(path: Path, tmp_path: Path, call: C
     found = call("append", path, "s", "--jsonl", "--file", lines)
     assert found.status == 64
     assert b"line 4 is not JSON" in found.err
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ('"event_time":9223372036854775808', "event_time does not fit in 64 bits"),
+        ('"event_time":-9223372036854775809', "event_time does not fit in 64 bits"),
+        ('"headers":{"\\ud800":"v"}', "a header's name has a lone surrogate"),
+        ('"headers":{"":"v"}', "a header's name has 1 to 65,535 bytes"),
+        ('"headers":[["' + "\u00e9" * 32_768 + '","v"]]', "a header's name has 1 to 65,535 bytes"),
+    ],
+    ids=["late", "early", "surrogate", "empty", "long"],
+)
+def test_the_line_with_what_no_record_can_have_is_named(
+    path: Path, tmp_path: Path, call: Call, fields: str, what: str
+) -> None:
+    lines = tmp_path / "lines"
+    lines.write_text('{"payload":"a"}\n{"payload":"b",' + fields + "}\n")
+    found = call("append", path, "s", "--jsonl", "--file", lines)
+    assert (found.status, found.out) == (64, b"")
+    assert found.err.decode().startswith(f"kimberlite: INVALID: line 2: {what}")
+
+
+def test_the_largest_and_the_smallest_event_time_are_taken(path: Path, tmp_path: Path, call: Call) -> None:
+    lines = tmp_path / "lines"
+    times = [(1 << 63) - 1, -(1 << 63)]
+    lines.write_text("".join(f'{{"payload":"","event_time":{time}}}\n' for time in times))
+    assert call("append", path, "s", "--jsonl", "--file", lines).status == 0
+    assert [record["event_time"] for record in call("read", path, "s", "--json").lines()] == times
+
+
+def test_blank_lines_of_json_are_passed_over_and_counted(path: Path, tmp_path: Path, call: Call) -> None:
+    lines = tmp_path / "lines"
+    lines.write_bytes(b'\r\n \t\n{"payload":"a"}\r\n\n  \r\n{"payload":"b"}\n ')
+    assert call("append", path, "s", "--jsonl", "--file", lines).json()["last_offset"] == 1
+    lines.write_bytes(b" \n\r\nnothing\n")
+    assert b"line 3 is not JSON" in call("append", path, "s", "--jsonl", "--file", lines).err
+    lines.write_bytes(b" \n\r\n")
+    assert b"there are no records to append" in call("append", path, "s", "--jsonl", "--file", lines).err

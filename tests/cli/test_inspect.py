@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from kimberlite import _native
 from tests.cli.conftest import Call
 
 SEGMENT = "segments/00000000000000000000.seg"
 
 
-def kinds(lines: list[dict[str, object]]) -> list[object]:
+def kinds(lines: list[dict[str, Any]]) -> list[object]:
     return [line["kind"] for line in lines]
 
 
@@ -61,6 +65,65 @@ def test_a_damaged_header_ends_the_segment(ledger: Path, call: Call) -> None:
     assert (lines[-1]["kind"], lines[-1]["sound"]) == ("segment", False)
     file.write_bytes(data[:100])
     assert call("inspect", ledger, "--json").lines()[-1]["what"] == "the header is cut short"
+
+
+FIRST = 4096
+RUN = FIRST + 104
+
+
+def forged(segment: bytes, *changes: tuple[int, int, int]) -> bytes:
+    """Other numbers (place, size, value) in the first group, under a right check: who holds the disk can compute it."""
+    data = bytearray(segment)
+    for place, size, value in changes:
+        data[place : place + size] = value.to_bytes(size, "little")
+    checked = bytes(data[FIRST : FIRST + 96]) + FIRST.to_bytes(8, "little")
+    data[FIRST + 96 : RUN] = _native.blake3(checked, bytes(data[88:120]))[:8]
+    return bytes(data)
+
+
+def test_a_run_that_has_no_room_in_its_group_is_damage(ledger: Path, call: Call) -> None:
+    file = ledger / SEGMENT
+    end = FIRST + int(call("inspect", ledger, "--json").lines()[3]["bytes"])
+    # The first of two runs takes the room of both.
+    data = forged(file.read_bytes(), (RUN, 4, end - RUN - 2 * 8 - 32))
+    for whole in (data, data[:end]):
+        file.write_bytes(whole)
+        outcome = call("inspect", ledger, "--json")
+        assert (outcome.status, outcome.err) == (0, b"")
+        lines = outcome.lines()
+        assert kinds(lines)[2:6] == ["segment", "group", "run", "damage"]
+        assert (lines[5]["place"], lines[5]["what"]) == (end - 48, "this run is cut short")
+    assert call("inspect", ledger).out.endswith(b"what this run is cut short\n")
+
+
+def test_commitments_that_have_no_room_in_their_run_are_damage(ledger: Path, call: Call) -> None:
+    file = ledger / SEGMENT
+    file.write_bytes(forged(file.read_bytes(), (RUN + 8, 1, 1), (RUN + 12, 4, 1_000)))
+    lines = call("inspect", ledger, "--json").lines()
+    assert kinds(lines)[2:5] == ["segment", "group", "damage"]
+    assert lines[4]["what"] == "the commitments of this run do not fit in it"
+
+
+GROUP_FIELDS = [(8, 4), (12, 4), (16, 8), (24, 8), (32, 4), (36, 4), (40, 8), (48, 8), (56, 4)]
+RUN_FIELDS = [(0, 4), (4, 4), (8, 1), (12, 4), (16, 8), (24, 8), (32, 4)]
+
+
+@pytest.mark.parametrize(
+    ("place", "size"), [(FIRST + p, s) for p, s in GROUP_FIELDS] + [(RUN + p, s) for p, s in RUN_FIELDS]
+)
+def test_whatever_number_stands_in_a_header_is_shown_or_said_to_be_wrong(
+    ledger: Path, call: Call, place: int, size: int
+) -> None:
+    file = ledger / SEGMENT
+    sound = file.read_bytes()
+    length = int.from_bytes(sound[FIRST + 8 : FIRST + 12], "little")
+    for value in {0, 2, 88, length, length - 104 - 48, (1 << 8 * size) - 1, 1 << 8 * size - 1}:
+        data = forged(sound, (place, size, value % (1 << 8 * size)))
+        for whole in (data, data[: FIRST + length], data[: RUN + 88], data[: RUN + 40]):
+            file.write_bytes(whole)
+            for more in ([], ["--json"]):
+                outcome = call("inspect", ledger, *more)
+                assert (outcome.status, outcome.err) == (0, b""), (value, len(whole))
 
 
 def test_damaged_marks_are_shown(ledger: Path, call: Call) -> None:

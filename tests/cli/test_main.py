@@ -118,6 +118,15 @@ def test_a_link_in_the_directory_is_a_configuration_error(ledger: Path, call: Ca
     assert call("verify", ledger).status == 78
 
 
+@pytest.mark.parametrize("where", ["dangling", "missing/database"])
+def test_a_target_that_leads_nowhere_is_a_configuration_error(tmp_path: Path, process: Call, where: str) -> None:
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    outcome = process("append", tmp_path / where, "s", stdin=b"x\n")
+    assert (outcome.status, outcome.out) == (78, b"")
+    assert outcome.err.startswith(b"kimberlite: INVALID: ")
+    assert os.listdir(tmp_path) == ["dangling"]
+
+
 def test_an_interrupt_ends_an_append_that_waits_and_keeps_what_it_has(path: Path, call: Call) -> None:
     with subprocess.Popen(
         command("append", path, "s"),

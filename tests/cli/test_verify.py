@@ -69,6 +69,26 @@ def test_what_is_no_durable_receipt_is_no_anchor(
     assert call("verify", ledger, "--anchor", tmp_path / "nowhere").status == 64
 
 
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"durable": 1}, "durable is true or false"),
+        ({"durable": None}, "durable is true or false"),
+        ({"group": True}, "group is an integer"),
+        ({"tree_size": 7.0}, "tree_size is an integer"),
+        ({"stream": 1}, "stream is a string"),
+    ],
+)
+def test_a_field_of_an_anchor_that_is_of_another_kind_is_named_with_what_it_is(
+    ledger: Path, tmp_path: Path, process: Call, call: Call, change: dict[str, object], what: str
+) -> None:
+    receipt = process("append", ledger, "a", stdin=b"x\n").json()
+    file = tmp_path / "receipt"
+    file.write_text(json.dumps(receipt | change))
+    refused = call("verify", ledger, "--anchor", file)
+    assert (refused.status, refused.err.decode()) == (64, f"kimberlite: INVALID: anchor {file}: {what}\n")
+
+
 def test_with_the_key_ciphertext_is_opened(path: Path, key: Path, process: Call, call: Call) -> None:
     assert process("append", path, "s", "--key-file", key, stdin=b"secret\n").status == 0
     assert call("verify", path, "--key-file", key, "--json").json()["keys_checked"] is True

@@ -112,6 +112,24 @@ def test_a_slot_that_both_copies_have_damaged_is_kept_and_not_used_again() -> No
     assert again.data_key(1, bound(1)) == keys[1]
 
 
+def test_slots_that_open_in_neither_copy_are_named_by_their_places() -> None:
+    vault, _ = filled(20)
+    image = vault.image()
+    assert load(image, image).unopened() == vault.unopened() == []
+    assert load(flipped(image, slot(3) + 9), image).unopened() == []
+    assert load(flipped(image, slot(3) + 9), flipped(image, slot(4) + 9)).unopened() == []
+    assert load(flipped(image, slot(3) + 9), flipped(image, slot(3) + 10)).unopened() == [slot(3)]
+    behind = len(image)
+    longer = [image + os.urandom(SLOT), image + bytes(SLOT) + os.urandom(2 * SLOT)]
+    assert load(*longer).unopened() == [behind, behind + SLOT, behind + 2 * SLOT]
+
+
+def test_a_slot_that_the_master_key_does_not_open_is_named_though_its_check_is_right() -> None:
+    image = filled(3)[0].image()
+    wrong = checked(image, 3, flipped(image, slot(3) + 100)[slot(3) : slot(4)])
+    assert load(wrong, wrong).unopened() == [slot(3)]
+
+
 def test_a_damaged_slot_is_kept_where_the_other_copy_has_nothing() -> None:
     image = filled(1)[0].image()
     emptied = image[: slot(2)] + bytes(len(image) - slot(2))

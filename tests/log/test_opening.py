@@ -278,6 +278,49 @@ def test_an_error_of_the_operating_system_becomes_one_of_ours(number: int, kind:
     assert "somewhere" in str(translated)
 
 
+async def test_a_path_that_leads_nowhere_is_misconfigured_and_nothing_is_made(tmp_path: Path) -> None:
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    for name in ("dangling", "missing/db"):
+        with pytest.raises(Misconfigured, match=name):
+            await kimberlite.open(tmp_path / name)
+    assert os.listdir(tmp_path) == ["dangling"]
+
+
+async def test_a_file_system_that_is_mounted_read_only_is_misconfigured(machine: Machine) -> None:
+    def read_only(verb: str, name: str, place: int, length: int) -> OSError | None:
+        reads = {"open", "exists", "check", "list", "read", "size", "lock"}
+        return None if verb in reads else OSError(errno.EROFS, os.strerror(errno.EROFS), name)
+
+    machine.fault = read_only
+    with pytest.raises(Misconfigured, match="Read-only"):
+        await machine.open()
+    machine.fault = None
+    async with machine.open() as db:
+        await db.append("s", b"x")
+    machine.fault = read_only
+    with pytest.raises(Misconfigured, match="Read-only"):
+        await machine.open()
+    async with machine.open(read_only=True) as db:
+        assert await payloads(db.read()) == [b"x"]
+
+
+async def test_a_file_that_is_gone_while_a_database_opens_is_not_a_fault_of_its_configuration(machine: Machine) -> None:
+    async with machine.open() as db:
+        await db.append("s", b"x")
+    machine.fault = failing("read", "segments/", errno.ENOENT)
+    for read_only in (True, False):
+        with pytest.raises(Unavailable):
+            await machine.open(read_only=read_only)
+
+
+async def test_a_kernel_that_writes_no_more_at_the_close_is_a_disk_that_failed(machine: Machine) -> None:
+    db = await machine.open()
+    await db.append("s", b"x")
+    machine.fault = failing("truncate", "segments/", errno.EROFS)
+    with pytest.raises(Unavailable, match="with everything durable"):
+        await db.close()
+
+
 async def test_an_opening_that_is_never_awaited_has_done_nothing(tmp_path: Path) -> None:
     kimberlite.open(tmp_path / "db")
     assert not (tmp_path / "db").exists()

@@ -11,7 +11,7 @@ import kimberlite.sync
 from kimberlite import Corrupt, Invalid, KeyUnavailable, KimberliteError, Receipt, RolledBack
 from kimberlite.crypto.master import create_master, load_master
 from kimberlite.log import verify as verifying
-from kimberlite.log.names import CHECKPOINT, HASHES, MARKS, VAULTS, segment_name
+from kimberlite.log.names import CHECKPOINT, HASHES, MARKS, PRODUCERS, RESERVE, VAULTS, index_name, segment_name
 from kimberlite.log.verify import verify, verify_directory
 from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import MemoryBackend
@@ -106,6 +106,23 @@ async def test_a_wrong_hash_is_noted_by_its_number(either: Machine) -> None:
     )
 
 
+@pytest.mark.parametrize("name", [PRODUCERS, CHECKPOINT, RESERVE, index_name(0)])
+async def test_what_is_in_a_file_that_is_not_of_the_log_is_not_judged_and_a_writer_goes_on(
+    either: Machine, name: str
+) -> None:
+    await filled(either)
+    async with either.open() as db:
+        receipt = await db.append("s0", b"once", producer=("p", 0))
+    sound = either.verify()
+    for place in (0, 100):
+        either.flip(name, place)
+    assert either.verify() == sound
+    async with either.open() as db:
+        assert await db.append("s0", b"once", producer=("p", 0)) == receipt
+        assert len(await payloads(db.read())) == 51
+    assert either.verify().notes == []
+
+
 async def test_a_copy_that_differs_from_its_sound_twin_is_noted(encrypted: Machine) -> None:
     await filled(encrypted)
     encrypted.flip(MARKS, 40)
@@ -114,6 +131,30 @@ async def test_a_copy_that_differs_from_its_sound_twin_is_noted(encrypted: Machi
     assert len(notes) == 2
     assert any(VAULTS[1] in note for note in notes)
     assert any(MARKS in note for note in notes)
+
+
+async def test_slots_that_open_in_neither_copy_are_noted_and_no_copy_is_called_sound(encrypted: Machine) -> None:
+    await filled(encrypted)
+    end = len(encrypted.disk.files()[VAULTS[0]])
+    unopened = "vault.0 and vault.1: slots that open in neither, 16 of them, at bytes "
+    for copy in VAULTS:
+        encrypted.write(copy, end, b"\xa5" * BLOCK)
+    [alike] = encrypted.verify().notes
+    assert alike.startswith(f"{unopened}{end}, {end + 256}, ")
+    encrypted.write(VAULTS[1], end, b"\x5a" * BLOCK)
+    [differs, both] = encrypted.verify().notes
+    assert differs == "vault.1 differs from its twin"
+    assert both == alike
+
+
+async def test_copies_that_make_each_other_whole_are_noted(encrypted: Machine) -> None:
+    await filled(encrypted)
+    for number, copy in enumerate(VAULTS):
+        encrypted.flip(copy, BLOCK + (2 + number) * 256 + 100)
+    assert encrypted.verify().notes == ["vault.0 and vault.1: neither is what both together are"]
+    async with encrypted.open() as db:
+        await db.append("s", b"x")
+    assert encrypted.verify().notes == []
 
 
 async def test_any_receipt_ever_given_is_an_anchor(either: Machine) -> None:
