@@ -277,27 +277,38 @@ def sustained(directory: Path, seconds: float, segment: int = SEGMENT, segments:
 
 def plain(directory: Path, batch_bytes: int, seconds: float) -> float:
     """Batches a second: `pwrite` and `fdatasync` on a growing file, as anybody would do it."""
-    return _batches(directory / "plain", PLAIN, batch_bytes, seconds, TURN)
+    return rate(_writes(directory / "plain", PLAIN, batch_bytes, seconds, TURN))
 
 
 def best(directory: Path, batch_bytes: int, seconds: float, region: int = REGION) -> float:
     """Batches a second, padded to whole blocks: O_DIRECT | O_DSYNC on blocks zeroed before the clock ran."""
-    return _batches(directory / "best", BEST, -(-batch_bytes // BLOCK) * BLOCK, seconds, region)
+    return rate(best_writes(directory, batch_bytes, seconds, region))
 
 
-def _batches(path: Path, call: Call, size: int, seconds: float, length: int) -> float:
+def best_writes(directory: Path, batch_bytes: int, seconds: float, region: int = REGION) -> list[int]:
+    """Nanoseconds of each write of `best`."""
+    return _writes(directory / "best", BEST, -(-batch_bytes // BLOCK) * BLOCK, seconds, region)
+
+
+def rate(samples: Sequence[int]) -> float:
+    """Writes a second, one after another."""
+    return len(samples) / sum(samples) * 1e9
+
+
+def _writes(path: Path, call: Call, size: int, seconds: float, length: int) -> list[int]:
     """Goes on from the start of the file, or of a new one if it should grow; preparation does not count."""
-    count = spent = 0
+    found: list[int] = []
     file = "zeroed" if call is BEST else "growing"
     length = max(length, size)
+    spent = 0
     while spent < seconds * 1e9:
-        if file == "growing" or not count:
+        if file == "growing" or not found:
             prepare(path, file, length)
         samples = timed_writes(path, call, size, length, seconds - spent / 1e9)
-        count += len(samples)
+        found += samples
         spent += sum(samples)
     path.unlink()
-    return count / spent * 1e9
+    return found
 
 
 def _median(rounds: Sequence[Sequence[int]], part: float) -> int:

@@ -1,4 +1,4 @@
-"""How fast the embedded engine appends, beside the raw disk and the embedded peers in the same run.
+"""How fast the embedded engine appends, beside its aims, the raw disk and the embedded peers in the same run.
 
 Every cell is a fresh database; the clock stops when the last receipt is there, and a receipt needs the leaves, the
 tree and the indexes of its records. Cells are run in shuffled rounds; medians over rounds.
@@ -15,10 +15,10 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import kimberlite
 from benches import disk, limits, peers
@@ -27,12 +27,28 @@ from kimberlite.crypto.master import create_master
 
 Mode = Literal["plain", "encrypted", "json", "json+zstd"]
 
+#: Records a second that are aimed at with 256 bytes a record, by clients, batches in flight of each, and batch.
+AIMS: Final = {
+    (1, 1, 100): 400_000,
+    (1, 8, 100): 1_200_000,
+    (32, 1, 100): 2_000_000,
+    (64, 1, 1): 130_000,
+    (64, 16, 1): 800_000,
+}
+#: The same without a sync, in batches of 100, encrypted or not.
+AIM_WITHOUT_SYNC: Final = 4_000_000
+#: Of the best raw write: how long a lone client's single record may take.
+AIM_ALONE: Final = 1.3
+#: Of the same work without it: the rate that encryption leaves.
+AIM_ENCRYPTED: Final = 0.9
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One kind of work: so many clients, each with one batch in flight."""
+    """One kind of work: so many clients, each with so many batches in flight."""
 
     clients: int = 1
+    in_flight: int = 1
     batch: int = 100
     size: int = 256
     sync: Literal["record", "batch", "group", "os"] = "group"
@@ -41,7 +57,8 @@ class Cell:
     depth: int = 4
 
     def label(self) -> str:
-        return f"{self.clients} × {self.batch} × {self.size} B, {self.sync}, {self.backend}, {self.mode}"
+        shape = f"{self.clients} × {self.in_flight} × {self.batch} × {self.size} B"
+        return f"{shape}, {self.sync}, {self.backend}, {self.mode}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +69,25 @@ class Outcome:
     p99_ns: int
     #: Bytes of segments for each byte of payload.
     stored: float
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """One such batch a sync, one at a time: records a second, and how long the best write takes."""
+
+    batch: int
+    size: int
+    plain: float
+    best: float
+    best_p50_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    cell: Cell
+    words: str
+    #: Figure ÷ aim.
+    reached: float
 
 
 def payloads(cell: Cell) -> list[bytes]:
@@ -84,16 +120,22 @@ async def append(cell: Cell, directory: Path, seconds: float) -> Outcome:
         ) as db:
 
             async def client(number: int, until: float) -> None:
-                while time.perf_counter() < until:
+                while True:
                     begun = time.perf_counter_ns()
                     await db.append(f"stream-{number}", records)
                     took.append(time.perf_counter_ns() - begun)
+                    if time.perf_counter() >= until:
+                        return
 
-            await asyncio.gather(*(client(i, time.perf_counter() + 0.3) for i in range(cell.clients)))
+            async def run(seconds: float) -> None:
+                until = time.perf_counter() + seconds
+                await asyncio.gather(*(client(i, until) for i in range(cell.clients) for _ in range(cell.in_flight)))
+
+            await run(min(seconds, 0.3))
             warm = len(took)
             took.clear()
             begun = time.perf_counter()
-            await asyncio.gather(*(client(i, begun + seconds) for i in range(cell.clients)))
+            await run(seconds)
             elapsed = time.perf_counter() - begun
         # At the close, when what no client waited for is on the disk too.
         used = sum(file.stat().st_size for file in (path / "db" / "segments").iterdir())
@@ -123,16 +165,14 @@ def middle(outcomes: Sequence[Outcome]) -> Outcome:
 
 def headline() -> list[Cell]:
     """The rows that an embedded log can be held to."""
+    durable = [Cell(1, batch=1), *(Cell(*shape) for shape in AIMS)]
     return [
-        Cell(1, 1),
-        Cell(64, 1),
-        Cell(1, 100),
-        Cell(8, 100),
-        Cell(32, 100),
-        Cell(32, 100, mode="encrypted"),
-        Cell(32, 100, mode="json+zstd"),
-        Cell(8, 100, sync="os"),
-        Cell(8, 100, sync="os", mode="encrypted"),
+        *durable,
+        *(replace(cell, mode="encrypted") for cell in durable),
+        Cell(8),
+        Cell(32, mode="json+zstd"),
+        Cell(8, sync="os"),
+        Cell(8, sync="os", mode="encrypted"),
     ]
 
 
@@ -143,38 +183,67 @@ def matrix() -> Iterator[Cell]:
     ):
         policies = ("record", "group", "os") if batch == 1 else ("batch", "group", "os")
         for sync, backend in itertools.product(policies, ("threads", "uring")):
-            yield Cell(8, batch, size, sync, backend, mode)  # type: ignore[arg-type]
+            yield Cell(8, 1, batch, size, sync, backend, mode)  # type: ignore[arg-type]
 
 
-def raw(directory: Path, cell: Cell, seconds: float) -> tuple[float, float]:
-    """Records a second of the plain and of the best raw write of one such batch a sync."""
-    length = cell.batch * cell.size
-    aligned = -(-length // 4096) * 4096
-    return disk.plain(directory, length, seconds) * cell.batch, disk.best(directory, aligned, seconds) * cell.batch
+def raw(directory: Path, batch: int, size: int, seconds: float) -> Raw:
+    length = batch * size
+    plain = disk.plain(directory, length, seconds)
+    writes = disk.best_writes(directory, length, seconds)
+    return Raw(batch, size, plain * batch, disk.rate(writes) * batch, quantile(writes, 0.5))
 
 
-def table(found: Sequence[Outcome], raws: dict[tuple[int, int], tuple[float, float]]) -> Table:
-    rows = []
+def aims(found: Sequence[Outcome], raws: Mapping[tuple[int, int], Raw]) -> dict[Cell, Aim]:
+    """Of the cells that have one."""
+    outcomes = {outcome.cell: outcome for outcome in found}
+    reached = (aim(outcome, outcomes, raws[outcome.cell.batch, outcome.cell.size]) for outcome in found)
+    return {each.cell: each for each in reached if each is not None}
+
+
+def aim(outcome: Outcome, outcomes: Mapping[Cell, Outcome], raw: Raw) -> Aim | None:
+    cell, figure = outcome.cell, outcome.records_per_s
+    twin = outcomes.get(replace(cell, mode="plain"))
+    wanted: float | None = None
+    if cell.size == 256 and cell.sync == "os":
+        wanted = AIM_WITHOUT_SYNC if cell.batch == 100 and cell.mode in ("plain", "encrypted") else None
+    elif cell.size == 256 and cell.sync == "group":
+        alone = (cell.clients, cell.in_flight, cell.batch) == (1, 1, 1)
+        if alone and cell.mode == "plain":
+            longest = AIM_ALONE * raw.best_p50_ns
+            return Aim(cell, f"p50 ≤ {microseconds(longest)} µs", outcome.p50_ns / longest)
+        wanted = AIMS.get((cell.clients, cell.in_flight, cell.batch))
+        if twin is not None and (wanted or alone) and cell.mode != "plain":
+            # Events that compress are held against random bytes.
+            wanted = twin.records_per_s * (AIM_ENCRYPTED if cell.mode == "encrypted" else 1)
+    return None if wanted is None else Aim(cell, f"≥ {wanted:,.0f}/s", figure / wanted)
+
+
+def table(found: Sequence[Outcome], raws: Mapping[tuple[int, int], Raw]) -> Table:
+    rows, reached = [], aims(found, raws)
     for outcome in found:
         cell = outcome.cell
-        plain, best = raws[cell.batch, cell.size]
+        beside, aimed = raws[cell.batch, cell.size], reached.get(cell)
         rows.append(
             (
                 cell.label(),
                 f"{outcome.records_per_s:,.0f}",
                 microseconds(outcome.p50_ns),
                 microseconds(outcome.p99_ns),
-                f"{plain:,.0f}",
-                f"{best:,.0f}",
-                f"{outcome.records_per_s / best:.2f}",
+                "" if aimed is None else aimed.words,
+                "" if aimed is None else f"{aimed.reached:.2f}",
+                f"{beside.plain:,.0f}",
+                f"{beside.best:,.0f}",
+                f"{outcome.records_per_s / beside.best:.2f}",
                 f"{outcome.stored:.2f}",
             )
         )
     headings = (
-        "clients × batch × size",
+        "clients × in flight × batch × size",
         "records/s",
         "p50 µs",
         "p99 µs",
+        "aim",
+        "figure ÷ aim",
         "raw plain/s",
         "raw best/s",
         "÷ best",
@@ -200,10 +269,8 @@ def main() -> None:
     cells = list(matrix()) if options.matrix else headline()
     with tempfile.TemporaryDirectory(prefix="bench-", dir=options.directory) as name:
         directory = Path(name)
-        raws = {
-            (cell.batch, cell.size): raw(directory, cell, min(options.seconds, 1.0))
-            for cell in {(c.batch, c.size): c for c in cells}.values()
-        }
+        shapes = dict.fromkeys((cell.batch, cell.size) for cell in cells)
+        raws = {shape: raw(directory, *shape, min(options.seconds, 1.0)) for shape in shapes}
         found = measure(cells, directory, options.seconds, options.rounds)
         tables = [table(found, raws), limits.rate_table(limits.rates(min(options.seconds, 0.2)))]
         if options.peers:
@@ -215,7 +282,8 @@ def main() -> None:
         where = machine(directory)
     show(where, tables, markdown=options.markdown)
     if options.json:
-        write_json(options.json, where, {"append": found})
+        reached = list(aims(found, raws).values())
+        write_json(options.json, where, {"append": found, "raw": list(raws.values()), "aims": reached})
 
 
 if __name__ == "__main__":

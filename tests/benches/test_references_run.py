@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import sys
@@ -18,18 +17,6 @@ from benches import disk, limits, peers, table
 
 MIB = 1 << 20
 DOCUMENT = Path(__file__).parents[2] / "docs" / "disk.md"
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A directory where O_DIRECT works, as all of these need it."""
-    probe = tmp_path / "probe"
-    try:
-        os.close(os.open(probe, os.O_RDWR | os.O_CREAT | os.O_DIRECT))
-    except OSError as problem:
-        pytest.skip(f"no O_DIRECT in {tmp_path}: {problem}")
-    probe.unlink()
-    return tmp_path
 
 
 def test_the_burst_measures_every_file_call_and_size(place: Path) -> None:

@@ -218,6 +218,19 @@ def _rotation() -> list[Patch]:
     return [(Committer, "quiet", hasty)]
 
 
+def _segment() -> list[Patch]:
+    """After a crash the log goes on in the segment that it was in."""
+    go_on = Opener._go_on
+
+    def same(self: Opener, log: Any, end: Any, *, clean: bool) -> Any:
+        if end.torn_upto is not None and not end.closed:
+            end.file.truncate(end.place)
+            end.file.sync()
+        return go_on(self, log, end, clean=True)
+
+    return [(Opener, "_go_on", same)]
+
+
 def _unmarked(*, clean: bool) -> list[Patch]:
     write_mark = Committer._write_mark
 
@@ -289,7 +302,7 @@ def _producers() -> list[Patch]:
     return [(checkpoint.Derived, "_load_producers", lambda self, resume: True)]
 
 
-#: By the rule that is gone. No crash can show that of `copies` or of `quarantine`: the order of the disk's calls does.
+#: By the rule that is gone. No crash can show that of `copies`, `quarantine` or `segment`: the disk's calls do.
 RULES: Final[dict[str, Callable[[], list[Patch]]]] = {
     "watermark": _watermark,
     "judging": _judging,
@@ -305,6 +318,7 @@ RULES: Final[dict[str, Callable[[], list[Patch]]]] = {
     "header": lambda: _installed(directory=True, header=False),
     "small": _small,
     "rotation": _rotation,
+    "segment": _segment,
     "idle-mark": lambda: _unmarked(clean=False),
     "close-mark": lambda: _unmarked(clean=True),
     "open-mark": lambda: _unsynced(Opener, "_settle", MARKS),

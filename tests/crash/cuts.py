@@ -59,6 +59,11 @@ def killed(disk: Disk, rng: Random) -> Disk:
     return left
 
 
+def flying(disk: Disk) -> frozenset[str]:
+    """The segments that a write is on its way to."""
+    return frozenset(n for n, inode in disk.tree.items() if inode and inode.flights and n.startswith("segments/"))
+
+
 def replace(disk: Disk, name: str, data: bytes | None) -> None:
     """Other bytes, on the platter and in the cache; None for no file at all."""
     if data is None:

@@ -13,7 +13,7 @@ from kimberlite.log.log import Log
 from kimberlite.log.verify import verify
 from kimberlite.records import Receipt, Record
 from kimberlite.storage.memory import Disk, MemoryBackend
-from tests.crash.cuts import power_cut
+from tests.crash.cuts import flying, power_cut
 from tests.crash.order import violations
 from tests.crash.workload import SEVERAL, History, Sent, State, World, everything, number_of
 
@@ -112,12 +112,13 @@ async def judge(state: State, history: History, world: World, rng: Random) -> Ve
 async def _judge(state: State, history: History, world: World, rng: Random, verdict: Verdict) -> None:
     disk = state.disk
     disk.trace = []
-    child = State(disk, state.promised, state.lengths, state.same, 0, state.level + 1)
+    child = State(disk, state.promised, state.lengths, state.same, 0, state.level + 1, flying=state.flying)
 
     def cut() -> None:
         if rng.random() < CHANCE:
             seen = 0 if db is None else db.durable_position
             left = replace(child, disk=power_cut(disk, rng), promised=max(child.promised, seen))
+            left.flying |= flying(disk)
             verdict.children.append(left)
 
     db: Log | None = None
@@ -139,7 +140,7 @@ async def _judge(state: State, history: History, world: World, rng: Random, verd
         await db.close()
     disk.on_step = None
     verify(MemoryBackend(disk), None if world.key is None else load_master(world.key))
-    for what in violations(disk.trace):
+    for what in violations(disk.trace, state.flying):
         raise Wrong("order", what)
 
 

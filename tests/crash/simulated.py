@@ -104,7 +104,7 @@ class Workload:
         self.history.cut_to(found)
         await session.work()
         await session.finish()
-        for what in violations(session.disk.trace):
+        for what in violations(session.disk.trace, base.flying):
             self.tally.counts["order"] += 1
             self.tally.wrong.append(f"seed {self.seed}: {what}")
         await self._judge(session.states)
@@ -120,7 +120,7 @@ class Workload:
             state = states.pop()
             image = distinct(state.disk)
             (self.tally.empty if is_empty(state.disk) else self.images).add(image)
-            claim = (image, state.promised, *sorted(state.lengths.items()))
+            claim = (image, state.promised, state.flying, *sorted(state.lengths.items()))
             if claim in self.sound:
                 # The same bytes and the same promises: what was seen to be so is not opened again.
                 self.tally.counts.update({"states": 1, "repeated": 1, f"level {state.level}": 1})

@@ -11,7 +11,19 @@ from tests.crash.order import violations
 from tests.crash.simulated import Tally, run, several
 
 #: Rules whose loss some dozens of states show; `python -m tests.crash.simulated --break all` takes out each.
-QUICK = ["judging", "prefix", "ack", "vault", "copies", "directory", "small", "close-mark", "together", "padding"]
+QUICK = [
+    "judging",
+    "prefix",
+    "ack",
+    "vault",
+    "copies",
+    "directory",
+    "small",
+    "segment",
+    "close-mark",
+    "together",
+    "padding",
+]
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +79,12 @@ def test_a_seed_comes_out_alike_every_time() -> None:
 def test_a_wrong_order_of_calls_is_seen(calls: list[tuple[str, str, int, int]], what: str) -> None:
     [seen] = violations(calls)
     assert what in seen
+
+
+def test_a_group_where_a_write_of_a_process_before_may_land_is_seen() -> None:
+    group = ("submit", "segments/a.seg", 8192, 4096)
+    another_file = [("rename", "prepare/a.seg -> segments/a.seg", 0, 0), ("sync_directory", "segments", 0, 0)]
+    [seen] = violations([group], ["segments/a.seg"])
+    assert "may still land" in seen
+    assert list(violations([group], ["segments/b.seg"])) == []
+    assert list(violations([*another_file, group], ["segments/a.seg"])) == []

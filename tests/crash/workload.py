@@ -22,7 +22,7 @@ from kimberlite.log.options import Options, Sync
 from kimberlite.records import Receipt, Record
 from kimberlite.storage.memory import Disk, MemoryBackend
 from kimberlite.storage.memory.backend import Fault
-from tests.crash.cuts import killed, power_cut
+from tests.crash.cuts import flying, killed, power_cut
 
 #: Batch and index in it, at the start of every payload.
 HEAD: Final = struct.Struct("<II")
@@ -72,6 +72,8 @@ class State:
     level: int = 0
     #: At rest: what is covered is covered by what was written for that.
     resting: bool = False
+    #: Segments that a write was on its way to.
+    flying: frozenset[str] = frozenset()
 
 
 class History:
@@ -223,7 +225,9 @@ class Session:
     def left_by(self, disk: Disk) -> State:
         history = self.history
         seen = 0 if self.db is None else self.db.durable_position
-        return State(disk, max(history.promised, seen), dict(history.lengths), NO_END, history.covered)
+        left = State(disk, max(history.promised, seen), dict(history.lengths), NO_END, history.covered)
+        left.flying = flying(self.disk)
+        return left
 
     async def begin(self) -> list[Record]:
         """What is in the log when it opens."""

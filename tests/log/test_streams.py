@@ -9,6 +9,7 @@ import pytest
 
 from kimberlite import NEW, Conflict, KimberliteError, LimitExceeded, NoSpace, Receipt, StreamInfo, Unavailable
 from kimberlite.log.names import VAULTS
+from kimberlite.storage.backend import BLOCK
 from tests.log.simulated import Machine, failing, payloads
 
 
@@ -113,6 +114,31 @@ async def test_a_vault_that_cannot_be_written_refuses_the_stream_and_nothing_els
     async with encrypted.open() as db:
         assert await payloads(db.read("n1")) == [b"x"]
         assert [stream.name for stream in db.streams()] == ["old", "n1"]
+    encrypted.verify()
+
+
+@pytest.mark.parametrize("hurt", VAULTS)
+async def test_what_a_failed_write_left_of_a_block_of_keys_is_written_anew_with_the_next_key(
+    encrypted: Machine, hurt: str
+) -> None:
+    other = next(name for name in VAULTS if name != hurt)
+    async with encrypted.open() as db:
+        # With the keys of the database, all but one slot of a block.
+        for i in range(13):
+            await db.append(f"s{i}", b"%d" % i)
+        encrypted.fault = failing("sync", hurt)
+        with pytest.raises(Unavailable):
+            await db.append("refused", b"x")
+        encrypted.fault = None
+        assert len(encrypted.disk.files()[hurt]) == 2 * BLOCK
+        # It took along all that the disk writes at a time.
+        encrypted.write(hurt, BLOCK, b"\xa5" * BLOCK)
+        await db.append("next", b"x")
+        assert len(encrypted.disk.files()[hurt]) == 3 * BLOCK
+    encrypted.write(other, 0, bytes(3 * BLOCK))
+    async with encrypted.open() as db:
+        assert [await payloads(db.read(f"s{i}")) for i in range(13)] == [[b"%d" % i] for i in range(13)]
+        assert await payloads(db.read("next")) == [b"x"]
     encrypted.verify()
 
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from kimberlite import KimberliteError, NoSpace, Receipt, Unavailable
-from kimberlite.log.names import prepared_name, segment_name
+import kimberlite
+from kimberlite import Busy, KimberliteError, NoSpace, Receipt, Unavailable
+from kimberlite.log.log import Log
+from kimberlite.log.names import MARKS, PREPARE, prepared_name, segment_name
 from kimberlite.log.tail import RESERVE, Tail
 from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import Disk, MemoryBackend
@@ -171,3 +177,48 @@ async def test_what_was_being_prepared_is_thrown_away_by_the_next_writer(machine
     async with left.open(segment_bytes=SMALL) as db:
         assert "prepare/something" not in left.disk.files()
         assert len(await payloads(db.read("s"))) == 5
+
+
+async def third_segment(db: Log) -> str:
+    """The name of the active segment, two rotations later."""
+    while (await db.info())["segments"] < 3:
+        await db.append("s", bytes(9_000))
+    return segment_name(2)
+
+
+async def test_a_segment_is_locked_after_a_rotation_too(either: Machine) -> None:
+    async with either.open(segment_bytes=SMALL) as db:
+        active = await third_segment(db)
+        files = either.disk.tree[MARKS], either.disk.tree[segment_name(0)], either.disk.tree[segment_name(1)]
+        held = [(file, file.holder) for file in (either.disk, *files) if file is not None]
+        # As if its process were gone, and only a write to the active segment on its way.
+        for file, _ in held:
+            file.holder = None
+        with pytest.raises(Busy, match=active):
+            await either.open()
+        for file, holder in held:
+            file.holder = holder
+        await db.append("s", b"last")
+    async with either.open() as db:
+        assert (await payloads(db.read("s")))[-1] == b"last"
+
+
+@pytest.mark.parametrize("backend", ["threads", "uring"])
+async def test_a_segment_on_a_real_disk_is_locked_after_a_rotation_too(
+    backend: Literal["threads", "uring"], tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    async with kimberlite.open(first, backend=backend, segment_bytes=SMALL) as db:
+        active = await third_segment(db)
+        [stream] = db.streams()
+
+        def shared(source: str, target: str) -> None:
+            copy = os.link if source.endswith(active) else shutil.copy
+            copy(source, target)
+
+        # Of what its process holds, this directory shares the active segment only.
+        shutil.copytree(first, second, copy_function=shared, ignore=shutil.ignore_patterns(PREPARE))
+        with pytest.raises(Busy, match=active):
+            await kimberlite.open(second, backend=backend)
+    async with kimberlite.open(second, backend=backend) as db:
+        assert list(db.streams()) == [stream]
