@@ -136,18 +136,17 @@ class Derived:
         self.producers_size = size
 
         def write() -> None:
-            if self.log.doubted:
-                # Without a checkpoint the next start makes all of them again.
-                if self.backend.exists(CHECKPOINT):
-                    self.backend.unlink(CHECKPOINT)
-                return
             try:
                 self._write_hashes()
                 if anew:
                     self._replace_producers(entries)
                 elif entries:
                     self._append_producers(place, entries)
-                write_small(self.backend, CHECKPOINT, snapshot)
+                if not self.log.doubted:
+                    write_small(self.backend, CHECKPOINT, snapshot)
+                elif self.backend.exists(CHECKPOINT):
+                    # Without it the next start makes all hashes again.
+                    self.backend.unlink(CHECKPOINT)
             except OSError:
                 # Hashes are kept until they are synced; what was taken of the producers is not.
                 self.producers_size = EVERYTHING
@@ -210,6 +209,8 @@ class Checkpointer:
         self._last = self._loop.time() - LEAST_INTERVAL
         self._closed = derived.replayed
         self._stopped = False
+        #: Whether the checkpoint is gone, since hashes were found wrong.
+        self._doubted = False
         self._interval = LEAST_INTERVAL
         committer.on_rotate = self._rotated
 
@@ -220,7 +221,8 @@ class Checkpointer:
             return
         records = self._derived.log.durable - self._position
         written = committer.written - self._place
-        due = records >= self._options.checkpoint_records or written >= self._options.checkpoint_bytes
+        doubted = self._derived.log.doubted and not self._doubted
+        due = doubted or records >= self._options.checkpoint_records or written >= self._options.checkpoint_bytes
         if (due or self._closed) and self._loop.time() - self._last >= self._interval:
             self._task = begin(self._take(), "kimberlite-checkpoint")
 
@@ -240,12 +242,16 @@ class Checkpointer:
         self._interval = LEAST_INTERVAL
         try:
             if await committer.until_durable(group):
+                doubted = self._derived.log.doubted
                 await committer.backend.run(lambda: self._derived.write_all(write, closed))
-        except OSError:
+                self._doubted = doubted
+        except BaseException as error:
             # The disk may have room again, or another mood: nobody waits for this.
             self._interval = AGAIN
             self._closed = closed + self._closed
             self._position = self._place = 0
+            if not isinstance(error, OSError):
+                raise
         finally:
             self._task = None
 

@@ -145,7 +145,8 @@ class Committer:
 
     def check(self) -> None:
         if self.poisoned is not None:
-            raise UnknownOutcome(f"this handle is dead: {self.poisoned}") from self.poisoned
+            why = str(self.poisoned) or type(self.poisoned).__name__
+            raise UnknownOutcome(f"this handle is dead: {why}") from self.poisoned
 
     # ---- pool to disk
 
@@ -504,7 +505,9 @@ class Committer:
         if self.poisoned is not None:
             return
         self.poisoned = error
-        message = f"a write or a sync failed ({error}); whether this was appended is unknown"
+        message = (
+            f"a write or a sync failed ({str(error) or type(error).__name__}); whether this was appended is unknown"
+        )
         waiting = self._pool.clear() + self._taken
         self._taken = []
         for flight in self._flights:

@@ -299,7 +299,10 @@ class Log:
     # ---- lifetime
 
     async def close(self) -> None:
-        """Finishes what was accepted, marks the log as clean, and lets the directory go. Twice is fine."""
+        """Finishes what was accepted, marks the log as clean, and lets the directory go. Twice is fine.
+
+        Who is cancelled here waits on, unless it is done again: the loop may be about to end, and the close with it.
+        """
         if os.getpid() != self._pid:
             # The log is its parent's, who goes on writing it.
             return
@@ -311,7 +314,11 @@ class Log:
         if self._closed is None:
             self._closed = begin(self._finish(), "kimberlite-close")
             self._changed.set()
-        await asyncio.shield(self._closed)
+        try:
+            await asyncio.shield(self._closed)
+        except asyncio.CancelledError:
+            await asyncio.wait([self._closed])
+            raise
 
     async def _abandon(self) -> None:
         self._backend.close()

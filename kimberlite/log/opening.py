@@ -49,7 +49,7 @@ from kimberlite.log.streams import Streams
 from kimberlite.log.tail import FULL, LEAST_AHEAD, Prepared, Tail, install
 from kimberlite.records import Receipt
 from kimberlite.storage import Backend, open_backend
-from kimberlite.storage.backend import BLOCK, File, read_around
+from kimberlite.storage.backend import BLOCK, File
 
 BACKENDS = ("auto", "threads", "uring")
 #: What the operating system says of a directory that cannot be used as it is.
@@ -299,7 +299,7 @@ class Opener:
         copy = self.backend.open(name, "x")
         try:
             for place in range(end.place, upto, 1 << 20):
-                copy.write(place - end.place, read_around(end.file, place, min(1 << 20, upto - place)))
+                copy.write(place - end.place, end.file.read(place, min(1 << 20, upto - place)))
             copy.sync()
         except OSError:
             # Every start on a full disk would leave another piece.

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from kimberlite import _native
 from kimberlite.crypto.vault import Vault
-from kimberlite.errors import Busy, Corrupt, KeyUnavailable, Misconfigured
+from kimberlite.errors import Busy, Corrupt, KeyUnavailable, Misconfigured, Unavailable
 from kimberlite.log.ahead import Ahead
 from kimberlite.log.creation import read_small
 from kimberlite.log.identity import Identity
@@ -78,6 +78,8 @@ class Ended:
     #: Where the last byte is that is not zero, if there is any after the end.
     torn_upto: int | None
     watermark: int = 0
+    #: Where the first block is, at the end or behind it, that the disk could not read.
+    unreadable: int | None = None
 
 
 def load_identity(backend: Backend) -> Identity | None:
@@ -101,6 +103,9 @@ def load_keys(
         if master is not None or any(backend.exists(name) for name in VAULTS):
             raise KeyUnavailable("the identity says that groups carry no tag, yet there is a master key or a vault")
         receipt = read_small(backend, RECEIPT_KEY, 64)
+        if receipt == UNREADABLE[:32] and not read_only:
+            # One made anew would make nothing of the receipts that were given.
+            raise Unavailable(f"the disk cannot read {RECEIPT_KEY}")
         if receipt is None or len(receipt) != 32 or receipt == UNREADABLE[:32]:
             receipt = bytes(32)
         return Keys(identity, None, receipt, None)
@@ -245,12 +250,13 @@ class Loader:
                 raise Busy(f"{name} is still being written") from None
             file.sync()
         scan = self.backend.open(name, "s")
-        header = read_around(scan, 0, BLOCK)
+        unread: list[int] = []
+        header = read_around(scan, 0, BLOCK, unread.append)
         try:
             return Opened(self.log.attach(header, file, covered), file, scan, covered)
         except ValueError as error:
-            if not last:
-                raise Corrupt(str(error), file=name, place=0) from None
+            if not last or unread:
+                raise Corrupt("the disk cannot read it" if unread else str(error), file=name, place=0) from None
             self._judge_broken_header(name, scan, str(error))
             file.close()
             scan.close()
@@ -288,11 +294,17 @@ class Loader:
                 raise Corrupt(what, file=name, place=place, group=group, position=position)
             watermark, torn = (0, None) if stop == "done" else self.rest(segment, ahead, place)
         scan.close()
-        end = Ended(segment, file, place, stop == "closed", torn, watermark)
+        end = Ended(segment, file, place, stop == "closed", torn, watermark, ahead.unreadable)
         if stop == "bad":
-            return self._judge(end, name, what, last=last)
-        if torn is not None and not last:
+            self._judge(end, name, what, last=last)
+        elif torn is not None and not last:
             raise Corrupt("there are bytes behind the closing group", file=name, place=torn)
+        if self.write and end.unreadable is not None:
+            # It may have been acknowledged, and may be read again tomorrow.
+            raise Unavailable(
+                f"the disk cannot read {name}, byte {end.unreadable}, behind the last sound group at byte {place}: "
+                "nothing may be cut off there, and the database opens only for reading"
+            )
         return end
 
     def beyond(self, end: Ended) -> tuple[int, Ended]:
@@ -309,7 +321,7 @@ class Loader:
         finally:
             scan.close()
         count = self.log.sealed()[0] - first
-        return count, Ended(end.segment, end.file, place, stop == "closed", torn, end.watermark)
+        return count, Ended(end.segment, end.file, place, stop == "closed", torn, end.watermark, ahead.unreadable)
 
     def _replay_all(self, segment: _native.Segment, ahead: Ahead, place: int, limit: int) -> tuple[int, str, str]:
         """Applies groups until there are no more; where it stopped, how and why."""
@@ -328,7 +340,7 @@ class Loader:
                 ahead.back(data)
                 return place, stop, what
 
-    def _judge(self, end: Ended, name: str, what: str, *, last: bool) -> Ended:
+    def _judge(self, end: Ended, name: str, what: str, *, last: bool) -> None:
         """No sound group is at this end: that of the log, a torn tail, or damage to what was acknowledged."""
         group, position, _ = self.log.sealed()
         if not last:
@@ -337,7 +349,6 @@ class Loader:
         if end.watermark >= group:
             what = f"{what}, and groups up to {end.watermark} were durable"
             raise Corrupt(what, file=name, place=end.place, group=group, position=position)
-        return end
 
     def attach_closed(self, numbers: list[int]) -> None:
         """Looks at every segment before the checkpoint: presence, size, header and closing group."""

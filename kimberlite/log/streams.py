@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from kimberlite import _native
 from kimberlite.crypto.vault import Vault
+from kimberlite.errors import Unavailable
 from kimberlite.log.tail import refusal
 from kimberlite.log.tasks import begin
 from kimberlite.storage.backend import Backend, File
@@ -98,11 +99,15 @@ class Streams:
         blocks = vault.dirty()
         try:
             await self._backend.run(lambda: self._write(blocks))
-        except OSError as error:
+        except BaseException as error:
             vault.unwritten(place for place, _ in blocks)
+            what = "the vault did not take the key of a new stream"
+            refused = refusal(what, error) if isinstance(error, OSError) else Unavailable(f"{what}: it was interrupted")
             for _, future in wanted:
                 if not future.done():
-                    future.set_exception(refusal("the vault did not take the key of a new stream", error))
+                    future.set_exception(refused)
+            if not isinstance(error, OSError):
+                raise
             return
         for (_, declaration, _), key in zip(drafts, keys, strict=True):
             self._native.add_stream(declaration, key)

@@ -101,7 +101,7 @@ class Tail:
         self._groups += 1
         # In steps: topped up at every group, the disk would be as busy with zeros as with groups.
         if self._ahead() < self._wanted() // 2:
-            self._work.set()
+            self._wake()
 
     async def make_room(self, bound: int) -> None:
         """Returns when a group of this size has room in this segment; NoSpace if the disk has none, Unavailable if it
@@ -128,7 +128,7 @@ class Tail:
         self.number += 1
         self.current, self.next = prepared, None
         self.place = BLOCK
-        self._work.set()
+        self._wake()
 
     def start(self) -> None:
         self._since = asyncio.get_running_loop().time()
@@ -140,11 +140,18 @@ class Tail:
         if self._task is not None:
             self._stopping = True
             self._work.set()
-            await self._task
+            await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
         if self.next is not None:
             self.next.file.close()
             self.next = None
+
+    def _wake(self) -> None:
+        self._work.set()
+        if self._task is not None and self._task.done() and not self._stopping:
+            # An interrupt has ended it. What it was at is begun again.
+            self._task.exception()
+            self._task = begin(self._prepare(), "kimberlite-prepare")
 
     def _ahead(self) -> int:
         return self.current.ready - self.place + (self.next.ready if self.next else 0)
@@ -154,7 +161,7 @@ class Tail:
 
     async def _next_progress(self, *, hurry: bool) -> None:
         self._hurry = self._hurry or hurry
-        self._work.set()
+        self._wake()
         if self._progress is None:
             self._progress = asyncio.get_running_loop().create_future()
         await asyncio.shield(self._progress)

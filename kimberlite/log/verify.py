@@ -103,7 +103,10 @@ def verify(
         notes.append(f"groups {group - uncovered + 1} to {group} are sound, and no watermark covers them yet")
     if end.torn_upto is not None and end.segment is not None:
         name = segment_name(end.segment.number)
-        notes.append(f"{name}: bytes {end.place} to {end.torn_upto} are no sound group, and no watermark covers them")
+        what = f"bytes {end.place} to {end.torn_upto} are no sound group, and no watermark covers them"
+        if end.unreadable is not None:
+            what = f"{what}; the disk cannot read byte {end.unreadable}"
+        notes.append(f"{name}: {what}")
     if promised > group:
         raise RolledBack(f"the log ends at group {group}, and there is a checkpoint of group {promised}")
     if checkpoint is not None and not log.was(checkpoint):

@@ -76,6 +76,8 @@ class File(Protocol):
     def close(self) -> None: ...
 
 
+#: What the system says of a block that the disk does not give back: to direct reads not what it says to others.
+CANNOT_READ: Final = (errno.EIO, errno.ENODATA, errno.EREMOTEIO, errno.EILSEQ)
 #: What stands for a block that the disk cannot read: like one that is damaged, it is no part of a sound group.
 UNREADABLE: Final = b"\xff" * BLOCK
 
@@ -87,7 +89,7 @@ def read_around(file: File, place: int, length: int, missed: Callable[[int], Non
         try:
             return file.read(start, size)
         except OSError as problem:
-            if problem.errno != errno.EIO:
+            if problem.errno not in CANNOT_READ:
                 raise
             missed(start)
             return UNREADABLE[:size]
@@ -95,7 +97,7 @@ def read_around(file: File, place: int, length: int, missed: Callable[[int], Non
     try:
         return file.read(place, length)
     except OSError as problem:
-        if problem.errno != errno.EIO:
+        if problem.errno not in CANNOT_READ:
             raise
     end = min(place + length, file.size())
     return b"".join(block(start, min(BLOCK, end - start)) for start in range(place, end, BLOCK))

@@ -210,3 +210,75 @@ def test_a_database_in_a_task_that_outlives_the_program_is_closed(opened: Open) 
     for _ in range(2):
         asyncio.run(program())
         assert held.pop().cancelled()
+
+
+def test_a_close_that_is_cancelled_is_made_to_its_end(run: Run, opened: Open) -> None:
+    async def scenario() -> None:
+        for turns in range(4):
+            db = await opened()
+            appending = [asyncio.ensure_future(db.append("s", bytes(9_000))) for _ in range(20)]
+            await asyncio.sleep(0)
+            closing = asyncio.ensure_future(db.close())
+            for _ in range(turns + 1):
+                await asyncio.sleep(0)
+            closing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await closing
+            assert all(task.done() for task in appending)
+            async with opened() as again:
+                assert len(await payloads(again.read("s"))) == 20 * (turns + 1)
+
+    run(scenario)
+
+
+class Interrupted(BaseException):
+    """As a program's handler of a signal may raise it anywhere."""
+
+
+def test_an_interrupt_in_the_preparation_of_segments_costs_nothing(run: Run, opened: Open) -> None:
+    async def scenario() -> None:
+        async with opened(segment_bytes=64 * 1024) as db:
+            assert db._committer is not None
+            tail = db._committer.tail
+            step, interrupts = tail._step, iter(range(5))
+
+            async def interrupted(hurry: bool) -> None:
+                if next(interrupts, None) is not None:
+                    raise Interrupted
+                await step(hurry)
+
+            tail._step = interrupted  # type: ignore[method-assign]
+            for _ in range(60):
+                await asyncio.wait_for(db.append("s", bytes(4_000)), 30)
+            assert next(interrupts, None) is None
+        async with opened() as db:
+            assert len(await payloads(db.read("s"))) == 60
+
+    run(scenario)
+
+
+def test_an_interrupt_while_a_key_is_written_is_told_to_who_waits_for_it(run: Run, opened: Open) -> None:
+    async def scenario() -> None:
+        async with opened() as db:
+            assert db._streams is not None
+            streams = db._streams
+            write, interrupts = streams._write, iter(range(1))
+
+            def interrupted(blocks: list[tuple[int, bytes]]) -> None:
+                if next(interrupts, None) is not None:
+                    raise Interrupted
+                write(blocks)
+
+            streams._write = interrupted  # type: ignore[method-assign]
+            appending = asyncio.ensure_future(db.append("s", b"1"))
+            await asyncio.sleep(0)
+            task = streams._task
+            assert task is not None
+            with pytest.raises(kimberlite.Unavailable):
+                await asyncio.wait_for(appending, 30)
+            # The loop's own affair, whether it goes on.
+            with pytest.raises(Interrupted):
+                await task
+            assert (await asyncio.wait_for(db.append("s", b"2"), 30)).first_offset == 0
+
+    run(scenario)

@@ -8,21 +8,21 @@ import re
 
 import pytest
 
-from kimberlite import Corrupt, KimberliteError, Receipt
+from kimberlite import Corrupt, KimberliteError, Receipt, Unavailable
 from kimberlite.log.names import CHECKPOINT, HASHES, MARKS, PRODUCERS, VAULTS, index_name, segment_name
-from kimberlite.storage.backend import BLOCK
+from kimberlite.storage.backend import BLOCK, CANNOT_READ
 from kimberlite.storage.memory import Fault
 from tests.log.simulated import Machine, payloads
 
 EVERYTHING = 1 << 40
 
 
-def unreadable(file: str, start: int = 0, end: int = EVERYTHING) -> Fault:
+def unreadable(file: str, start: int = 0, end: int = EVERYTHING, number: int = errno.EIO) -> Fault:
     """Reads that touch these bytes of a file fail."""
 
     def fault(verb: str, name: str, place: int, length: int) -> OSError | None:
         hit = verb == "read" and name == file and place < end and place + length > start
-        return OSError(errno.EIO, os.strerror(errno.EIO), name) if hit else None
+        return OSError(number, os.strerror(number), name) if hit else None
 
     return fault
 
@@ -68,23 +68,82 @@ async def test_a_closed_segment_that_cannot_be_read_in_one_place_is_read_in_all_
         await db.append("s", b"and on")
 
 
-async def test_what_cannot_be_read_behind_the_end_was_promised_to_nobody(either: Machine) -> None:
-    async with either.open() as db:
-        for i in range(10):
-            await db.append("s", b"%d" % i)
+async def test_what_cannot_be_read_behind_the_last_sound_group_is_not_cut_off(either: Machine) -> None:
+    async with either.open(idle=60) as db:
+        receipts = [await db.append("s", b"%d" % i) for i in range(10)]
         dead = either.image()
-    bad = dead.end() + 4 * BLOCK
     dead.backend().open(segment_name(0), "w").write(dead.end(), bytes(8 * BLOCK))
-    dead.fault = unreadable(segment_name(0), bad, bad + 1)
-    dead.verify()
-    async with dead.open(read_only=True) as db:
-        assert len(await payloads(db.read("s"))) >= 9
-    async with dead.open() as db:
+    # The last group, which nothing but its receipt says was durable, or what was never written.
+    for bad in (dead.end() - BLOCK, dead.end() + 4 * BLOCK):
+        before = dead.disk.files()
+        dead.fault = unreadable(segment_name(0), bad, bad + 1)
+        assert any(f"cannot read byte {bad}" in note for note in dead.verify().notes)
+        with pytest.raises(Unavailable, match=f"byte {bad}, behind the last sound group"):
+            await dead.open()
+        async with dead.open(read_only=True) as db:
+            assert len(await payloads(db.read("s"))) >= 8
+        assert dead.disk.files() == before
+        dead.fault = None
+        dead.kill()
+    async with dead.open(anchor=receipts[-1]) as db:
         assert len(await payloads(db.read("s"))) == 10
-        await db.append("s", b"and on")
-    assert any(name.startswith("quarantine/") for name in dead.disk.files())
-    dead.fault = None
-    dead.verify()
+
+
+@pytest.mark.parametrize("number", CANNOT_READ)
+async def test_a_disk_has_several_words_for_what_it_cannot_read(either: Machine, number: int) -> None:
+    await filled(either)
+    bad = 2 * BLOCK
+    either.fault = unreadable(segment_name(0), bad, bad + BLOCK, number)
+    with pytest.raises(Corrupt, match=f"the disk cannot read byte {bad}\\b"):
+        either.verify()
+    async with either.open(segment_bytes=64 * 1024) as db:
+        with pytest.raises(Corrupt, match="cannot read"):
+            await payloads(db.read("s"))
+    either.fault = unreadable(MARKS, 0, 1, number)
+    assert any("marks" in note for note in either.verify().notes)
+
+
+async def test_a_group_before_the_checkpoint_that_cannot_be_read_is_named(either: Machine) -> None:
+    async with either.open() as db:
+        for i in range(20):
+            await db.append("s", b"%d" % i * 900)
+    either.fault = unreadable(segment_name(0), 2 * BLOCK, 2 * BLOCK + 1)
+    for read_only in (False, True):
+        with pytest.raises(Corrupt, match=f"{segment_name(0)}, byte {2 * BLOCK}: the disk cannot read"):
+            await either.open(read_only=read_only)
+
+
+async def test_a_segment_without_an_index_that_cannot_be_read_in_one_place_is_named(either: Machine) -> None:
+    receipts = await filled(either)
+    either.backend().unlink(index_name(0))
+    either.fault = unreadable(segment_name(0), 2 * BLOCK, 2 * BLOCK + 1)
+    async with either.open(segment_bytes=64 * 1024) as db:
+        with pytest.raises(Corrupt, match=f"{segment_name(0)}, byte {2 * BLOCK}: the disk cannot read"):
+            await db.get(receipts[0].first_position)
+        assert (await db.get(receipts[-1].first_position)).offset == 59
+
+
+async def test_a_receipt_key_that_cannot_be_read_is_not_made_anew(machine: Machine) -> None:
+    receipts = await filled(machine)
+    machine.fault = unreadable("receipt.key")
+    with pytest.raises(Unavailable, match=r"receipt\.key"):
+        await machine.open()
+    async with machine.open(read_only=True) as db:
+        assert len(await payloads(db.read("s"))) == 60
+    machine.fault = None
+    machine.verify(receipts[-1])
+
+
+@pytest.mark.parametrize("start", [0, BLOCK])
+async def test_a_last_segment_whose_beginning_cannot_be_read_stays_there(either: Machine, start: int) -> None:
+    async with either.open(idle=60) as db:
+        await db.append("s", b"1")
+        dead = either.image()
+    before = dead.disk.files()
+    dead.fault = unreadable(segment_name(0), start, start + 1)
+    with pytest.raises(KimberliteError, match="cannot read"):
+        await dead.open()
+    assert dead.disk.files() == before
 
 
 @pytest.mark.parametrize("place", [0, BLOCK])

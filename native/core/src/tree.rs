@@ -81,8 +81,7 @@ pub fn leaf_leads_to(
     if index >= tree.0 {
         return false;
     }
-    // Its subtree is that of the first bit in which its index differs from the size.
-    let top = u64::BITS - 1 - (index ^ tree.0).leading_zeros();
+    let top = top(index, tree.0);
     let mut hash = leaf;
     for level in 0..top {
         let at = index >> level;
@@ -93,28 +92,67 @@ pub fn leaf_leads_to(
     tree.1[peak] == hash
 }
 
-/// A node where some of the hashes that `get` finds by their place are wrong: one that is not made of the two below it
-/// is made again, in the end from the leaves that `leaf_of` makes of their records, `most` of them.
-pub fn made_again(
+/// The right hash of a node, where some of those that `get` finds by their place are wrong: from the peak above it down,
+/// two halves are right if they make what is known. Those that do not are made again, if need be from the leaves that
+/// `leaf_of` makes of their records, `most` of them.
+pub fn descend(
+    (level, index): (u32, u64),
+    tree: (u64, &[Hash]),
+    mut get: impl FnMut(u64) -> Option<Hash>,
+    mut leaf_of: impl FnMut(u64) -> Option<Hash>,
+    mut most: usize,
+) -> Option<Hash> {
+    let first = index << level;
+    if first >= tree.0 {
+        return None;
+    }
+    let top = top(first, tree.0);
+    let peak = tree.0.checked_shr(top + 1).unwrap_or(0).count_ones() as usize;
+    let mut known = (level <= top).then(|| tree.1[peak])?;
+    for below in (level..top).rev() {
+        let left = first >> below & !1;
+        let mut found = [get(place(below, left)), get(place(below, left + 1))];
+        for trust in [true, false] {
+            if makes(found, known) {
+                break;
+            }
+            found = [left, left + 1].map(|at| made_again(below, at, trust, &mut get, &mut leaf_of, &mut most));
+        }
+        known = makes(found, known).then_some(found[(first >> below & 1) as usize])??;
+    }
+    Some(known)
+}
+
+/// The level of the peak above a leaf: that of the first bit in which its index differs from the size.
+fn top(leaf: u64, size: u64) -> u32 {
+    u64::BITS - 1 - (leaf ^ size).leading_zeros()
+}
+
+fn makes(halves: [Option<Hash>; 2], known: Hash) -> bool {
+    matches!(halves, [Some(left), Some(right)] if root_from_peaks(&[left, right]) == known)
+}
+
+/// A node from those below it, unless it is to be trusted where it is made of the two that are found below it.
+fn made_again(
     level: u32,
     index: u64,
+    trust: bool,
     get: &mut impl FnMut(u64) -> Option<Hash>,
     leaf_of: &mut impl FnMut(u64) -> Option<Hash>,
     most: &mut usize,
 ) -> Option<Hash> {
-    let found = get(place(level, index));
     if level == 0 {
         *most = most.checked_sub(1)?;
-        return leaf_of(index).or(found);
+        return leaf_of(index).or_else(|| get(place(level, index)));
     }
-    let halves = [get(place(level - 1, 2 * index)), get(place(level - 1, 2 * index + 1))];
-    if let [Some(left), Some(right)] = halves
-        && found == Some(root_from_peaks(&[left, right]))
+    if trust
+        && let Some(found) = get(place(level, index))
+        && makes([get(place(level - 1, 2 * index)), get(place(level - 1, 2 * index + 1))], found)
     {
-        return found;
+        return Some(found);
     }
-    let left = made_again(level - 1, 2 * index, get, leaf_of, most)?;
-    let right = made_again(level - 1, 2 * index + 1, get, leaf_of, most)?;
+    let left = made_again(level - 1, 2 * index, trust, get, leaf_of, most)?;
+    let right = made_again(level - 1, 2 * index + 1, trust, get, leaf_of, most)?;
     Some(root_from_peaks(&[left, right]))
 }
 
@@ -344,6 +382,43 @@ mod tests {
             }
             assert!(!leads_to(larger + 1, &[leaf(1); 7], (larger, tree.peaks()), node));
         }
+    }
+
+    #[test]
+    fn every_node_is_found_from_its_peak_down_whatever_the_file_says() {
+        for size in [1, 2, 7, 8, 13, 64, 70] {
+            let leaves: Vec<Hash> = (0..size).map(leaf).collect();
+            let (mut tree, mut fork) = (Tree::empty(), Tree::empty());
+            tree.push(&leaves);
+            fork.push(&(0..size).map(|i| leaf(i + 1000)).collect::<Vec<_>>());
+            let of = |tree: &Tree, at| tree.pending_get(at).copied();
+            let leaf_of = |at| Some(leaf(at));
+            for wrong in 0..stored(size) {
+                // One hash that fits nothing, some of a fork, which fit each other, and none at all.
+                let one = |at| if at == wrong { Some([7; 32]) } else { of(&tree, at) };
+                let some = |at| of(if wrong <= at && at < wrong + 20 { &fork } else { &tree }, at);
+                let none = |at| if at < wrong { of(&tree, at) } else { None };
+                for level in 0..=size.ilog2() {
+                    for index in 0..size >> level {
+                        let right = of(&tree, place(level, index));
+                        let find = |get: &dyn Fn(u64) -> Option<Hash>| {
+                            descend((level, index), (size, tree.peaks()), get, leaf_of, 1 << 10)
+                        };
+                        assert_eq!(
+                            [find(&one), find(&some), find(&none)],
+                            [right; 3],
+                            "{size} {wrong} {level} {index}"
+                        );
+                    }
+                }
+            }
+            assert_eq!(descend((0, size), (size, tree.peaks()), |at| of(&tree, at), leaf_of, 1 << 10), None);
+        }
+        let mut tree = Tree::empty();
+        tree.push(&(0..64).map(leaf).collect::<Vec<_>>());
+        let find = |most| descend((0, 5), (64, tree.peaks()), |_| None, |at| Some(leaf(at)), most);
+        assert_eq!(find(20), None);
+        assert_eq!(find(1000), Some(leaf(5)));
     }
 
     #[test]

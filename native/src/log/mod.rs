@@ -27,7 +27,6 @@ use crate::errors::{self, os_error};
 
 const STRANGE: &str = "it names an append that the log has not; once it is deleted, it is made again";
 const LONGER: &str = "it has records that no segment has; once it is deleted, it is made again";
-const UNREADABLE: &str = "the disk cannot read what is there";
 const DISAGREE: &str = "it does not agree with the records; verify says which of them is damaged";
 
 /// Files of closed segments and their indexes that are open at a time: a process has 1,024 unless it asks for more.
@@ -54,7 +53,7 @@ impl Log {
             }
             Failure::Unreadable { segment, place, group, position } => {
                 let file = segment_file(segment);
-                errors::corrupt(py, UNREADABLE, &file, Some(place), Some(group), Some(position))
+                errors::corrupt(py, log::UNREADABLE, &file, Some(place), Some(group), Some(position))
             }
             Failure::HashesDamaged { position } => errors::corrupt(py, DISAGREE, "hashes", None, None, Some(position)),
             Failure::Misled { position } => errors::corrupt(py, LONGER, "checkpoint", None, None, Some(position)),

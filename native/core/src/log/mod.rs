@@ -17,7 +17,7 @@ pub use append::{Admission, Part, Receipt, Refused};
 pub use files::{Files, Open};
 pub use read::{FEW_LEAVES, Failure, Found, MOST_LEAVES, Span, Window};
 pub use replay::{Replayed, Stop};
-pub use segment::{Descriptor, Index, Segment, Source, Unindexed, checked, closes, derived_mac};
+pub use segment::{Descriptor, Index, Segment, Source, UNREADABLE, Unindexed, checked, closes, derived_mac};
 pub use snapshot::Resume;
 pub use streams::{Info, Streams};
 

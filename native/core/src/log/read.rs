@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::cache::CachedRun;
+use super::segment::is_unreadable;
 use super::{Log, Segment};
 use crate::format::{Damage, GROUP_HEADER, GroupHeader, HASHES_HEADER, Hash, RunHeader};
 use crate::group::{self, Run, hash_leaves};
@@ -187,14 +188,12 @@ impl Log {
             position: entry.position,
             what,
         };
-        let unreadable = |error: io::Error| match error.raw_os_error() {
-            Some(libc::EIO) => Failure::Unreadable {
-                segment: segment.header.number,
-                place: entry.place as u64,
-                group: at.number,
-                position: entry.position,
-            },
-            _ => Failure::Io(error),
+        let unreadable = |error: io::Error| {
+            if !is_unreadable(&error) {
+                return Failure::Io(error);
+            }
+            let (segment, place) = (segment.header.number, entry.place as u64);
+            Failure::Unreadable { segment, place, group: at.number, position: entry.position }
         };
         let salt = &segment.header.salt;
         let head = window.get(segment, at.place as u64, GROUP_HEADER, ahead).map_err(unreadable)?;
@@ -231,7 +230,7 @@ impl Log {
         if !run.is_proven(within) {
             let stream = self.streams.read().unwrap().list[run.opened.header.stream as usize].clone();
             let leaf = hash_leaves(&[run.opened.leaf_of(&stream, run.timestamp, within)])[0];
-            if !self.is_leaf(position, leaf) && !self.is_leaf_by_records(position, leaf, most) {
+            if !self.is_leaf(position, leaf) && self.made_again((0, position), most) != Some(leaf) {
                 return Err(Failure::HashesDamaged { position });
             }
             run.prove(within);
@@ -266,24 +265,17 @@ impl Log {
         })
     }
 
-    /// The same, past hashes in the file that are wrong.
-    fn is_leaf_by_records(&self, position: u64, leaf: Hash, most: usize) -> bool {
+    /// The right hash of a node by its level and index, where the file of hashes is not as it should be.
+    fn made_again(&self, node: (u32, u64), most: usize) -> Option<Hash> {
         self.doubted.store(true, Relaxed);
         let (size, peaks) = self.peaks();
-        tree::leaf_leads_to(position, leaf, (size, &peaks), self.by_records(most))
-    }
-
-    /// Nodes of the tree by level and index, those that are wrong in the file made again.
-    fn by_records(&self, mut most: usize) -> impl FnMut(u32, u64) -> Option<Hash> {
         let mut window = Window::default();
-        move |level, at| {
-            let mut leaf_of = |position| {
-                let (run, within) = self.indexed(position, &mut window, 0).ok()?;
-                let stream = self.streams.read().unwrap().list[run.opened.header.stream as usize].clone();
-                Some(hash_leaves(&[run.opened.leaf_of(&stream, run.timestamp, within)])[0])
-            };
-            tree::made_again(level, at, &mut |index| self.hash(index), &mut leaf_of, &mut most)
-        }
+        let leaf_of = |position| {
+            let (run, within) = self.indexed(position, &mut window, 0).ok()?;
+            let stream = self.streams.read().unwrap().list[run.opened.header.stream as usize].clone();
+            Some(hash_leaves(&[run.opened.leaf_of(&stream, run.timestamp, within)])[0])
+        };
+        tree::descend(node, (size, &peaks), |index| self.hash(index), leaf_of, most)
     }
 
     fn peaks(&self) -> (u64, Vec<Hash>) {
@@ -305,17 +297,15 @@ impl Log {
 
     /// The root of the tree when it had so many leaves; None if hashes are not there, or too many of them wrong.
     pub fn root_at(&self, size: u64) -> Option<Hash> {
-        let by_file = |level, at| self.hash(tree::place(level, at));
-        self.root_by(size, by_file).or_else(|| self.root_by(size, self.by_records(MOST_LEAVES)))
-    }
-
-    fn root_by(&self, size: u64, mut node: impl FnMut(u32, u64) -> Option<Hash>) -> Option<Hash> {
         let (now, known) = self.peaks();
         if size > now {
             return None;
         }
-        let peaks = tree::peak_nodes(size).map(|(level, at)| node(level, at)).collect::<Option<Vec<_>>>()?;
-        tree::leads_to(size, &peaks, (now, &known), node).then(|| tree::root_from_peaks(&peaks))
+        let by_file = |level, at| self.hash(tree::place(level, at));
+        let found = tree::peak_nodes(size).map(|(level, at)| by_file(level, at)).collect::<Option<Vec<_>>>();
+        let right = found.filter(|peaks| tree::leads_to(size, peaks, (now, &known), by_file));
+        let again = || tree::peak_nodes(size).map(|node| self.made_again(node, MOST_LEAVES)).collect();
+        right.or_else(again).map(|peaks: Vec<Hash>| tree::root_from_peaks(&peaks))
     }
 
     /// The next run of a span, from its start or, reversed, from its end; and the span that is left.

@@ -164,7 +164,13 @@ const PIECE: usize = 1 << 20;
 /// A segment is at most 2 GiB and a run at least 89 bytes, so that no index is larger.
 const LARGEST_INDEX: usize = 2 << 30;
 
-/// The index made again from the segment's own headers, up to a place or the closing group.
+/// Whether the disk does not give back what is there. To direct reads it says so in other words than to buffered ones.
+pub fn is_unreadable(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::ENODATA | libc::EREMOTEIO | libc::EILSEQ))
+}
+
+pub const UNREADABLE: &str = "the disk cannot read what is there";
+
 /// What keeps the index of a segment from being made again, inside the `io::Error` that says so.
 #[derive(Debug)]
 pub struct Unindexed {
@@ -181,7 +187,7 @@ impl std::fmt::Display for Unindexed {
 
 impl std::error::Error for Unindexed {}
 
-/// The index of the groups before `upto`, at most up to the closing one.
+/// The index made again from the segment's own headers: of the groups before `upto`, at most up to the closing one.
 fn scan(segment: &Segment, upto: u64) -> io::Result<SegmentIndex> {
     let index = SegmentIndex::new(&segment.header);
     let number = segment.header.number;
@@ -191,10 +197,14 @@ fn scan(segment: &Segment, upto: u64) -> io::Result<SegmentIndex> {
         if place >= upto {
             return Ok(index);
         }
-        let head = segment.read(place, GROUP_HEADER)?;
+        let read = |length| {
+            let unreadable = |error| if is_unreadable(&error) { damaged(place, UNREADABLE) } else { error };
+            segment.read(place, length).map_err(unreadable)
+        };
+        let head = read(GROUP_HEADER)?;
         let group = GroupHeader::decode(&head, &segment.header.salt, place);
         let group = group.map_err(|Damage(what)| damaged(place, what))?;
-        let bytes = segment.read(place, group.length as usize)?;
+        let bytes = read(group.length as usize)?;
         let mut at = GROUP_HEADER;
         let mut runs = Vec::with_capacity(group.runs as usize);
         for _ in 0..group.runs {
