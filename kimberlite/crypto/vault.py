@@ -80,8 +80,9 @@ class Vault:
         vault.generation = generation
         others = vault._merge(copies[1 - best], known=headers[1 - best] is not None) if copies[0] != copies[1] else []
         image.extend(bytes(-len(image) % BLOCK))
+        vault._index()
         for slot in others:
-            vault._put(vault._free(), slot)
+            vault._keep(slot)
         vault.stale = {i for i in (0, 1) if copies[i] != image}
         vault._index()
         return vault
@@ -108,6 +109,13 @@ class Vault:
         while len(self._image) > BLOCK and not any(self._image[-SLOT:]):
             del self._image[-SLOT:]
         return both
+
+    def _keep(self, slot: bytes) -> None:
+        """Behind all others, unless its key is there already."""
+        _, stream, _, _, bound, _, _ = SLOT_HEAD.unpack_from(slot)
+        place = self._places.get((stream, bound))
+        if place is None or self._key_in(bytes(self._image[place : place + SLOT])) != self._key_in(slot):
+            self._put(self._free(), slot)
 
     def _sound(self, place: int, slot: bytes | bytearray) -> bool:
         check = _native.blake3(bytes(slot[:-CHECK]) + place.to_bytes(8, "little"), self._identity_hash)

@@ -235,8 +235,10 @@ class Committer:
                 continue
             try:
                 self.log.answer_again(outcome, request)
-            except (KimberliteError, OSError) as error:
+            except KimberliteError as error:
                 request.refuse(error)
+            except OSError as error:
+                request.refuse(Unavailable(f"the disk cannot be read: {error}"))
 
     def _seal(self, bound: int, now: int, *, durable: bool, closing: bool) -> Flight:
         buffer = self._buffer(bound)

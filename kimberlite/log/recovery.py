@@ -84,6 +84,8 @@ class Ended:
 
 def load_identity(backend: Backend) -> Identity | None:
     data = read_small(backend, IDENTITY, 4096)
+    if data is not None and data == UNREADABLE[: len(data)]:
+        raise Corrupt("the disk cannot read it", file=IDENTITY, place=0)
     if data is not None:
         return Identity.decode(data)
     if backend.list(SEGMENTS):
@@ -115,7 +117,10 @@ def load_keys(
         return Keys(identity, None, bytes(32), None)
 
     def load() -> Vault:
-        copies = [read_small(backend, name) for name in VAULTS]
+        # What cannot be read of one is in the other.
+        copies = [(read_small(backend, name) or b"").replace(UNREADABLE, bytes(BLOCK)) for name in VAULTS]
+        if any(copies) and not any(copy.strip(b"\0") for copy in copies):
+            raise Unavailable(f"the disk cannot read {' and '.join(VAULTS)}")
         return Vault.load(copies[0], copies[1], identity.database_id, identity.hash, master, random)
 
     vault = load()
@@ -250,13 +255,12 @@ class Loader:
                 raise Busy(f"{name} is still being written") from None
             file.sync()
         scan = self.backend.open(name, "s")
-        unread: list[int] = []
-        header = read_around(scan, 0, BLOCK, unread.append)
+        header = self._read_block(scan, name, 0)
         try:
             return Opened(self.log.attach(header, file, covered), file, scan, covered)
         except ValueError as error:
-            if not last or unread:
-                raise Corrupt("the disk cannot read it" if unread else str(error), file=name, place=0) from None
+            if not last:
+                raise Corrupt(str(error), file=name, place=0) from None
             self._judge_broken_header(name, scan, str(error))
             file.close()
             scan.close()
@@ -346,6 +350,8 @@ class Loader:
         if not last:
             raise Corrupt(what, file=name, place=end.place, group=group, position=position)
         end.watermark = max(end.watermark, self.watermark)
+        if end.unreadable is not None:
+            end.watermark = max(end.watermark, self.acknowledged)
         if end.watermark >= group:
             what = f"{what}, and groups up to {end.watermark} were durable"
             raise Corrupt(what, file=name, place=end.place, group=group, position=position)
@@ -357,7 +363,7 @@ class Loader:
             name = segment_name(number)
             file = self.backend.open(name, "r")
             try:
-                what = _native.closes(header, after, *self._last_block(file))
+                what = _native.closes(header, after, *self._last_block(file, name))
             finally:
                 file.close()
             if what is not None:
@@ -377,7 +383,7 @@ class Loader:
         name = segment_name(number)
         file = self.backend.open(name, "r")
         try:
-            header = read_around(file, 0, BLOCK)
+            header = self._read_block(file, name, 0)
         finally:
             file.close()
         what = _native.header_damage(header, self.identity.database_id, number)
@@ -385,11 +391,19 @@ class Loader:
             raise Corrupt(what, file=name, place=0)
         return header
 
-    def _last_block(self, file: File) -> tuple[int, bytes]:
+    def _read_block(self, file: File, name: str, place: int) -> bytes:
+        """One that nothing else stands for."""
+        unread: list[int] = []
+        block = read_around(file, place, BLOCK, unread.append)
+        if unread:
+            raise Corrupt("the disk cannot read it", file=name, place=place)
+        return block
+
+    def _last_block(self, file: File, name: str) -> tuple[int, bytes]:
         """Place and bytes of the last block that is not all zeros: a crash can leave room behind the end."""
         place = (file.size() - 1) // BLOCK * BLOCK
         while place >= BLOCK:
-            block = read_around(file, place, BLOCK)
+            block = self._read_block(file, name, place)
             if block.strip(b"\0"):
                 return place, block
             place -= BLOCK

@@ -172,6 +172,14 @@ class Tail:
             self._progress = None
 
     async def _prepare(self) -> None:
+        try:
+            await self._prepare_all()
+        except BaseException:
+            # Whoever waits looks again, and begins this again.
+            self._made_progress()
+            raise
+
+    async def _prepare_all(self) -> None:
         loop = asyncio.get_running_loop()
         # Asked before waiting too: a step that fails while it is being stopped takes the signal with it.
         while not self._stopping:

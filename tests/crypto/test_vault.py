@@ -277,6 +277,9 @@ def test_keys_that_only_one_copy_has_are_all_kept_though_their_slots_are_in_one_
         for vault in (merged, again):
             assert [vault.data_key(4, bound(40 + i)) for i in range(2)] == added
             assert {stream: vault.data_key(stream, bound(stream)) for stream in keys} == keys
+        # Put back again, a copy brings nothing new.
+        for again in (load(merged.image(), copies[0]), load(copies[1], merged.image())):
+            assert len(again.image()) == len(merged.image())
         assert merged.add(5, bound(5)) == merged.data_key(5, bound(5))
 
 

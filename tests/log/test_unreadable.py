@@ -194,3 +194,48 @@ async def test_an_open_that_is_refused_writes_nothing_to_the_vault(encrypted: Ma
     async with encrypted.open() as db:
         assert len(await payloads(db.read("s"))) == 60
     assert encrypted.disk.files()[VAULTS[0]] == before[1]
+
+
+@pytest.mark.parametrize("copy", VAULTS)
+async def test_what_cannot_be_read_of_one_copy_of_the_vault_gets_into_neither(encrypted: Machine, copy: str) -> None:
+    receipts = await filled(encrypted)
+    size = len(encrypted.disk.files()[copy])
+    for number in range(3):
+        encrypted.fault = unreadable(copy, BLOCK)
+        async with encrypted.open(segment_bytes=64 * 1024) as db:
+            await db.append(f"t{number}", b"x")
+        encrypted.fault = None
+        assert encrypted.verify(receipts[-1]).notes == []
+        assert [len(encrypted.disk.files()[name]) for name in VAULTS] == [size, size]
+
+
+async def test_a_vault_of_which_nothing_can_be_read_is_no_wrong_key(encrypted: Machine) -> None:
+    await filled(encrypted)
+    before = encrypted.disk.files()
+    encrypted.fault = lambda *asked: next((e for name in VAULTS if (e := unreadable(name)(*asked))), None)
+    for read_only in (False, True):
+        with pytest.raises(Unavailable, match="the disk cannot read"):
+            await encrypted.open(read_only=read_only)
+    assert encrypted.disk.files() == before
+
+
+async def test_what_an_anchor_names_and_the_disk_cannot_read_is_no_rollback(either: Machine) -> None:
+    async with either.open(idle=60) as db:
+        receipts = [await db.append("s", b"%d" % i) for i in range(10)]
+        dead = either.image()
+    bad = dead.end() - BLOCK
+    dead.fault = unreadable(segment_name(0), bad, bad + 1)
+    with pytest.raises(Corrupt, match="cannot read"):
+        dead.verify(receipts[-1])
+    with pytest.raises(Corrupt, match="cannot read"):
+        await dead.open(read_only=True, anchor=receipts[-1])
+
+
+async def test_a_repeated_append_that_cannot_be_read_again_is_refused_in_our_words(either: Machine) -> None:
+    receipts = await filled(either)
+    async with either.open(segment_bytes=64 * 1024) as db:
+        either.fault = unreadable(segment_name(0))
+        with pytest.raises(KimberliteError):
+            await db.append("s", b"7" * 900, producer=("p", 7))
+        either.fault = None
+        assert await db.append("s", b"7" * 900, producer=("p", 7)) == receipts[7]
