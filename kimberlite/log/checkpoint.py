@@ -251,6 +251,8 @@ class Checkpointer:
             self._closed = closed + self._closed
             self._position = self._place = 0
             if not isinstance(error, OSError):
+                # A thread may still be writing them.
+                committer.poison(error)
                 raise
         finally:
             self._task = None

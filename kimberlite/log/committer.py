@@ -65,6 +65,7 @@ class Committer:
         self.rotating = False
         #: Bytes sealed since the start.
         self.written = 0
+        tail.on_death = self.poison
         self._loop = asyncio.get_running_loop()
         self._marks, self._mark, self._marking = marks, mark, False
         self._marked_at = mark.group
@@ -411,10 +412,7 @@ class Committer:
                 await work
             except (NoSpace, Unavailable) as error:
                 self._refuse_all(error)
-            except UnknownOutcome:
-                # Poisoned while it waited: everybody has been told.
-                assert self.poisoned is not None
-            except OSError as error:
+            except (OSError, UnknownOutcome) as error:
                 self.poison(error)
             except BaseException as error:
                 # A rotation that was left in its middle must not be begun again.

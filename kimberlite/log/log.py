@@ -301,7 +301,7 @@ class Log:
     async def close(self) -> None:
         """Finishes what was accepted, marks the log as clean, and lets the directory go. Twice is fine.
 
-        Who is cancelled here waits on, unless it is done again: the loop may be about to end, and the close with it.
+        Who is cancelled here waits on all the same: the loop may be about to end, and the close with it.
         """
         if os.getpid() != self._pid:
             # The log is its parent's, who goes on writing it.
@@ -314,11 +314,17 @@ class Log:
         if self._closed is None:
             self._closed = begin(self._finish(), "kimberlite-close")
             self._changed.set()
-        try:
-            await asyncio.shield(self._closed)
-        except asyncio.CancelledError:
-            await asyncio.wait([self._closed])
-            raise
+        cancelled: asyncio.CancelledError | None = None
+        while not self._closed.done():
+            try:
+                await asyncio.wait([self._closed])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        outcome = self._closed.exception()
+        if cancelled is not None:
+            raise cancelled
+        if outcome is not None:
+            raise outcome
 
     async def _abandon(self) -> None:
         self._backend.close()

@@ -382,6 +382,7 @@ class Opener:
         checkpointer = Checkpointer(derived, committer, options)
         copies = [self.backend.open(name, "w") for name in VAULTS] if keys.vault is not None else []
         streams = Streams(native, self.backend, keys.vault, copies)
+        streams.on_death = committer.poison
         tail.start()
 
         async def close() -> None:
@@ -397,7 +398,7 @@ class Opener:
                 await tail.stop()
                 self.backend.close()
                 # They lead back to it, and would keep every file open until a collector comes.
-                del committer.on_publish, committer.on_rotate
+                del committer.on_publish, committer.on_rotate, tail.on_death, streams.on_death
 
         def info() -> dict[str, Any]:
             return describe(identity, native, self.backend, committer, self.notes)

@@ -85,7 +85,7 @@ class Ended:
 def load_identity(backend: Backend) -> Identity | None:
     data = read_small(backend, IDENTITY, 4096)
     if data is not None and data == UNREADABLE[: len(data)]:
-        raise Corrupt("the disk cannot read it", file=IDENTITY, place=0)
+        raise Unavailable(f"the disk cannot read {IDENTITY}")
     if data is not None:
         return Identity.decode(data)
     if backend.list(SEGMENTS):
@@ -117,9 +117,10 @@ def load_keys(
         return Keys(identity, None, bytes(32), None)
 
     def load() -> Vault:
+        found = [read_small(backend, name) or b"" for name in VAULTS]
         # What cannot be read of one is in the other.
-        copies = [(read_small(backend, name) or b"").replace(UNREADABLE, bytes(BLOCK)) for name in VAULTS]
-        if any(copies) and not any(copy.strip(b"\0") for copy in copies):
+        copies = [copy.replace(UNREADABLE, bytes(BLOCK)) for copy in found]
+        if any(found) and not any(copy.strip(UNREADABLE) for copy in found):
             raise Unavailable(f"the disk cannot read {' and '.join(VAULTS)}")
         return Vault.load(copies[0], copies[1], identity.database_id, identity.hash, master, random)
 
@@ -292,6 +293,8 @@ class Loader:
         with Ahead(scan, place, CHUNK) as ahead:
             place, stop, what = self._replay_all(segment, ahead, place, limit)
             if ahead.unreadable is not None:
+                # A disk that reads nothing at all is away, and not damaged.
+                self._read_block(scan, name, 0)
                 what = f"{what}; the disk cannot read byte {ahead.unreadable}"
             if stop == "damaged":
                 group, position, _ = self.log.sealed()
@@ -392,11 +395,11 @@ class Loader:
         return header
 
     def _read_block(self, file: File, name: str, place: int) -> bytes:
-        """One that nothing else stands for."""
+        """One without which nothing can be judged."""
         unread: list[int] = []
         block = read_around(file, place, BLOCK, unread.append)
         if unread:
-            raise Corrupt("the disk cannot read it", file=name, place=place)
+            raise Unavailable(f"the disk cannot read {name}, byte {place}")
         return block
 
     def _last_block(self, file: File, name: str) -> tuple[int, bytes]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 from kimberlite import _native
 from kimberlite.crypto.vault import Vault
-from kimberlite.errors import Unavailable
+from kimberlite.errors import UnknownOutcome
 from kimberlite.log.tail import refusal
 from kimberlite.log.tasks import begin
 from kimberlite.storage.backend import Backend, File
@@ -37,6 +38,9 @@ class Streams:
         self.entering: Counter[str] = Counter()
         self._wanted: list[tuple[list[str], asyncio.Future[None]]] = []
         self._task: asyncio.Task[None] | None = None
+        self._interrupted = False
+        #: Called when nobody knows what is in the vault any more.
+        self.on_death: Callable[[BaseException], None] = lambda _error: None
 
     def number(self, name: str) -> int:
         """The number of a stream that is there."""
@@ -50,6 +54,8 @@ class Streams:
             for name in names:
                 self._add(name, None)
             return
+        if self._interrupted:
+            raise UnknownOutcome("no key is written any more")
         self.entering.update(names)
         try:
             if self._task is None and all(self._native.stream(name) is not None for name in names):
@@ -102,11 +108,15 @@ class Streams:
         except BaseException as error:
             vault.unwritten(place for place, _ in blocks)
             what = "the vault did not take the key of a new stream"
-            refused = refusal(what, error) if isinstance(error, OSError) else Unavailable(f"{what}: it was interrupted")
-            for _, future in wanted:
+            if not isinstance(error, OSError):
+                # A thread may still be writing there, over whatever was written next.
+                self._interrupted = True
+                self.on_death(error)
+            refused = refusal(what, error) if isinstance(error, OSError) else UnknownOutcome(f"{what}: interrupted")
+            for _, future in wanted + self._wanted if self._interrupted else wanted:
                 if not future.done():
                     future.set_exception(refused)
-            if not isinstance(error, OSError):
+            if self._interrupted:
                 raise
             return
         for (_, declaration, _), key in zip(drafts, keys, strict=True):

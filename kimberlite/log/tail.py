@@ -7,7 +7,7 @@ import errno
 from collections.abc import Callable
 from typing import Final
 
-from kimberlite.errors import NoSpace, Unavailable
+from kimberlite.errors import NoSpace, Unavailable, UnknownOutcome
 from kimberlite.log.names import PREPARE, SEGMENTS, prepared_name, segment_name
 from kimberlite.log.tasks import begin
 from kimberlite.storage.backend import BLOCK, Backend, File
@@ -70,6 +70,8 @@ class Tail:
         self._progress: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._since = 0.0
+        #: Called when the preparation has ended by itself: nobody knows what a thread may still write.
+        self.on_death: Callable[[BaseException], None] = lambda _error: None
 
     @property
     def file(self) -> File:
@@ -101,7 +103,7 @@ class Tail:
         self._groups += 1
         # In steps: topped up at every group, the disk would be as busy with zeros as with groups.
         if self._ahead() < self._wanted() // 2:
-            self._wake()
+            self._work.set()
 
     async def make_room(self, bound: int) -> None:
         """Returns when a group of this size has room in this segment; NoSpace if the disk has none, Unavailable if it
@@ -128,7 +130,7 @@ class Tail:
         self.number += 1
         self.current, self.next = prepared, None
         self.place = BLOCK
-        self._wake()
+        self._work.set()
 
     def start(self) -> None:
         self._since = asyncio.get_running_loop().time()
@@ -146,13 +148,6 @@ class Tail:
             self.next.file.close()
             self.next = None
 
-    def _wake(self) -> None:
-        self._work.set()
-        if self._task is not None and self._task.done() and not self._stopping:
-            # An interrupt has ended it. What it was at is begun again.
-            self._task.exception()
-            self._task = begin(self._prepare(), "kimberlite-prepare")
-
     def _ahead(self) -> int:
         return self.current.ready - self.place + (self.next.ready if self.next else 0)
 
@@ -160,8 +155,10 @@ class Tail:
         return int(min(max(self._rate, LEAST_AHEAD), MOST_AHEAD)) + RESERVE
 
     async def _next_progress(self, *, hurry: bool) -> None:
+        if self._task is None or self._task.done():
+            raise UnknownOutcome("no room is prepared any more")
         self._hurry = self._hurry or hurry
-        self._wake()
+        self._work.set()
         if self._progress is None:
             self._progress = asyncio.get_running_loop().create_future()
         await asyncio.shield(self._progress)
@@ -174,8 +171,8 @@ class Tail:
     async def _prepare(self) -> None:
         try:
             await self._prepare_all()
-        except BaseException:
-            # Whoever waits looks again, and begins this again.
+        except BaseException as error:
+            self.on_death(error)
             self._made_progress()
             raise
 

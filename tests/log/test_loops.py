@@ -6,6 +6,7 @@ import asyncio
 import gc
 import itertools
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,9 @@ def test_a_close_that_is_cancelled_is_made_to_its_end(run: Run, opened: Open) ->
             closing = asyncio.ensure_future(db.close())
             for _ in range(turns + 1):
                 await asyncio.sleep(0)
+            for _ in range(turns):
+                closing.cancel()
+                await asyncio.sleep(0)
             closing.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await closing
@@ -235,50 +239,55 @@ class Interrupted(BaseException):
     """As a program's handler of a signal may raise it anywhere."""
 
 
-def test_an_interrupt_in_the_preparation_of_segments_costs_nothing(run: Run, opened: Open) -> None:
+@pytest.mark.parametrize("what", ["prepare", "key", "checkpoint"])
+def test_an_interrupt_in_the_databases_own_tasks_ends_the_handle_and_costs_nothing(
+    run: Run, opened: Open, what: str
+) -> None:
+    """A thread may still be at what was interrupted: nothing may be written beside it."""
+    acknowledged: list[Receipt] = []
+
     async def scenario() -> None:
-        async with opened(segment_bytes=64 * 1024) as db:
-            assert db._committer is not None
-            tail = db._committer.tail
-            step, interrupts = tail._step, iter(range(5))
+        db = await opened(segment_bytes=64 * 1024)
+        assert db._committer is not None
+        assert db._streams is not None
+        backend_run, slow = db._backend.run, threading.Event()
+        named = {"prepare": "kimberlite-prepare", "key": "kimberlite-streams", "checkpoint": "kimberlite-checkpoint"}
+        ended: list[asyncio.Task[Any]] = []
 
-            async def interrupted(hurry: bool) -> None:
-                if next(interrupts, None) is not None:
-                    raise Interrupted
-                await step(hurry)
+        async def interrupted(call: Callable[[], Any]) -> Any:
+            task = asyncio.current_task()
+            if task is None or task.get_name() != named[what] or ended:
+                return await backend_run(call)
 
-            tail._step = interrupted  # type: ignore[method-assign]
-            for _ in range(60):
-                await asyncio.wait_for(db.append("s", bytes(4_000)), 30)
-            assert next(interrupts, None) is None
-        async with opened() as db:
-            assert len(await payloads(db.read("s"))) == 60
+            def late() -> None:
+                slow.wait(0.3)
+                call()
 
-    run(scenario)
-
-
-def test_an_interrupt_while_a_key_is_written_is_told_to_who_waits_for_it(run: Run, opened: Open) -> None:
-    async def scenario() -> None:
-        async with opened() as db:
-            assert db._streams is not None
-            streams = db._streams
-            write, interrupts = streams._write, iter(range(1))
-
-            def interrupted(blocks: list[tuple[int, bytes]]) -> None:
-                if next(interrupts, None) is not None:
-                    raise Interrupted
-                write(blocks)
-
-            streams._write = interrupted  # type: ignore[method-assign]
-            appending = asyncio.ensure_future(db.append("s", b"1"))
+            ended.append(task)
+            asyncio.get_running_loop().create_task(backend_run(late))
             await asyncio.sleep(0)
-            task = streams._task
-            assert task is not None
-            with pytest.raises(kimberlite.Unavailable):
-                await asyncio.wait_for(appending, 30)
-            # The loop's own affair, whether it goes on.
-            with pytest.raises(Interrupted):
-                await task
-            assert (await asyncio.wait_for(db.append("s", b"2"), 30)).first_offset == 0
+            raise Interrupted
+
+        db._backend.run = interrupted  # type: ignore[method-assign]
+
+        async def append_all() -> None:
+            for i in range(200):
+                receipt = await asyncio.wait_for(db.append(f"s{i}", bytes(4_000)), 30)
+                acknowledged.append(receipt)
+                await asyncio.sleep(0.002)
+
+        with pytest.raises(UnknownOutcome):
+            await append_all()
+        with pytest.raises(UnknownOutcome):
+            await db.append("new", b"x")
+        with pytest.raises(UnknownOutcome):
+            await asyncio.wait_for(db.close(), 30)
+        # Whether it goes on is the loop's own affair.
+        with pytest.raises(Interrupted):
+            await ended[0]
+        async with opened() as db:
+            lengths = {stream.name: stream.length for stream in db.streams()}
+            assert all(lengths[receipt.stream] > receipt.last_offset for receipt in acknowledged)
+            assert len(await payloads(db.read())) == sum(lengths.values())
 
     run(scenario)

@@ -12,7 +12,7 @@ from kimberlite import Corrupt, KimberliteError, Receipt, Unavailable
 from kimberlite.log.names import CHECKPOINT, HASHES, MARKS, PRODUCERS, VAULTS, index_name, segment_name
 from kimberlite.storage.backend import BLOCK, CANNOT_READ
 from kimberlite.storage.memory import Fault
-from tests.log.simulated import Machine, payloads
+from tests.log.simulated import Machine, failing, payloads
 
 EVERYTHING = 1 << 40
 
@@ -57,12 +57,15 @@ async def test_a_closed_segment_that_cannot_be_read_in_one_place_is_read_in_all_
         for receipt in receipts:
             try:
                 readable.append((await db.get(receipt.first_position)).offset)
-            except Corrupt as error:
-                damaged.append((error.file, error.position, "cannot read" in str(error)))
+            except Unavailable as error:
+                damaged.append(str(error))
         unread = [receipt.first_position for receipt in receipts if receipt.first_offset not in readable]
-        assert damaged == [(segment_name(0), position, True) for position in unread]
+        for text, position in zip(damaged, unread, strict=True):
+            assert re.fullmatch(
+                rf"{segment_name(0)}, byte \d+, group \d+, position {position}: the disk cannot .*", text
+            )
         assert len(receipts) - 4 < len(readable) < len(receipts)
-        with pytest.raises(Corrupt, match="cannot read"):
+        with pytest.raises(Unavailable, match="cannot read"):
             await payloads(db.read("s"))
         assert len(await payloads(db.read("s", start=readable[8]))) == 60 - readable[8]
         await db.append("s", b"and on")
@@ -97,7 +100,7 @@ async def test_a_disk_has_several_words_for_what_it_cannot_read(either: Machine,
     with pytest.raises(Corrupt, match=f"the disk cannot read byte {bad}\\b"):
         either.verify()
     async with either.open(segment_bytes=64 * 1024) as db:
-        with pytest.raises(Corrupt, match="cannot read"):
+        with pytest.raises(Unavailable, match="cannot read"):
             await payloads(db.read("s"))
     either.fault = unreadable(MARKS, 0, 1, number)
     assert any("marks" in note for note in either.verify().notes)
@@ -109,7 +112,7 @@ async def test_a_group_before_the_checkpoint_that_cannot_be_read_is_named(either
             await db.append("s", b"%d" % i * 900)
     either.fault = unreadable(segment_name(0), 2 * BLOCK, 2 * BLOCK + 1)
     for read_only in (False, True):
-        with pytest.raises(Corrupt, match=f"{segment_name(0)}, byte {2 * BLOCK}: the disk cannot read"):
+        with pytest.raises(Unavailable, match=f"{segment_name(0)}, byte {2 * BLOCK}: the disk cannot read"):
             await either.open(read_only=read_only)
 
 
@@ -118,7 +121,7 @@ async def test_a_segment_without_an_index_that_cannot_be_read_in_one_place_is_na
     either.backend().unlink(index_name(0))
     either.fault = unreadable(segment_name(0), 2 * BLOCK, 2 * BLOCK + 1)
     async with either.open(segment_bytes=64 * 1024) as db:
-        with pytest.raises(Corrupt, match=f"{segment_name(0)}, byte {2 * BLOCK}: the disk cannot read"):
+        with pytest.raises(Unavailable, match=f"{segment_name(0)}, byte {2 * BLOCK}: the disk cannot read"):
             await db.get(receipts[0].first_position)
         assert (await db.get(receipts[-1].first_position)).offset == 59
 
@@ -239,3 +242,21 @@ async def test_a_repeated_append_that_cannot_be_read_again_is_refused_in_our_wor
             await db.append("s", b"7" * 900, producer=("p", 7))
         either.fault = None
         assert await db.append("s", b"7" * 900, producer=("p", 7)) == receipts[7]
+
+
+async def test_a_disk_that_reads_nothing_any_more_is_away_and_not_damaged(either: Machine) -> None:
+    receipts = await filled(either)
+    for prefix in ("identity", "segments/", "vault"):
+        if prefix == "vault" and either.key is None:
+            continue
+        for checkpoint in (True, False):
+            if not checkpoint and CHECKPOINT in either.disk.files():
+                either.backend().unlink(CHECKPOINT)
+            either.fault = failing("read", prefix)
+            for read_only in (False, True):
+                with pytest.raises(Unavailable, match=rf"cannot read .*{prefix}"):
+                    await either.open(read_only=read_only, segment_bytes=64 * 1024)
+            with pytest.raises(Unavailable, match=rf"cannot read .*{prefix}"):
+                either.verify()
+            either.fault = None
+    either.verify(receipts[-1])

@@ -52,8 +52,8 @@ impl Log {
                 errors::corrupt(py, what, &segment_file(segment), Some(place), Some(group), Some(position))
             }
             Failure::Unreadable { segment, place, group, position } => {
-                let file = segment_file(segment);
-                errors::corrupt(py, log::UNREADABLE, &file, Some(place), Some(group), Some(position))
+                let at = format!("{}, byte {place}, group {group}, position {position}", segment_file(segment));
+                errors::raise(py, "Unavailable", &format!("{at}: {}", log::UNREADABLE))
             }
             Failure::HashesDamaged { position } => errors::corrupt(py, DISAGREE, "hashes", None, None, Some(position)),
             Failure::Misled { position } => errors::corrupt(py, LONGER, "checkpoint", None, None, Some(position)),
@@ -178,6 +178,10 @@ impl Log {
 /// An error of a file, or damage that was found where an index was to be made again.
 fn io_error(py: Python<'_>, error: io::Error) -> PyErr {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<log::Unindexed>()) {
+        Some(found) if found.what == log::UNREADABLE => {
+            let file = segment_file(found.segment);
+            errors::raise(py, "Unavailable", &format!("{file}, byte {}: {}", found.place, found.what))
+        }
         Some(found) => errors::corrupt(py, found.what, &segment_file(found.segment), Some(found.place), None, None),
         None => os_error(error),
     }
