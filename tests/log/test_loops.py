@@ -35,7 +35,7 @@ def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Run
             loop = runner.get_loop()
             loop.slow_callback_duration = 60
             runner.run(scenario())
-            left = asyncio.all_tasks(loop) | {each for each in every_task() if not each.done()}
+            left = asyncio.all_tasks(loop) | {each for each in every_task(loop) if not each.done()}
         gc.collect()
         assert not left
         assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
@@ -43,9 +43,9 @@ def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Run
     return run
 
 
-def every_task() -> list[asyncio.Task[Any]]:
-    """Also those that a loop does not know of."""
-    return [each for each in gc.get_objects() if isinstance(each, asyncio.Task)]
+def every_task(loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[Any]]:
+    """Also those that it does not know of."""
+    return [each for each in gc.get_objects() if isinstance(each, asyncio.Task) and each.get_loop() is loop]
 
 
 @pytest.fixture(params=["threads", "uring"])

@@ -108,7 +108,7 @@ impl Log {
 
     /// The root when the tree had so many leaves; None if its hashes are not there.
     fn root_at<'py>(&self, py: Python<'py>, size: u64) -> Option<Bound<'py, PyBytes>> {
-        py.detach(|| self.inner.root_at(size)).map(|root| PyBytes::new(py, &root))
+        py.detach(|| self.inner.root_at(size, MOST_LEAVES)).map(|root| PyBytes::new(py, &root))
     }
 
     /// The chain hash at the end of a durable group; None if there is no such group.

@@ -17,8 +17,9 @@ use crate::tree;
 const NEAR: u64 = 128;
 
 /// Records that are read at most to make wrong hashes again: for whoever must not wait, those of 256 KiB of the file,
-/// and what a second reads for everybody else.
+/// for a receipt that is made again, and what a second reads for everybody else.
 pub const FEW_LEAVES: usize = 1 << 12;
+pub const SOME_LEAVES: usize = 1 << 16;
 pub const MOST_LEAVES: usize = 1 << 20;
 
 /// Read at a time when runs follow each other.
@@ -296,7 +297,7 @@ impl Log {
     }
 
     /// The root of the tree when it had so many leaves; None if hashes are not there, or too many of them wrong.
-    pub fn root_at(&self, size: u64) -> Option<Hash> {
+    pub fn root_at(&self, size: u64, most: usize) -> Option<Hash> {
         let (now, known) = self.peaks();
         if size > now {
             return None;
@@ -304,7 +305,7 @@ impl Log {
         let by_file = |level, at| self.hash(tree::place(level, at));
         let found = tree::peak_nodes(size).map(|(level, at)| by_file(level, at)).collect::<Option<Vec<_>>>();
         let right = found.filter(|peaks| tree::leads_to(size, peaks, (now, &known), by_file));
-        let again = || tree::peak_nodes(size).map(|node| self.made_again(node, MOST_LEAVES)).collect();
+        let again = || tree::peak_nodes(size).map(|node| self.made_again(node, most)).collect();
         right.or_else(again).map(|peaks: Vec<Hash>| tree::root_from_peaks(&peaks))
     }
 

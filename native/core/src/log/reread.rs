@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::append::Named;
-use super::read::Failure;
+use super::read::{Failure, SOME_LEAVES};
 use super::{Log, Part, Receipt, Segment};
 use crate::format::{Checked, Damage, GROUP_HEADER, GroupHeader, Hash};
 use crate::group::{self, Expected, Group, Opened};
@@ -116,7 +116,7 @@ impl Log {
     fn state_at(&self, group: &Group) -> Result<State, Failure> {
         let (header, chain) = (group.header, group.chain);
         let size = header.first_position + header.records as u64;
-        let root = self.root_at(size).ok_or(Failure::HashesDamaged { position: size })?;
+        let root = self.root_at(size, SOME_LEAVES).ok_or(Failure::HashesDamaged { position: size })?;
         Ok(State { header, chain, size, root })
     }
 

@@ -94,7 +94,7 @@ fn read_the_newest(log: &Log, promised: &Promised, done: &AtomicBool) {
         if durable > 0 {
             let found = log.get(durable - 1, &mut window, MOST_LEAVES).unwrap();
             assert_eq!(found.run.opened.header.first_position + found.from as u64, durable - 1);
-            assert!(log.root_at(durable).is_some());
+            assert!(log.root_at(durable, MOST_LEAVES).is_some());
         }
         assert!(log.end().group >= end.group && log.durable() >= durable);
     }
