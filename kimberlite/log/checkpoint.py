@@ -224,7 +224,7 @@ class Checkpointer:
         doubted = self._derived.log.doubted and not self._doubted
         due = doubted or records >= self._options.checkpoint_records or written >= self._options.checkpoint_bytes
         if (due or self._closed) and self._loop.time() - self._last >= self._interval:
-            self._task = begin(self._take(), "kimberlite-checkpoint")
+            self._task = begin(self._take(), "kimberlite-checkpoint", committer.poison)
 
     def _rotated(self, segment: _native.Segment) -> None:
         self._closed.append(segment)
@@ -252,7 +252,6 @@ class Checkpointer:
             self._position = self._place = 0
             if not isinstance(error, OSError):
                 # A thread may still be writing them.
-                committer.poison(error)
                 raise
         finally:
             self._task = None

@@ -422,7 +422,7 @@ class Committer:
                 self._busy = None
             self._pump()
 
-        self._busy = begin(run(), "kimberlite-committer")
+        self._busy = begin(run(), "kimberlite-committer", self.poison)
 
     def _refuse_all(self, error: NoSpace | Unavailable) -> None:
         """Everything in the pool: nothing of it was numbered or sealed."""

@@ -310,9 +310,9 @@ class Log:
             if not self._loop.is_closed():
                 raise Invalid("the database belongs to another event loop, which has to close it")
             # Its loop has taken whoever would have finished: what it has acknowledged is on the disk.
-            self._closed = begin(self._abandon(), "kimberlite-close")
+            self._closed = begin(self._abandon(), "kimberlite-close", lambda _error: None)
         if self._closed is None:
-            self._closed = begin(self._finish(), "kimberlite-close")
+            self._closed = begin(self._finish(), "kimberlite-close", lambda _error: None)
             self._changed.set()
         cancelled: asyncio.CancelledError | None = None
         while not self._closed.done():

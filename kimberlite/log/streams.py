@@ -38,6 +38,8 @@ class Streams:
         self.entering: Counter[str] = Counter()
         self._wanted: list[tuple[list[str], asyncio.Future[None]]] = []
         self._task: asyncio.Task[None] | None = None
+        #: Who waits for a key, whoever is at it.
+        self._waiting: set[asyncio.Future[None]] = set()
         self._interrupted = False
         #: Called when nobody knows what is in the vault any more.
         self.on_death: Callable[[BaseException], None] = lambda _error: None
@@ -64,12 +66,22 @@ class Streams:
                 return
             done = asyncio.get_running_loop().create_future()
             self._wanted.append((names, done))
+            self._waiting.add(done)
+            done.add_done_callback(self._waiting.discard)
             if self._task is None:
-                self._task = begin(self._create(), "kimberlite-streams")
+                self._task = begin(self._create(), "kimberlite-streams", self._died)
             await done
         finally:
             for name in names:
                 self._entered(name)
+
+    def _died(self, error: BaseException) -> None:
+        # A thread may still be writing to the vault, over whatever was written next.
+        self._interrupted, self._task, self._wanted = True, None, []
+        self.on_death(error)
+        for future in list(self._waiting):
+            if not future.done():
+                future.set_exception(UnknownOutcome("the vault did not take the key of a new stream: interrupted"))
 
     def _entered(self, name: str) -> None:
         self.entering[name] -= 1
@@ -105,19 +117,11 @@ class Streams:
         blocks = vault.dirty()
         try:
             await self._backend.run(lambda: self._write(blocks))
-        except BaseException as error:
+        except OSError as error:
             vault.unwritten(place for place, _ in blocks)
-            what = "the vault did not take the key of a new stream"
-            if not isinstance(error, OSError):
-                # A thread may still be writing there, over whatever was written next.
-                self._interrupted = True
-                self.on_death(error)
-            refused = refusal(what, error) if isinstance(error, OSError) else UnknownOutcome(f"{what}: interrupted")
-            for _, future in wanted + self._wanted if self._interrupted else wanted:
+            for _, future in wanted:
                 if not future.done():
-                    future.set_exception(refused)
-            if self._interrupted:
-                raise
+                    future.set_exception(refusal("the vault did not take the key of a new stream", error))
             return
         for (_, declaration, _), key in zip(drafts, keys, strict=True):
             self._native.add_stream(declaration, key)

@@ -135,7 +135,7 @@ class Tail:
     def start(self) -> None:
         self._since = asyncio.get_running_loop().time()
         self._work.set()
-        self._task = begin(self._prepare(), "kimberlite-prepare")
+        self._task = begin(self._prepare(), "kimberlite-prepare", self._died)
 
     async def stop(self) -> None:
         # A step that has begun is finished: its thread writes to the file whatever we do here.
@@ -168,15 +168,11 @@ class Tail:
             self._progress.set_result(None)
             self._progress = None
 
-    async def _prepare(self) -> None:
-        try:
-            await self._prepare_all()
-        except BaseException as error:
-            self.on_death(error)
-            self._made_progress()
-            raise
+    def _died(self, error: BaseException) -> None:
+        self.on_death(error)
+        self._made_progress()
 
-    async def _prepare_all(self) -> None:
+    async def _prepare(self) -> None:
         loop = asyncio.get_running_loop()
         # Asked before waiting too: a step that fails while it is being stopped takes the signal with it.
         while not self._stopping:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-def begin(work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+def begin(work: Coroutine[Any, Any, T], name: str, died: Callable[[BaseException], None]) -> asyncio.Task[T]:
     """A task that `asyncio.all_tasks` does not show, and no task factory begins too early.
 
-    A program that cancels all tasks, as `asyncio.run` does at its end, must not stop a rotation or a close halfway.
+    A program that cancels all tasks, as `asyncio.run` does at its end, must not stop a rotation or a close halfway. An
+    interrupt can end one anywhere, also before its first step: `died` is told.
     """
     task = asyncio.Task(work, loop=asyncio.get_running_loop(), name=name)
     asyncio._unregister_task(task)
     # Whoever ends a loop without a close has no more to hear of it than that the database is still open.
     task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+    def ended(task: asyncio.Task[T]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            died(error)
+
+    task.add_done_callback(ended)
     return task
