@@ -291,3 +291,26 @@ def test_an_interrupt_in_the_databases_own_tasks_ends_the_handle_and_costs_nothi
             assert len(await payloads(db.read())) == sum(lengths.values())
 
     run(scenario)
+
+
+def test_an_interrupt_while_a_key_is_made_ends_the_handle_and_not_the_wait_for_ever(run: Run, opened: Open) -> None:
+    async def scenario() -> None:
+        db = await opened()
+        assert db._streams is not None
+        receipt = await db.append("s", b"1")
+        vault = db._streams._vault
+        assert vault is not None
+
+        def interrupted(*_: object) -> bytes:
+            raise Interrupted
+
+        vault.add = interrupted  # type: ignore[method-assign]
+        for stream in ("t", "u"):
+            with pytest.raises(UnknownOutcome):
+                await asyncio.wait_for(db.append(stream, b"2"), 30)
+        with pytest.raises(UnknownOutcome):
+            await asyncio.wait_for(db.close(), 30)
+        async with opened(anchor=receipt) as db:
+            assert [stream.name for stream in db.streams()] == ["s"]
+
+    run(scenario)
