@@ -304,7 +304,7 @@ def test_an_interrupt_while_a_key_is_made_ends_the_handle_and_not_the_wait_for_e
         def interrupted(*_: object) -> bytes:
             raise Interrupted
 
-        vault.add = interrupted  # type: ignore[method-assign]
+        vault.add = interrupted  # type: ignore[assignment,method-assign]
         for stream in ("t", "u"):
             with pytest.raises(UnknownOutcome):
                 await asyncio.wait_for(db.append(stream, b"2"), 30)
