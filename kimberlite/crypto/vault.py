@@ -84,7 +84,6 @@ class Vault:
         for slot in others:
             vault._keep(slot)
         vault.stale = {i for i in (0, 1) if copies[i] != image}
-        vault._index()
         return vault
 
     def _merge(self, other: bytes, *, known: bool) -> list[bytes]:
@@ -115,7 +114,8 @@ class Vault:
         _, stream, _, _, bound, _, _ = SLOT_HEAD.unpack_from(slot)
         place = self._places.get((stream, bound))
         if place is None or self._key_in(bytes(self._image[place : place + SLOT])) != self._key_in(slot):
-            self._put(self._free(), slot)
+            place = self._places[stream, bound] = self._free()
+            self._put(place, slot)
 
     def _sound(self, place: int, slot: bytes | bytearray) -> bool:
         check = _native.blake3(bytes(slot[:-CHECK]) + place.to_bytes(8, "little"), self._identity_hash)
