@@ -20,7 +20,7 @@ from kimberlite.log.names import (
     VAULTS,
     belongs,
 )
-from kimberlite.log.tail import FULL
+from kimberlite.log.refusals import FULL
 from kimberlite.storage.backend import Backend, File, read_around
 
 RESERVED = 256 * 1024

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import time
 from collections.abc import Callable, Generator
@@ -16,9 +15,7 @@ from kimberlite.errors import (
     Busy,
     Corrupt,
     Invalid,
-    KimberliteError,
     Misconfigured,
-    NoSpace,
     RolledBack,
     Unavailable,
 )
@@ -45,19 +42,14 @@ from kimberlite.log.names import (
 )
 from kimberlite.log.options import Options
 from kimberlite.log.recovery import Ended, Keys, Loader, load_identity, load_keys, load_marks, new_log
+from kimberlite.log.refusals import FULL, UNFIT_TO_BEGIN, UNFIT_TO_WRITE, translate
 from kimberlite.log.streams import Streams
-from kimberlite.log.tail import FULL, LEAST_AHEAD, Prepared, Tail, install
+from kimberlite.log.tail import LEAST_AHEAD, Prepared, Tail, install
 from kimberlite.records import Receipt
 from kimberlite.storage import Backend, open_backend
 from kimberlite.storage.backend import BLOCK, File
 
 BACKENDS = ("auto", "threads", "uring")
-#: What the operating system says of a directory that cannot be used as it is.
-UNFIT = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EREMOTE, errno.ENOSYS, errno.EPERM, errno.EACCES)
-#: What it says of one besides that is opened for writing, and of one that is looked for. Later these two are no
-#: fault of the directory: a file was taken away by somebody else, or the disk failed and the kernel writes no more.
-UNFIT_TO_WRITE = (*UNFIT, errno.EROFS)
-UNFIT_TO_BEGIN = (*UNFIT_TO_WRITE, errno.ENOENT)
 
 
 @dataclass(frozen=True)
@@ -87,15 +79,6 @@ class Opening:
     async def __aexit__(self, *_: object) -> None:
         assert self._log is not None
         await self._log.close()
-
-
-def translate(error: OSError, where: str, unfit: tuple[int, ...] = UNFIT) -> KimberliteError:
-    """An error of the operating system as one of ours; `unfit` are those that say that the directory cannot be used."""
-    if error.errno in FULL:
-        return NoSpace(f"{where}: {error.strerror}")
-    if error.errno in unfit:
-        return Misconfigured(f"{where}: {error}")
-    return Unavailable(f"{where}: {error}")
 
 
 def checked_path(path: object) -> str:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from kimberlite import _native
 from kimberlite.crypto.vault import Vault
 from kimberlite.errors import UnknownOutcome
-from kimberlite.log.tail import refusal
+from kimberlite.log.refusals import refusal
 from kimberlite.log.tasks import begin
 from kimberlite.storage.backend import Backend, File
 

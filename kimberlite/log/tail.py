@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections.abc import Callable
 from typing import Final
 
-from kimberlite.errors import NoSpace, Unavailable, UnknownOutcome
+from kimberlite.errors import UnknownOutcome
 from kimberlite.log.names import PREPARE, SEGMENTS, prepared_name, segment_name
+from kimberlite.log.refusals import refusal
 from kimberlite.log.tasks import begin
 from kimberlite.storage.backend import BLOCK, Backend, File
 
@@ -25,8 +25,6 @@ BUSY: Final = 64 << 20
 LARGE: Final = 128 * 1024
 #: Kept of what is allocated for the closing group and for records that free space.
 RESERVE: Final = 64 * 1024
-
-FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Prepared:
@@ -240,12 +238,6 @@ class Tail:
                 raise
 
         return fill
-
-
-def refusal(what: str, error: OSError) -> NoSpace | Unavailable:
-    """Why nothing was appended."""
-    kind = NoSpace if error.errno in FULL else Unavailable
-    return kind(f"{what}: {error.strerror}")
 
 
 def install(backend: Backend, prepared: Prepared, number: int, header: bytes) -> None:

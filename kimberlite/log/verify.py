@@ -17,9 +17,10 @@ from kimberlite.log.anchor import check_anchor, check_receipt
 from kimberlite.log.checkpoint import HASHES_HEADER, hashes_header
 from kimberlite.log.creation import check_everything, read_small
 from kimberlite.log.names import CHECKPOINT, HASHES, segment_name
-from kimberlite.log.opening import UNFIT_TO_BEGIN, checked_path, find_identity, translate
+from kimberlite.log.opening import checked_path, find_identity
 from kimberlite.log.options import Options
 from kimberlite.log.recovery import CHUNK, Ended, Loader, load_keys, load_marks, new_log
+from kimberlite.log.refusals import UNFIT_TO_BEGIN, translate
 from kimberlite.records import Receipt
 from kimberlite.storage import Backend, open_backend
 from kimberlite.storage.backend import read_around

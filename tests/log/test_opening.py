@@ -14,7 +14,7 @@ import pytest
 import kimberlite
 import kimberlite.sync
 from kimberlite import Busy, Invalid, KimberliteError, Misconfigured, NoSpace, Receipt, RolledBack, Unavailable
-from kimberlite.log.opening import translate
+from kimberlite.log.refusals import translate
 from kimberlite.log.verify import verify_directory
 from kimberlite.storage.memory import Disk
 from tests.log.simulated import Machine, failing, payloads
