@@ -8,9 +8,12 @@ from kimberlite.errors import KimberliteError
 from kimberlite.records import Record
 
 __all__ = [
+    "HEADER_HEAD",
     "LARGEST_BATCH",
     "LARGEST_BATCH_BYTES",
+    "LONGEST_HEADER",
     "OVERHEAD",
+    "RECORD_HEADER",
     "Batch",
     "Buffer",
     "Log",
@@ -35,6 +38,9 @@ __all__ = [
 LARGEST_BATCH: Final[int]
 LARGEST_BATCH_BYTES: Final[int]
 OVERHEAD: Final[int]
+RECORD_HEADER: Final[int]
+HEADER_HEAD: Final[int]
+LONGEST_HEADER: Final[int]
 
 class _Readable(Protocol):
     fd: int

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Final
 
-from kimberlite import sync
+from kimberlite import _native, sync
 from kimberlite.cli import forms
 from kimberlite.cli.target import add_key_file, add_target, directory
 from kimberlite.cli.terminal import Progress, say
@@ -25,9 +25,6 @@ from kimberlite.records import Record
 #: Read at a time, and records in a batch that comes of it.
 PIECE: Final = 1 << 20
 BATCH_RECORDS: Final = 10_000
-#: Bytes of a stored record beside key, headers and payload, and of a header beside name and value: `docs/format.md`.
-RECORD: Final = 21
-HEADER: Final = 6
 
 Batch = list[bytes | Record]
 
@@ -124,11 +121,11 @@ def split(records: Batch) -> Iterator[Batch]:
 
 def stored_bytes(record: bytes | Record) -> int:
     if isinstance(record, bytes):
-        return RECORD + len(record)
+        return _native.RECORD_HEADER + len(record)
     headers = record.headers
     assert isinstance(headers, tuple)
-    named = sum(HEADER + len(name.encode()) + len(value) for name, value in headers)
-    return RECORD + len(record.key or b"") + named + len(record.payload)
+    named = sum(_native.HEADER_HEAD + len(name.encode()) + len(value) for name, value in headers)
+    return _native.RECORD_HEADER + len(record.key or b"") + named + len(record.payload)
 
 
 def pieces(source: BinaryIO) -> Iterator[bytes]:

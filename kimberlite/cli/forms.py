@@ -13,14 +13,13 @@ import reprlib
 from pathlib import Path
 from typing import Any, Final, get_type_hints
 
+from kimberlite import _native
 from kimberlite.errors import Invalid
 from kimberlite.records import Receipt, Record
 
 #: What the log fills in: `read --json` shows it, and `append --jsonl` passes over it.
 GIVEN_BY_LOG: Final = frozenset({"stream", "offset", "position", "timestamp"})
 TAKEN: Final = frozenset({"payload", "key", "headers", "event_time"})
-#: Bytes of a header's name.
-LONGEST_HEADER: Final = 65_535
 #: What the fields of a receipt are in JSON, but for hashes.
 KINDS: Final = {str: "a string", int: "an integer", bool: "true or false"}
 HASHES: Final = ("root", "chain", "mac")
@@ -117,8 +116,8 @@ def parse_headers(value: object) -> tuple[tuple[str, bytes], ...]:
     for pair in pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
             raise Invalid("a header is a pair of a name and a value")
-        if not 1 <= len(parse_bytes(pair[0], "a header's name")) <= LONGEST_HEADER:
-            raise Invalid(f"a header's name has 1 to {LONGEST_HEADER:,} bytes")
+        if not 1 <= len(parse_bytes(pair[0], "a header's name")) <= _native.LONGEST_HEADER:
+            raise Invalid(f"a header's name has 1 to {_native.LONGEST_HEADER:,} bytes")
         headers.append((pair[0], parse_bytes(pair[1], f"header {pair[0]!r}")))
     return tuple(headers)
 

@@ -68,7 +68,7 @@ fn headers_of(value: &Bound<'_, PyAny>, out: &mut Vec<u8>) -> PyResult<()> {
         let name = name.cast::<PyString>().map_err(|_| wrong())?;
         let name = name.to_cow().map_err(|_| invalid("a header's name has no lone surrogates"))?;
         let value = value.cast::<PyBytes>().map_err(|_| wrong())?.as_bytes();
-        if name.is_empty() || name.len() > u16::MAX as usize || value.len() > LARGEST {
+        if name.is_empty() || name.len() > record::LONGEST_HEADER || value.len() > LARGEST {
             return Err(invalid("a header's name has 1 to 65,535 bytes"));
         }
         append_header(out, &name, value);

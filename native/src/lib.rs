@@ -17,6 +17,13 @@ mod _native {
     const LARGEST_BATCH: usize = super::batch::LARGEST_BATCH;
     #[pymodule_export]
     const LARGEST_BATCH_BYTES: usize = super::batch::LARGEST_BATCH_BYTES;
+    /// Of a stored record beside key, headers and payload, and of a header beside name and value.
+    #[pymodule_export]
+    const RECORD_HEADER: usize = kimberlite_core::format::RECORD_HEADER;
+    #[pymodule_export]
+    const HEADER_HEAD: usize = kimberlite_core::record::HEADER_HEAD;
+    #[pymodule_export]
+    const LONGEST_HEADER: usize = kimberlite_core::record::LONGEST_HEADER;
     #[pymodule_export]
     const OVERHEAD: usize = kimberlite_core::group::OVERHEAD;
     #[pymodule_export]

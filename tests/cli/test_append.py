@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kimberlite.cli.append import BATCH_RECORDS, HEADER, RECORD
+from kimberlite._native import HEADER_HEAD, RECORD_HEADER
+from kimberlite.cli.append import BATCH_RECORDS
 from kimberlite.log.options import LARGEST_BATCH_BYTES
 from tests.cli.conftest import Call, command, environment
 
@@ -40,7 +41,7 @@ def test_a_long_input_is_several_batches(path: Path, tmp_path: Path, call: Call)
 
 
 def test_lines_that_are_too_many_bytes_for_a_batch_are_several(path: Path, tmp_path: Path, call: Call) -> None:
-    longest = LARGEST_BATCH_BYTES - RECORD
+    longest = LARGEST_BATCH_BYTES - RECORD_HEADER
     file = tmp_path / "lines"
     file.write_bytes(b"x" * longest + b"\n" + (b"y" * 100 + b"\n") * 100 + b"z" * longest + b"\n")
     receipts = call("append", path, "s", "--file", file).lines()
@@ -51,7 +52,7 @@ def test_lines_that_are_too_many_bytes_for_a_batch_are_several(path: Path, tmp_p
 
 def test_json_lines_are_split_by_what_is_stored_of_them(path: Path, tmp_path: Path, call: Call) -> None:
     headers = [["n\u00e9" * 10, "v"], ["m", "w"]]
-    beside = RECORD + HEADER + 30 + 1 + HEADER + 1 + 1 + 3
+    beside = RECORD_HEADER + HEADER_HEAD + 30 + 1 + HEADER_HEAD + 1 + 1 + 3
     longest = {"payload": "x" * (LARGEST_BATCH_BYTES - beside), "key": "key", "headers": headers}
     lines = [longest, {"payload": "y"}, {"payload": "z"}]
     file = tmp_path / "records"
@@ -63,7 +64,7 @@ def test_json_lines_are_split_by_what_is_stored_of_them(path: Path, tmp_path: Pa
 
 def test_a_record_that_is_too_large_by_itself_is_refused(path: Path, tmp_path: Path, call: Call) -> None:
     file = tmp_path / "lines"
-    file.write_bytes(b"x" * (LARGEST_BATCH_BYTES - RECORD + 1) + b"\ny\n")
+    file.write_bytes(b"x" * (LARGEST_BATCH_BYTES - RECORD_HEADER + 1) + b"\ny\n")
     for more in ([], ["--whole"], ["--producer", "p:0"]):
         outcome = call("append", path, "s", *more, "--file", file)
         assert (outcome.status, outcome.out) == (64, b"")

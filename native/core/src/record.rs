@@ -5,6 +5,11 @@ use std::sync::OnceLock;
 use crate::format::{Checked, RECORD_HEADER, ensure, put, u16_at, u32_at};
 use crate::group::Ahead;
 
+/// Before a header's name: its length and that of its value.
+pub const HEADER_HEAD: usize = 6;
+/// Bytes of a header's name.
+pub const LONGEST_HEADER: usize = u16::MAX as usize;
+
 pub const HAS_KEY: u8 = 1;
 pub const HAS_EVENT_TIME: u8 = 2;
 
@@ -73,12 +78,13 @@ impl<'a> Record<'a> {
 }
 
 fn split_header(bytes: &[u8]) -> Checked<(&str, &[u8], &[u8])> {
-    ensure(bytes.len() >= 6, "a header is cut short")?;
+    ensure(bytes.len() >= HEADER_HEAD, "a header is cut short")?;
     let (name, value) = (u16_at(bytes, 0) as usize, u32_at(bytes, 2) as usize);
-    ensure(bytes.len() - 6 >= name + value, "a header is cut short")?;
-    let text =
-        std::str::from_utf8(&bytes[6..6 + name]).map_err(|_| crate::format::Damage("a header's name is not UTF-8"))?;
-    Ok((text, &bytes[6 + name..6 + name + value], &bytes[6 + name + value..]))
+    ensure(bytes.len() - HEADER_HEAD >= name + value, "a header is cut short")?;
+    let (name, rest) = bytes[HEADER_HEAD..].split_at(name);
+    let text = std::str::from_utf8(name).map_err(|_| crate::format::Damage("a header's name is not UTF-8"))?;
+    let (value, rest) = rest.split_at(value);
+    Ok((text, value, rest))
 }
 
 pub fn append_header(out: &mut Vec<u8>, name: &str, value: &[u8]) {
