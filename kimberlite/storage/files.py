@@ -183,6 +183,7 @@ class DiskFile:
         if self._closed and not self._submitted and self._open:
             # A native reader may hold a duplicate of the description that is locked.
             if self._locked:
+                self._locked = False
                 fcntl.flock(self.direct_fd, fcntl.LOCK_UN)
             self.fd = self.direct_fd = -1
             while self._open:
@@ -317,14 +318,19 @@ class Directory:
     def close_directory(self) -> None:
         """What `run` has begun is finished first, then every file is closed. A second time does nothing."""
         self._background.close()
-        for file in list(self._files):
-            file.close()
-        if self._root >= 0:
+        try:
+            for file in list(self._files):
+                file.close()
+        finally:
+            self._close_root()
+
+    def _close_root(self) -> None:
+        root, self._root = self._root, -1
+        if root >= 0:
             # A forked child may live on with a duplicate of it; and what its parent has locked is not the child's.
             if self._locked_by == os.getpid():
-                fcntl.flock(self._root, fcntl.LOCK_UN)
-            os.close(self._root)
-            self._root = -1
+                fcntl.flock(root, fcntl.LOCK_UN)
+            os.close(root)
 
     def __del__(self) -> None:
         # Dropped without a close: nobody else could ever open the directory in this process.
