@@ -323,8 +323,11 @@ class Log:
         outcome = self._closed.exception()
         if cancelled is not None:
             raise cancelled
-        if outcome is not None:
+        if isinstance(outcome, Exception):
             raise outcome
+        if outcome is not None:
+            # The loop was told of the interrupt; whoever waits here, or closes once more, was not interrupted.
+            raise UnknownOutcome("the close was interrupted") from outcome
 
     async def _abandon(self) -> None:
         self._backend.close()

@@ -314,3 +314,23 @@ def test_an_interrupt_while_a_key_is_made_ends_the_handle_and_not_the_wait_for_e
             assert [stream.name for stream in db.streams()] == ["s"]
 
     run(scenario)
+
+
+def test_a_close_that_is_interrupted_lets_the_directory_go_and_interrupts_nobody_else(run: Run, opened: Open) -> None:
+    async def scenario() -> None:
+        db = await opened()
+        await db.append("s", b"1")
+        close = db._close
+
+        async def interrupted() -> None:
+            await close()
+            raise Interrupted
+
+        db._close = interrupted
+        for _ in range(3):
+            with pytest.raises(UnknownOutcome, match="interrupted"):
+                await db.close()
+        async with opened() as db:
+            assert await payloads(db.read()) == [b"1"]
+
+    run(scenario)
