@@ -1,7 +1,7 @@
 //! An append's records, taken out of Python's hands at once.
 use std::sync::Arc;
 
-use kimberlite_core::record::{self, Record, append_header};
+use kimberlite_core::record::{self, LARGEST_BATCH, LARGEST_BATCH_BYTES, Record, append_header};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyBytes, PyInt, PyList, PyMapping, PySet, PyString, PyTuple, PyType};
@@ -110,10 +110,6 @@ fn push_checked(batch: &mut record::Batch, record: &Record) -> PyResult<()> {
     batch.push(record);
     Ok(())
 }
-
-/// Records of a batch, and its bytes as they are stored.
-pub const LARGEST_BATCH: usize = 65_536;
-pub const LARGEST_BATCH_BYTES: usize = 16 << 20;
 
 fn encoded(records: &Bound<'_, PyAny>) -> PyResult<record::Batch> {
     let mut batch = record::Batch::default();

@@ -14,9 +14,9 @@ mod writer;
 #[pymodule]
 mod _native {
     #[pymodule_export]
-    const LARGEST_BATCH: usize = super::batch::LARGEST_BATCH;
+    const LARGEST_BATCH: usize = kimberlite_core::record::LARGEST_BATCH;
     #[pymodule_export]
-    const LARGEST_BATCH_BYTES: usize = super::batch::LARGEST_BATCH_BYTES;
+    const LARGEST_BATCH_BYTES: usize = kimberlite_core::record::LARGEST_BATCH_BYTES;
     /// Of a stored record beside key, headers and payload, and of a header beside name and value.
     #[pymodule_export]
     const RECORD_HEADER: usize = kimberlite_core::format::RECORD_HEADER;

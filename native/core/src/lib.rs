@@ -10,3 +10,4 @@ pub mod salts;
 pub mod sha256;
 pub mod system;
 pub mod tree;
+pub mod wire;

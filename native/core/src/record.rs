@@ -10,6 +10,10 @@ pub const HEADER_HEAD: usize = 6;
 /// Bytes of a header's name.
 pub const LONGEST_HEADER: usize = u16::MAX as usize;
 
+/// Records of a batch, and its bytes as they are stored.
+pub const LARGEST_BATCH: usize = 65_536;
+pub const LARGEST_BATCH_BYTES: usize = 16 << 20;
+
 pub const HAS_KEY: u8 = 1;
 pub const HAS_EVENT_TIME: u8 = 2;
 
