@@ -219,11 +219,11 @@ class Database:
             return
         self._check_thread()
         with self._closing:
-            if not self._stopped:
-                try:
+            try:
+                if not self._stopped:
                     self._call(self._log.close())
-                finally:
-                    self._stop()
+            finally:
+                self._stop()
 
     def __del__(self) -> None:
         if getattr(self, "_stopped", True) or sys.is_finalizing() or os.getpid() != self._pid:
@@ -263,14 +263,21 @@ class Database:
             raise Invalid("a call from the database's own thread would wait for itself")
 
     def _stop(self) -> None:
+        """Whoever is interrupted here may call it again."""
         with self._handing:
-            self._stopped = True
-        asyncio.run_coroutine_threadsafe(self._finish(), self._loop)
+            stopped, self._stopped = self._stopped, True
+            if not stopped:
+                asyncio.run_coroutine_threadsafe(self._finish(), self._loop)
         self._thread.join()
         self._loop.close()
 
     async def _finish(self) -> None:
         """Those whose calls were handed over in time are answered before the loop ends."""
+        log: Log | None = getattr(self, "_log", None)
+        if log is not None:
+            # Begun already, as a rule; whoever began it may have been interrupted, and the close was not.
+            with contextlib.suppress(KimberliteError):
+                await log.close()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         if others:
             _, late = await asyncio.wait(others, timeout=1)

@@ -449,3 +449,25 @@ def test_what_is_no_mapping_or_sequence_is_invalid(tmp_path: Path) -> None:
             with pytest.raises(Invalid):
                 db.get_many(nothing)
         assert [record.payload for record in db.get_many(position for position in (2, 1))] == [b"2", b"1"]
+
+
+def test_a_close_that_its_caller_is_interrupted_in_goes_on_and_can_be_waited_for_again(tmp_path: Path) -> None:
+    db = kimberlite.sync.open(tmp_path / "db")
+    db.append("s", b"1")
+    committer = db._log._committer
+    assert committer is not None
+    drain = committer.drain
+
+    async def slow() -> None:
+        await asyncio.sleep(2)
+        await drain()
+
+    committer.drain = slow  # type: ignore[method-assign]
+    interrupt = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        db.close()
+    interrupt.join()
+    db.close()
+    with kimberlite.sync.open(tmp_path / "db") as again:
+        assert [record.payload for record in again.read("s")] == [b"1"]

@@ -25,6 +25,8 @@ from kimberlite.records import Record
 #: Read at a time, and records in a batch that comes of it.
 PIECE: Final = 1 << 20
 BATCH_RECORDS: Final = 10_000
+#: Of a line: JSON takes up to six bytes for one.
+LONGEST_LINE: Final = 8 * LARGEST_BATCH_BYTES
 
 Batch = list[bytes | Record]
 
@@ -169,7 +171,7 @@ def read_lines(source: BinaryIO) -> Iterator[list[bytes]]:
         if rest:
             begun.append(rest)
             length += len(rest)
-        if length > LARGEST_BATCH_BYTES:
-            raise LimitExceeded(f"a line has at most {LARGEST_BATCH_BYTES} bytes")
+        if length > LONGEST_LINE:
+            raise LimitExceeded(f"a line has at most {LONGEST_LINE} bytes")
     if begun:
         yield [b"".join(begun)]

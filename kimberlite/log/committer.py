@@ -495,8 +495,8 @@ class Committer:
                 timer.cancel()
         for _ in range(2):
             finished = self._loop.create_future()
-            self._write_mark(clean=True, done=lambda f=finished: f.set_result(None))  # type: ignore[misc]
             self._waiting.append(finished)
+            self._write_mark(clean=True, done=self._wake)
             await finished
             self.check()
 

@@ -9,7 +9,17 @@ from datetime import datetime
 from typing import Any, Final
 
 from kimberlite import _native
-from kimberlite.errors import Closed, Conflict, Corrupt, Invalid, LimitExceeded, NoSpace, Unavailable, UnknownOutcome
+from kimberlite.errors import (
+    Closed,
+    Conflict,
+    Corrupt,
+    Invalid,
+    KimberliteError,
+    LimitExceeded,
+    NoSpace,
+    Unavailable,
+    UnknownOutcome,
+)
 from kimberlite.log.arguments import (
     Producer,
     Records,
@@ -312,7 +322,7 @@ class Log:
             # Its loop has taken whoever would have finished: what it has acknowledged is on the disk.
             self._closed = begin(self._abandon(), "kimberlite-close", lambda _error: None)
         if self._closed is None:
-            self._closed = begin(self._finish(), "kimberlite-close", lambda _error: None)
+            self._closed = begin(self._finish(), "kimberlite-close", self._died)
             self._changed.set()
         cancelled: asyncio.CancelledError | None = None
         while not self._closed.done():
@@ -323,11 +333,13 @@ class Log:
         outcome = self._closed.exception()
         if cancelled is not None:
             raise cancelled
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, KimberliteError):
             raise outcome
         if outcome is not None:
-            # The loop was told of the interrupt; whoever waits here, or closes once more, was not interrupted.
-            raise UnknownOutcome("the close was interrupted") from outcome
+            # It may not have come so far.
+            self._backend.close()
+            # The loop was told of an interrupt; whoever waits here, or closes once more, was not interrupted.
+            raise UnknownOutcome(f"the close was ended by {type(outcome).__name__}") from outcome
 
     async def _abandon(self) -> None:
         self._backend.close()
@@ -337,6 +349,12 @@ class Log:
         try:
             await self._close()
         finally:
+            self._let_go()
+
+    def _died(self, error: BaseException) -> None:
+        # An interrupt may have come before the first step.
+        if self._committer is not None:
+            self._committer.poison(error)
             self._let_go()
 
     def _let_go(self) -> None:

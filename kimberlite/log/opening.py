@@ -375,13 +375,17 @@ class Opener:
                 await committer.close()
                 await tail.stop()
                 await self.backend.run(lambda: self._close_files(committer, checkpointer))
-            except OSError as error:
-                raise translate(error, "at the close, with everything durable") from error
+            except BaseException as error:
+                # Whoever still waits is told.
+                committer.poison(error)
+                if isinstance(error, OSError):
+                    raise translate(error, "at the close, with everything durable") from error
+                raise
             finally:
                 await tail.stop()
                 self.backend.close()
                 # They lead back to it, and would keep every file open until a collector comes.
-                del committer.on_publish, committer.on_rotate, tail.on_death, streams.on_death
+                committer.on_publish = committer.on_rotate = tail.on_death = streams.on_death = nothing
 
         def info() -> dict[str, Any]:
             return describe(identity, native, self.backend, committer, self.notes)
@@ -424,6 +428,10 @@ class Opener:
         )
         check_anchor(follower.log, self.anchor, keys)
         return follower, identity
+
+
+def nothing(*_: object) -> None:
+    """Is told, and does not mind."""
 
 
 def describe(

@@ -89,8 +89,11 @@ class Streams:
             del self.entering[name]
 
     async def drain(self) -> None:
-        """Returns when nobody waits for a stream: they are in line for the log, or have been told why not."""
-        while self.entering:
+        """Returns when nobody waits for a stream: they are in line for the log, or have been told why not.
+
+        The key of one for which nobody waits any more is written all the same.
+        """
+        while self.entering or self._task is not None:
             if self._task is not None:
                 await asyncio.wait([self._task])
             await asyncio.sleep(0)

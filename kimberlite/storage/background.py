@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -35,6 +36,8 @@ class Background:
         self._most = most
         self._shared = _Shared()
         self._threads: list[threading.Thread] = []
+        #: Of those, how many were told to end.
+        self._ended = 0
 
     async def run(self, call: Callable[[], T]) -> T:
         """The call's result. One that is cancelled before it has begun is not made."""
@@ -48,27 +51,27 @@ class Background:
         return await future
 
     def close(self) -> None:
-        """Returns when everything that was asked for is done."""
-        for thread in self._end():
+        """Returns when everything that was asked for is done. Whoever is interrupted here may call it again."""
+        self._end()
+        for thread in self._threads:
             thread.join()
 
     def __del__(self) -> None:
         self._end()
 
-    def _end(self) -> list[threading.Thread]:
-        threads, self._threads = self._threads, []
-        for _ in threads:
+    def _end(self) -> None:
+        for _ in range(len(self._threads) - self._ended):
+            self._ended += 1
             self._shared.queue.put(None)
-        return threads
 
     def _start(self) -> None:
         thread = threading.Thread(target=_serve, args=(self._shared,), name="kimberlite-background", daemon=True)
         try:
             thread.start()
-        except RuntimeError:
+        except RuntimeError as error:
             # The process may have no more; those that are there will do.
             if not self._threads:
-                raise
+                raise OSError(errno.EAGAIN, str(error)) from error
             return
         self._threads.append(thread)
         self._shared.free += 1

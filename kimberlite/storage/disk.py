@@ -59,7 +59,8 @@ class DiskBackend(Directory):
         self._finished: deque[Finished] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._next = 1
-        self._closed = False
+        #: Nothing more is submitted; and what was submitted has finished.
+        self._closed = self._ended = False
 
     def submit(self, file: File, place: int, buffer: Buffer, durable: bool, done: Done) -> None:
         disk_file = cast(DiskFile, file)
@@ -75,16 +76,17 @@ class DiskBackend(Directory):
         self._engine.submit_sync(self._take(disk_file, done), disk_file.direct_fd)
 
     def close(self) -> None:
-        if self._closed:
-            return
+        """Whoever is interrupted here may call it again."""
         self._closed = True
-        self._engine.finish()
-        try:
-            self._settle(self._engine.reap())
-        finally:
-            self._watch(None)
-            self._engine.close()
-            self.close_directory()
+        if not self._ended:
+            self._engine.finish()
+            try:
+                self._settle(self._engine.reap())
+            finally:
+                self._watch(None)
+                self._engine.close()
+                self._ended = True
+        self.close_directory()
 
     def _take(self, file: DiskFile, done: Done) -> int:
         """The number of a new request, which keeps the file open until it has finished."""

@@ -71,6 +71,20 @@ def test_a_record_that_is_too_large_by_itself_is_refused(path: Path, tmp_path: P
         assert outcome.err.startswith(b"kimberlite: LIMIT_EXCEEDED: ")
 
 
+def test_what_read_prints_as_json_can_be_appended_however_long_the_text(path: Path, tmp_path: Path, call: Call) -> None:
+    file = tmp_path / "payload"
+    file.write_bytes(b"\xff" * (13 << 20))
+    call("append", path, "s", "--whole", "--file", file)
+    file.write_bytes(b"\x01" * (3 << 20))
+    call("append", path, "s", "--whole", "--file", file)
+    lines = tmp_path / "lines"
+    lines.write_bytes(call("read", path, "s", "--json").out)
+    call("append", path, "t", "--jsonl", "--file", lines)
+    assert [len(each["payload"]) for each in call("read", path, "t", "--json").lines()] == [
+        len(each["payload"]) for each in call("read", path, "s", "--json").lines()
+    ]
+
+
 def test_with_a_producer_the_input_is_one_batch_however_large(path: Path, tmp_path: Path, call: Call) -> None:
     file = tmp_path / "lines"
     line = b"x" * (1 << 20) + b"\n"

@@ -17,6 +17,7 @@ import kimberlite
 from kimberlite import Closed, Conflict, Receipt, UnknownOutcome
 from kimberlite.crypto.master import create_master
 from kimberlite.log.opening import Opening
+from kimberlite.storage.backend import File
 from tests.log.simulated import Machine, failing, payloads
 
 Run = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
@@ -316,21 +317,55 @@ def test_an_interrupt_while_a_key_is_made_ends_the_handle_and_not_the_wait_for_e
     run(scenario)
 
 
-def test_a_close_that_is_interrupted_lets_the_directory_go_and_interrupts_nobody_else(run: Run, opened: Open) -> None:
+@pytest.mark.parametrize("error", [Interrupted, MemoryError])
+def test_a_close_that_is_interrupted_lets_the_directory_go_and_answers_everybody_once(
+    run: Run, opened: Open, error: type[BaseException]
+) -> None:
     async def scenario() -> None:
         db = await opened()
         await db.append("s", b"1")
-        close = db._close
+        committer = db._committer
+        assert committer is not None
+        drain = committer.drain
 
         async def interrupted() -> None:
-            await close()
-            raise Interrupted
+            committer.drain = drain  # type: ignore[method-assign]
+            raise error
 
-        db._close = interrupted
+        committer.drain = interrupted  # type: ignore[method-assign]
+        waiting = [asyncio.ensure_future(db.append("s", b"2")) for _ in range(300)]
+        await asyncio.sleep(0)
         for _ in range(3):
-            with pytest.raises(UnknownOutcome, match="interrupted"):
+            with pytest.raises(UnknownOutcome, match=error.__name__):
                 await db.close()
+        outcomes = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 30)
+        assert {type(outcome) for outcome in outcomes} <= {Receipt, UnknownOutcome}
         async with opened() as db:
-            assert await payloads(db.read()) == [b"1"]
+            assert len(await payloads(db.read())) >= 1 + sum(type(outcome) is Receipt for outcome in outcomes)
+
+    run(scenario)
+
+
+def test_a_poisoned_handle_that_is_being_marked_clean_says_so(run: Run, opened: Open) -> None:
+    async def scenario() -> None:
+        db = await opened()
+        await db.append("s", b"1")
+        committer = db._committer
+        assert committer is not None
+        submit = committer.backend.submit
+
+        def late(file: File, place: int, buffer: Any, durable: bool, done: Callable[[OSError | None], None]) -> None:
+            def heard(error: OSError | None) -> None:
+                committer.poison(Interrupted())
+                asyncio.get_running_loop().call_soon(done, error)
+
+            submit(file, place, buffer, durable, heard)
+
+        await db.append("s", b"2")
+        await committer.drain()
+        committer.backend.submit = late  # type: ignore[method-assign]
+        for _ in range(2):
+            with pytest.raises(UnknownOutcome):
+                await db.close()
 
     run(scenario)
