@@ -18,13 +18,12 @@ from operator import length_hint
 from typing import Any, Generic, Literal, Self, TypeVar
 
 from kimberlite import api
+from kimberlite.arguments import Producer, Records, Sync, checked_batches
 from kimberlite.errors import Closed, Invalid, KimberliteError
-from kimberlite.log.arguments import Producer, Records, checked_batches
-from kimberlite.log.log import NEW, Log
-from kimberlite.log.options import MIB, Sync
+from kimberlite.log.log import Log
+from kimberlite.log.options import MIB
 from kimberlite.log.reading import Reader, Tail
-from kimberlite.log.streams import StreamInfo
-from kimberlite.records import Receipt, Record
+from kimberlite.records import NEW, Receipt, Record, StreamInfo
 from kimberlite.storage import Backend
 
 T = TypeVar("T")
@@ -139,6 +138,8 @@ class Database:
         self._loop = asyncio.new_event_loop()
         #: Held while a call is handed over, so that none comes behind the end.
         self._handing, self._stopped = threading.Lock(), False
+        #: Whether the loop has been told to end.
+        self._finishing = False
         #: Held by whoever closes.
         self._closing = threading.Lock()
         self._thread = threading.Thread(target=self._loop.run_forever, name="kimberlite", daemon=True)
@@ -265,25 +266,28 @@ class Database:
     def _stop(self) -> None:
         """Whoever is interrupted here may call it again."""
         with self._handing:
-            stopped, self._stopped = self._stopped, True
-            if not stopped:
+            self._stopped = True
+            if not self._finishing:
                 asyncio.run_coroutine_threadsafe(self._finish(), self._loop)
+                self._finishing = True
         self._thread.join()
         self._loop.close()
 
     async def _finish(self) -> None:
         """Those whose calls were handed over in time are answered before the loop ends."""
         log: Log | None = getattr(self, "_log", None)
-        if log is not None:
-            # Begun already, as a rule; whoever began it may have been interrupted, and the close was not.
-            with contextlib.suppress(KimberliteError):
-                await log.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        if others:
-            _, late = await asyncio.wait(others, timeout=1)
-            for task in late:
-                task.cancel()
-        self._loop.call_soon(self._loop.stop)
+        try:
+            if log is not None:
+                # Begun already, as a rule; whoever began it may have been interrupted, and the close was not.
+                with contextlib.suppress(KimberliteError):
+                    await log.close()
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            if others:
+                _, late = await asyncio.wait(others, timeout=1)
+                for task in late:
+                    task.cancel()
+        finally:
+            self._loop.call_soon(self._loop.stop)
 
 
 def open(

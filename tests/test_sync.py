@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 import kimberlite.sync
-from kimberlite import Busy, Closed, Conflict, Invalid, Record, UnknownOutcome
+from kimberlite import Busy, Closed, Conflict, Invalid, Record, Unavailable, UnknownOutcome
 from kimberlite.storage.memory import Disk, MemoryBackend
 from kimberlite.sync import NEW, Database
 from tests.log.simulated import failing
@@ -471,3 +472,45 @@ def test_a_close_that_its_caller_is_interrupted_in_goes_on_and_can_be_waited_for
     db.close()
     with kimberlite.sync.open(tmp_path / "db") as again:
         assert [record.payload for record in again.read("s")] == [b"1"]
+
+
+def test_a_close_that_the_disk_complains_of_lets_everything_go_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = kimberlite.sync.open(tmp_path / "db", backend="threads")
+    db.append("s", b"1")
+    close, closed = os.close, []
+
+    def complaining(fd: int) -> None:
+        close(fd)
+        closed.append(fd)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("kimberlite.storage.files.os.close", complaining)
+    with pytest.raises(Unavailable, match="with everything durable"):
+        db.close()
+    monkeypatch.undo()
+    assert len(closed) > 3
+    with kimberlite.sync.open(tmp_path / "db") as again:
+        assert [record.payload for record in again.read("s")] == [b"1"]
+
+
+def test_a_close_that_has_begun_is_its_own_loops(tmp_path: Path) -> None:
+    with kimberlite.sync.open(tmp_path / "db") as db:
+        log, begun = db._log, threading.Event()
+        committer = log._committer
+        assert committer is not None
+        drain = committer.drain
+
+        async def slow() -> None:
+            begun.set()
+            await asyncio.sleep(0.3)
+            await drain()
+
+        committer.drain = slow  # type: ignore[method-assign]
+        closing = threading.Thread(target=db.close)
+        closing.start()
+        begun.wait()
+        with pytest.raises(Invalid, match="another event loop"):
+            asyncio.run(log.close())
+        closing.join()

@@ -38,9 +38,12 @@ class Background:
         self._threads: list[threading.Thread] = []
         #: Of those, how many were told to end.
         self._ended = 0
+        self._closed = False
 
     async def run(self, call: Callable[[], T]) -> T:
         """The call's result. One that is cancelled before it has begun is not made."""
+        if self._closed:
+            raise OSError(errno.EBADF, "the files are closed")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         with self._shared.guard:
@@ -52,6 +55,7 @@ class Background:
 
     def close(self) -> None:
         """Returns when everything that was asked for is done. Whoever is interrupted here may call it again."""
+        self._closed = True
         self._end()
         for thread in self._threads:
             thread.join()

@@ -81,7 +81,11 @@ class DiskBackend(Directory):
         if not self._ended:
             self._engine.finish()
             try:
-                self._settle(self._engine.reap())
+                if self._loop is None or not self._loop.is_closed():
+                    self._settle(self._engine.reap())
+                # Nobody is left of a loop that is closed; elsewhere nobody is left over.
+                while self._waiting:
+                    self._waiting.popitem()[1][0].release()
             finally:
                 self._watch(None)
                 self._engine.close()

@@ -21,7 +21,7 @@ import stat
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from kimberlite import _native
@@ -62,6 +62,23 @@ _ZEROS = _native.Buffer(1 << 20)
 
 #: Threads for `run`: one for the log's preparations, one so that a long scrub does not hold them up.
 _BACKGROUND = 2
+
+
+@contextmanager
+def collected() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """What is tried in `with each():` does not keep the others from being tried; the first error is raised then."""
+    first: list[OSError] = []
+
+    @contextmanager
+    def each() -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            first.append(error)
+
+    yield each
+    if first:
+        raise first[0]
 
 
 class DiskFile:
@@ -186,8 +203,10 @@ class DiskFile:
                 self._locked = False
                 fcntl.flock(self.direct_fd, fcntl.LOCK_UN)
             self.fd = self.direct_fd = -1
-            while self._open:
-                os.close(self._open.pop())
+            with collected() as closing:
+                while self._open:
+                    with closing():
+                        os.close(self._open.pop())
 
 
 class Directory:
@@ -318,11 +337,12 @@ class Directory:
     def close_directory(self) -> None:
         """What `run` has begun is finished first, then every file is closed. A second time does nothing."""
         self._background.close()
-        try:
+        with collected() as closing:
             for file in list(self._files):
-                file.close()
-        finally:
-            self._close_root()
+                with closing():
+                    file.close()
+            with closing():
+                self._close_root()
 
     def _close_root(self) -> None:
         root, self._root = self._root, -1

@@ -369,3 +369,37 @@ def test_a_poisoned_handle_that_is_being_marked_clean_says_so(run: Run, opened: 
                 await db.close()
 
     run(scenario)
+
+
+def test_whoever_waits_for_a_key_when_a_close_is_interrupted_is_told(run: Run, opened: Open) -> None:
+    async def scenario() -> None:
+        db = await opened()
+        await db.append("s", b"1")
+        committer = db._committer
+        assert committer is not None
+        backend_run, slow = db._backend.run, threading.Event()
+
+        async def late(call: Callable[[], Any]) -> Any:
+            await backend_run(lambda: slow.wait(0.2))
+            return await backend_run(call)
+
+        async def interrupted() -> None:
+            raise Interrupted
+
+        db._backend.run = late  # type: ignore[method-assign]
+        waiting = [asyncio.ensure_future(db.append("t", b"2"))]
+        await asyncio.sleep(0)
+        waiting += [asyncio.ensure_future(db.append(f"u{i}", b"2")) for i in range(3)]
+        await asyncio.sleep(0)
+        streams = db._streams
+        assert streams is not None
+        streams.drain = interrupted  # type: ignore[method-assign]
+        with pytest.raises(UnknownOutcome):
+            await db.close()
+        outcomes = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 30)
+        assert {type(outcome) for outcome in outcomes} == {UnknownOutcome}
+        await asyncio.sleep(0.5)
+        async with opened() as db:
+            assert await payloads(db.read()) == [b"1"]
+
+    run(scenario)
