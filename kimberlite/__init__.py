@@ -17,9 +17,8 @@ from kimberlite.errors import (
     Unavailable,
     UnknownOutcome,
 )
-from kimberlite.log.log import NEW, Log
-from kimberlite.log.streams import StreamInfo
-from kimberlite.records import Receipt, Record
+from kimberlite.log.log import Log
+from kimberlite.records import NEW, Receipt, Record, StreamInfo
 
 __all__ = [
     "NEW",

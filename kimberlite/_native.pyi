@@ -5,17 +5,21 @@ from typing import Any, Final, Protocol, final
 from typing_extensions import Buffer as _Bytes
 
 from kimberlite.errors import KimberliteError
-from kimberlite.records import Record
+from kimberlite.records import Receipt, Record
 
 __all__ = [
     "HEADER_HEAD",
     "LARGEST_BATCH",
     "LARGEST_BATCH_BYTES",
     "LONGEST_HEADER",
+    "LONGEST_PRODUCER",
+    "NOBODY",
     "OVERHEAD",
     "RECORD_HEADER",
     "Batch",
     "Buffer",
+    "Frame",
+    "Limits",
     "Log",
     "Pool",
     "Request",
@@ -23,14 +27,19 @@ __all__ = [
     "Ring",
     "Sealed",
     "Segment",
+    "Session",
     "Writer",
     "blake3",
     "closes",
+    "decode_append",
+    "decode_records",
     "derive",
     "encode",
     "file_system",
     "header_damage",
     "key_id",
+    "pack",
+    "unpack",
     "xaes_open",
     "xaes_seal",
 ]
@@ -41,6 +50,8 @@ OVERHEAD: Final[int]
 RECORD_HEADER: Final[int]
 HEADER_HEAD: Final[int]
 LONGEST_HEADER: Final[int]
+LONGEST_PRODUCER: Final[int]
+NOBODY: Final[int]
 
 class _Readable(Protocol):
     fd: int
@@ -97,8 +108,6 @@ class Request:
         future: Future[Any],
         quantum: int,
     ) -> Request: ...
-    @property
-    def future(self) -> Future[Any]: ...
     @property
     def bound(self) -> int: ...
     @property
@@ -235,7 +244,60 @@ class Log:
     def read(
         self, stream: int | None, start: int, end: int, reverse: bool, limit: int, size: int, system: bool
     ) -> tuple[list[Record], int, int]: ...
+    def read_frame(
+        self, id: int, stream: int | None, start: int, end: int, reverse: bool, limit: int, size: int, system: bool
+    ) -> tuple[Frame, int, int]: ...
+    def get_frame(self, id: int, positions: list[int]) -> Frame: ...
 
+@final
+class Frame:
+    @property
+    def data(self) -> bytes: ...
+    def __len__(self) -> int: ...
+
+@final
+class Limits:
+    def __new__(cls, *, requests: int, bytes: int, pool_bytes: int, inbox_bytes: int) -> Limits: ...
+    @property
+    def grown(self) -> int: ...
+
+@final
+class Session:
+    def __new__(
+        cls,
+        log: Log,
+        pool: Pool,
+        limits: Limits,
+        policy: str,
+        write: Callable[[bytes], object],
+        go_on: Callable[[], object],
+    ) -> Session: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def __len__(self) -> int: ...
+    def arrived(self, count: int) -> None: ...
+    def take(self, writing: bool) -> tuple[bool, list[tuple[int, int, bytes]], str | None, str]: ...
+    def greet(self) -> None: ...
+    def permit(self, stream: str) -> None: ...
+    def forbid(self) -> None: ...
+    def entered(self) -> None: ...
+    def send(self, kind: int, id: int, body: bytes, last: bool) -> None: ...
+    def send_bytes(self, bytes: bytes) -> None: ...
+    def fail(self, id: int, error: KimberliteError) -> None: ...
+    def acknowledge(self, id: int, receipts: list[Receipt]) -> None: ...
+    @property
+    def open(self) -> tuple[int, int]: ...
+    @property
+    def partial(self) -> bool: ...
+    @property
+    def counted(self) -> tuple[int, int]: ...
+    def close(self) -> None: ...
+
+def decode_append(
+    kind: int, body: bytes
+) -> tuple[list[tuple[str, Batch, int | None]], tuple[bytes, int] | None, str | None]: ...
+def decode_records(body: bytes, reverse: bool) -> list[Record]: ...
+def pack(value: object) -> bytes: ...
+def unpack(body: bytes) -> Any: ...
 def encode(records: object) -> Batch: ...
 def blake3(data: bytes, key: bytes | None = None) -> bytes: ...
 def derive(key: bytes, info: bytes) -> bytes: ...

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import Literal
 
+from kimberlite.arguments import Sync
 from kimberlite.log.opening import Opening, open_log
-from kimberlite.log.options import MIB, Options, Sync
+from kimberlite.log.options import MIB, Options
 from kimberlite.records import Receipt
 from kimberlite.storage import Backend
 

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from typing import Final, Literal, get_args
 
+from kimberlite import _native
 from kimberlite.errors import Invalid
-from kimberlite.log.options import LONGEST_NAME, LONGEST_PRODUCER
-from kimberlite.records import Record
+from kimberlite.records import Record, Time, nanoseconds
+
+Sync = Literal["record", "batch", "group", "os"]
+POLICIES: Final[tuple[str, ...]] = get_args(Sync)
+
+#: Bytes of a stream's name, and of a producer's id.
+LONGEST_NAME: Final = 255
+LONGEST_PRODUCER: Final = _native.LONGEST_PRODUCER
 
 Records = bytes | Record | Iterable[bytes | Record]
 Producer = tuple[str | bytes, int]
@@ -45,7 +53,7 @@ def checked_producer(producer: object) -> tuple[bytes, int]:
     return name, sequence
 
 
-def checked_bound(bound: object) -> int | datetime | None:
+def checked_bound(bound: object) -> int | Time | None:
     if bound is None or (isinstance(bound, int) and not isinstance(bound, bool)):
         if isinstance(bound, int) and bound < 0:
             raise Invalid("offsets and positions count from 0")
@@ -53,6 +61,8 @@ def checked_bound(bound: object) -> int | datetime | None:
     if isinstance(bound, datetime):
         if bound.tzinfo is None:
             raise Invalid("a time must be aware: it has no time zone")
+        return Time(nanoseconds(bound))
+    if isinstance(bound, Time):
         return bound
     raise Invalid("a bound is an int or an aware datetime")
 
@@ -76,3 +86,20 @@ def checked_expect(expect: object) -> dict[str, int]:
     if not isinstance(expect, Mapping):
         raise Invalid("append_many takes a mapping of streams to the offsets that they must have")
     return {checked_name(stream): offset for stream, offset in expect.items()}
+
+
+def checked_limit(limit: object) -> int | None:
+    if limit is not None and (type(limit) is not int or limit < 0):
+        raise Invalid("limit is a number of records")
+    return limit
+
+
+def checked_offset(offset: object) -> int | None:
+    if offset is not None and (type(offset) is not int or not 0 <= offset < 1 << 63):
+        raise Invalid("expect is an offset, kimberlite.NEW or None")
+    return offset
+
+
+def checked_sync(sync: object) -> None:
+    if sync not in POLICIES:
+        raise Invalid(f"sync is one of {', '.join(POLICIES)}, not {sync!r}")

@@ -13,7 +13,10 @@ KimberliteError
 ├── Invalid          INVALID           fix the call
 │   └── Misconfigured  INVALID         fix the directory, the file system or the setting
 ├── Closed           CLOSED            open again
-└── Unavailable      UNAVAILABLE       the disk refused; nothing was appended
+├── Unavailable      UNAVAILABLE       the disk refused, or nobody answers; nothing was appended
+├── ProtocolError    PROTOCOL_ERROR    fix the client: what it sent is no message
+├── FrameTooLarge    FRAME_TOO_LARGE   fix the client: no message is so large
+└── SlowConsumer     SLOW_CONSUMER     read what was asked for, then connect again
 """
 
 from __future__ import annotations
@@ -35,10 +38,12 @@ class Conflict(KimberliteError):
 
     code = "CONFLICT"
 
-    def __init__(self, message: str, expected: int | None = None) -> None:
+    def __init__(self, message: str, expected: int | None = None, about: str = "stream") -> None:
         super().__init__(message)
         #: The offset or sequence that would have been right.
         self.expected = expected
+        #: Whose: that of the "stream", or of the "producer".
+        self.about = about
 
 
 class Duplicate(KimberliteError):
@@ -141,7 +146,25 @@ class Closed(KimberliteError):
 
 
 class Unavailable(KimberliteError):
-    """The disk or a file refused; nothing was appended."""
+    """The disk or a file refused, or nobody answers; nothing was appended."""
 
     code = "UNAVAILABLE"
     exit_code = 74
+
+
+class ProtocolError(KimberliteError):
+    """What arrived is no message of the protocol. The connection is closed."""
+
+    code = "PROTOCOL_ERROR"
+
+
+class FrameTooLarge(KimberliteError):
+    """A message is announced that is larger than any may be. The connection is closed."""
+
+    code = "FRAME_TOO_LARGE"
+
+
+class SlowConsumer(KimberliteError):
+    """What was asked for was not read in time. The connection is closed."""
+
+    code = "SLOW_CONSUMER"

@@ -9,6 +9,10 @@ from typing import Final, NamedTuple
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+#: `expect` for a stream that must not exist yet: the offset its first record gets.
+NEW: Final = 0
+
+
 class Record(NamedTuple):
     """One record. The first four fields are the client's; the log fills in the others.
 
@@ -42,6 +46,21 @@ class Receipt(NamedTuple):
     incarnation: int
     group: int
     mac: bytes
+
+
+class StreamInfo(NamedTuple):
+    """A stream that has records."""
+
+    name: str
+    #: The offset that its next record gets.
+    length: int
+    encrypted: bool
+
+
+class Time(NamedTuple):
+    """A moment, where a plain integer is a place."""
+
+    ns: int
 
 
 def nanoseconds(moment: datetime) -> int:

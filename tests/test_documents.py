@@ -15,7 +15,7 @@ from typing import get_args
 import pytest
 
 import kimberlite
-from kimberlite import errors
+from kimberlite import arguments, errors
 from kimberlite.cli import append, main
 from kimberlite.crypto.master import CREDENTIAL
 from kimberlite.log import options
@@ -169,8 +169,8 @@ def test_the_ranges_of_options(fits: dict[str, float], does_not: dict[str, float
     [
         f"| records in a batch | {options.LARGEST_BATCH:,} |",
         f"| bytes of a batch, as stored | {options.LARGEST_BATCH_BYTES // MIB} MiB,",
-        f"| a stream's name | {options.LONGEST_NAME} bytes of UTF-8,",
-        f"| a producer's id | {options.LONGEST_PRODUCER} bytes |",
+        f"| a stream's name | {arguments.LONGEST_NAME} bytes of UTF-8,",
+        f"| a producer's id | {arguments.LONGEST_PRODUCER} bytes |",
         "from 64 KiB to 2 GiB;",
         "a zstd level, from -7 to 19;",
         "1 to 8 |",
@@ -201,7 +201,7 @@ def test_the_padding_and_the_block() -> None:
 
 def test_policies_and_backends() -> None:
     policies = [cells[0].strip("`").split("`")[0] for cells in rows(section(OPERATIONS, "Who waits for which sync"))]
-    assert sorted(policies) == sorted(options.POLICIES)
+    assert sorted(policies) == sorted(arguments.POLICIES)
     backends = {cells[0].strip("`") for cells in rows(section(OPERATIONS, "Backends"))}
     assert backends | {"auto"} == set(get_args(Choice))
 

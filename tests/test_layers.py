@@ -16,8 +16,12 @@ LAYERS = [
     ["sync"],
     ["__init__"],
     ["api"],
+    ["server", "client"],
+    ["wire"],
     ["log"],
     ["storage", "crypto"],
+    ["iterators"],
+    ["arguments"],
     ["_native"],
     ["records"],
     ["errors"],
@@ -54,6 +58,11 @@ def forbidden(layer: str, source: str) -> list[str]:
 
 def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", [path for path in modules() if path.parent.name in ("client", "wire")])
+def test_client_and_wire_know_nothing_of_a_log_on_disk(path: Path) -> None:
+    assert {part_of(name) for name in imported(path.read_text())}.isdisjoint({"log", "storage", "crypto"})
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, Final
 
 from kimberlite import _native, sync
+from kimberlite.arguments import POLICIES
 from kimberlite.cli import forms
 from kimberlite.cli.target import add_key_file, add_target, directory
 from kimberlite.cli.terminal import Progress, say
 from kimberlite.errors import Invalid, LimitExceeded
-from kimberlite.log.options import LARGEST_BATCH, LARGEST_BATCH_BYTES, POLICIES
+from kimberlite.log.options import LARGEST_BATCH, LARGEST_BATCH_BYTES
 from kimberlite.records import Record
 
 #: Read at a time, and records in a batch that comes of it.

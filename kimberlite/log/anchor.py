@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from kimberlite import _native
 from kimberlite.errors import Corrupt, Invalid, RolledBack
 from kimberlite.log.names import HASHES
-from kimberlite.log.recovery import Keys
 from kimberlite.records import Receipt
-
-NO_KEY: Final = bytes(32)
 
 
 def check_receipt(anchor: object) -> None:
@@ -28,12 +23,11 @@ def check_receipt(anchor: object) -> None:
         raise Invalid("an anchor is a durable receipt")
 
 
-def check_anchor(log: _native.Log, anchor: Receipt | None, keys: Keys) -> None:
-    """The log must reach what the receipt says, and agree with it. One whose MAC is wrong says nothing."""
-    if anchor is None:
-        return
+def check_anchor(log: _native.Log, anchor: Receipt, *, keyed: bool) -> None:
+    """The log must reach what the receipt says, and agree with it. One whose MAC is wrong says nothing, if the key is
+    known."""
     mac = mac_of(log, anchor)
-    if mac not in (None, anchor.mac) and keys.receipt != NO_KEY:
+    if mac not in (None, anchor.mac) and keyed:
         raise Invalid("the anchor was changed, or is a receipt of another database: its MAC is wrong")
     size, _ = log.root()
     if size < anchor.tree_size:

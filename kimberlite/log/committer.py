@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Final
+from typing import Any, Final
 
 from kimberlite import _native
+from kimberlite.arguments import Sync
 from kimberlite.errors import Closed, KimberliteError, LimitExceeded, NoSpace, Unavailable, UnknownOutcome
 from kimberlite.log.flights import Answer, Flight, Flights
 from kimberlite.log.marks import Mark, encode_mark
 from kimberlite.log.names import segment_name
-from kimberlite.log.options import Options, Sync
+from kimberlite.log.options import Options
 from kimberlite.log.tail import Tail, install
 from kimberlite.log.tasks import begin
-from kimberlite.records import Receipt
 from kimberlite.storage.backend import BLOCK, Backend, File, let_go, opener
 
 #: Seconds after which what the kernel only holds is synced.
@@ -69,7 +69,7 @@ class Committer:
         self._loop = asyncio.get_running_loop()
         self._marks, self._mark, self._marking = marks, mark, False
         self._marked_at = mark.group
-        self._pool = log.pool()
+        self.pool = log.pool()
         #: Out of the pool, and in no flight yet.
         self._taken: list[_native.Request] = []
         #: Appends that wait for room in the pool, in their order.
@@ -93,19 +93,18 @@ class Committer:
         policy: Sync,
         producer: tuple[bytes, int] | None = None,
         several: bool = False,
-    ) -> list[Receipt]:
-        """The receipts, one a part, when they are as durable as the policy says."""
+    ) -> asyncio.Future[Any]:
+        """Its answer to come, when it is in the pool: a receipt, or a list of them if it is to several streams."""
         if self.crowded:
             await self.turn()
         future = self._loop.create_future()
         self.enter(_native.Request(parts, policy, producer, several, future, self.quantum))
-        answer = await future
-        return answer if several else [answer]
+        return future
 
     @property
     def crowded(self) -> bool:
         """Whether an append has to wait for its `turn` before it may `enter`."""
-        return bool(self._turns) or self._pool.bytes >= self.options.pool_bytes
+        return bool(self._turns) or self.pool.bytes >= self.options.pool_bytes
 
     def fits(self, request: _native.Request) -> bool:
         """Whether any segment takes it."""
@@ -116,8 +115,17 @@ class Committer:
         self.check()
         if self.closed:
             raise Closed("the database was closed before this was appended")
-        self._pool.push(request, bool(self._flights.writing))
-        if self._pool.bytes >= self.options.group_bytes and self._busy is None:
+        self.pool.push(request, self.writing)
+        self.entered()
+
+    @property
+    def writing(self) -> bool:
+        """Whether a group is on its way, so that the next will wait a little."""
+        return bool(self._flights.writing)
+
+    def entered(self) -> None:
+        """Appends have come into the pool: they are sealed when all who are about to ask have asked."""
+        if self.pool.bytes >= self.options.group_bytes and self._busy is None:
             # Sealed while the others are still asking, so that it is written while the next is sealed.
             self._pump()
         elif not self._pump_due:
@@ -140,7 +148,7 @@ class Committer:
             self._loop.call_soon(self._let_in)
 
     def _let_in(self) -> None:
-        room = self._pool.bytes < self.options.pool_bytes or self.poisoned is not None
+        room = self.pool.bytes < self.options.pool_bytes or self.poisoned is not None
         if room and self._turns and not self._turns[0].done():
             self._turns[0].set_result(None)
 
@@ -161,10 +169,10 @@ class Committer:
             raise
 
     def _pump_all(self) -> None:
-        while self._pool and self.poisoned is None and self._busy is None and self._may_seal():
-            batch, declarations = self._pool.first
+        while self.pool and self.poisoned is None and self._busy is None and self._may_seal():
+            batch, declarations = self.pool.first
             if OVERHEAD + batch > self.tail.most:
-                self._pool.take(0)[0][0].refuse(LimitExceeded("the append does not fit in a segment"))
+                self.pool.take(0)[0][0].refuse(LimitExceeded("the append does not fit in a segment"))
                 self._let_in()
                 continue
             # So many streams may be new that their declarations alone fill groups.
@@ -186,11 +194,11 @@ class Committer:
             return False
         if not flights.writing:
             return True
-        return len(flights.writing) < depth and self._pool.bytes >= self.options.group_bytes
+        return len(flights.writing) < depth and self.pool.bytes >= self.options.group_bytes
 
     def _take(self) -> tuple[list[_native.Request], int]:
         """The requests of the next group, and its bound: what fits, of one policy."""
-        self._taken, bound = self._pool.take(max(0, min(self.options.largest_group, self.tail.largest()) - OVERHEAD))
+        self._taken, bound = self.pool.take(max(0, min(self.options.largest_group, self.tail.largest()) - OVERHEAD))
         self._let_in()
         return self._taken, OVERHEAD + bound
 
@@ -375,7 +383,7 @@ class Committer:
             self._rest()
         elif self._flights:
             self._sync()
-        elif self._pool or self._busy is not None:
+        elif self.pool or self._busy is not None:
             # Nobody comes back here for them if no group comes of it.
             self._rest()
         elif self._marked_at != self.durable:
@@ -426,7 +434,7 @@ class Committer:
 
     def _refuse_all(self, error: NoSpace | Unavailable) -> None:
         """Everything in the pool: nothing of it was numbered or sealed."""
-        for request in self._pool.clear():
+        for request in self.pool.clear():
             request.refuse(type(error)(str(error)))
         self._let_in()
 
@@ -474,7 +482,7 @@ class Committer:
 
     async def drain(self) -> None:
         """Everything accepted is durable and answered."""
-        while self._pool or self._turns or self._busy is not None or self._flights or self._marking:
+        while self.pool or self._turns or self._busy is not None or self._flights or self._marking:
             self.check()
             if self._busy is not None:
                 await asyncio.wait([self._busy])
@@ -508,7 +516,7 @@ class Committer:
         message = (
             f"a write or a sync failed ({str(error) or type(error).__name__}); whether this was appended is unknown"
         )
-        waiting = self._pool.clear() + self._taken
+        waiting = self.pool.clear() + self._taken
         self._taken = []
         for flight in self._flights:
             waiting += flight.acks + [request for request, _ in flight.refused]

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final
 
 from kimberlite import _native
+from kimberlite.arguments import (
+    Producer,
+    Records,
+    Sync,
+    checked_batches,
+    checked_bound,
+    checked_expect,
+    checked_limit,
+    checked_name,
+    checked_offset,
+    checked_producer,
+    checked_sync,
+)
 from kimberlite.errors import (
     Closed,
     Conflict,
@@ -20,25 +34,14 @@ from kimberlite.errors import (
     Unavailable,
     UnknownOutcome,
 )
-from kimberlite.log.arguments import (
-    Producer,
-    Records,
-    checked_batches,
-    checked_bound,
-    checked_expect,
-    checked_name,
-    checked_producer,
-)
 from kimberlite.log.committer import Committer, Part
-from kimberlite.log.options import POLICIES, Options, Sync
-from kimberlite.log.reading import Reader, Tail, reading_disk
-from kimberlite.log.streams import StreamInfo, Streams
+from kimberlite.log.options import Options
+from kimberlite.log.reading import B, Following, Read, Reader, Reading, Tail, reading_disk
+from kimberlite.log.refusals import translate
+from kimberlite.log.streams import Streams
 from kimberlite.log.tasks import begin
-from kimberlite.records import Receipt, Record, nanoseconds
+from kimberlite.records import Receipt, Record, StreamInfo, Time
 from kimberlite.storage.backend import Backend
-
-#: `expect` for a stream that must not exist yet: the offset its first record gets.
-NEW: Final = 0
 
 #: Records of `get_many` in one go of a background thread.
 MANY: Final = 1024
@@ -156,12 +159,24 @@ class Log:
         *,
         several: bool = False,
     ) -> list[Receipt]:
+        answer = await (await self._enter(batches, expect, producer, policy, several=several))
+        return answer if several else [answer]
+
+    async def _enter(
+        self,
+        batches: Mapping[str, _native.Batch],
+        expect: Mapping[str, int | None],
+        producer: Producer | None,
+        policy: Sync,
+        *,
+        several: bool,
+    ) -> asyncio.Future[Any]:
+        """The answer to come, a receipt or a list of them, when the append is in line: no later one overtakes it."""
         committer, streams = self._writer()
         named = None if producer is None else checked_producer(producer)
         missing = []
         for stream, offset in expect.items():
-            if offset is not None and (type(offset) is not int or not 0 <= offset < 1 << 63):
-                raise Invalid("expect is an offset, kimberlite.NEW or None")
+            checked_offset(offset)
             if self._native.stream(stream) is None:
                 if offset and stream not in streams.entering:
                     raise Conflict(f"stream {stream!r} has 0 records", 0)
@@ -181,12 +196,9 @@ class Log:
         """A batch and a sync for every record, in a row; the receipt is that of the last, for all."""
         if expect is not None or producer is not None:
             raise Invalid("sync='record' makes a batch of every record: expect and producer need one batch")
-        committer, streams = self._writer()
-        if self._native.stream(stream) is None or stream in streams.entering:
-            await streams.create([stream])
-        if committer.crowded:
-            await committer.turn()
-        futures = self._enter_each(committer, stream, streams.number(stream), singles)
+        return await self._last_of(await self._enter_each(stream, singles, None))
+
+    async def _last_of(self, futures: list[asyncio.Future[Receipt]]) -> Receipt:
         receipts = every_receipt(await asyncio.gather(*futures, return_exceptions=True))
         first, last = receipts[0], receipts[-1]
         receipt = last._replace(first_offset=first.first_offset, first_position=first.first_position)
@@ -194,14 +206,28 @@ class Log:
         assert mac is not None, "the stream has records"
         return receipt._replace(mac=mac)
 
-    def _enter_each(
-        self, committer: Committer, stream: str, number: int, singles: list[_native.Batch]
+    async def _enter_each(
+        self, stream: str, singles: list[_native.Batch], producer: tuple[bytes, int] | None
     ) -> list[asyncio.Future[Receipt]]:
-        """All of them, or none if one is beyond a limit."""
+        """The answers to come, when all are in line; or none is, if one is beyond a limit. The producer's sequences are
+        in a row."""
+        committer, streams = self._writer()
+        if self._native.stream(stream) is None or stream in streams.entering:
+            await streams.create([stream])
+        if committer.crowded:
+            await committer.turn()
+        number = streams.number(stream)
         futures: list[asyncio.Future[Receipt]] = [self._loop.create_future() for _ in singles]
         requests = [
-            _native.Request([(stream, number, single, None)], "record", None, False, future, self._quantum)
-            for single, future in zip(singles, futures, strict=True)
+            _native.Request(
+                [(stream, number, single, None)],
+                "record",
+                None if producer is None else (producer[0], producer[1] + i),
+                False,
+                future,
+                self._quantum,
+            )
+            for i, (single, future) in enumerate(zip(singles, futures, strict=True))
         ]
         if not all(committer.fits(request) for request in requests):
             raise LimitExceeded("one of the records does not fit in a segment")
@@ -218,8 +244,7 @@ class Log:
 
     def _policy(self, sync: Sync | None) -> Sync:
         policy = sync if sync is not None else self._options.sync
-        if policy not in POLICIES:
-            raise Invalid(f"sync is one of {', '.join(POLICIES)}, not {policy!r}")
+        checked_sync(policy)
         return policy
 
     # ---- reading
@@ -239,14 +264,7 @@ class Log:
         Integers are offsets with a stream and positions without, aware datetimes are times; `until` is
         exclusive; `reverse` starts at the end. An unknown stream reads as empty.
         """
-        self._check()
-        if stream is not None:
-            stream = checked_name(stream)
-        if limit is not None and (type(limit) is not int or limit < 0):
-            raise Invalid("limit is a number of records")
-        return Reader(
-            self, stream, checked_bound(start), checked_bound(until), limit, reverse=bool(reverse), system=bool(system)
-        )
+        return Reader(self._reading(self._native.read, stream, start, until, limit, reverse=reverse, system=system))
 
     async def get(self, position: int) -> Record:
         """The record at a position of the log."""
@@ -284,14 +302,7 @@ class Log:
 
         `start` may be an offset, a position or a time that is to come: nothing before it is shown.
         """
-        self._check()
-        if stream is not None:
-            stream = checked_name(stream)
-        if self._refresh is not None and start is None:
-            # Where the end is now cannot be asked later.
-            with reading_disk():
-                self._refresh()
-        return Tail(self, stream, checked_bound(start), system=bool(system))
+        return Tail(self._following(self._native.read, stream, start, system=system))
 
     def streams(self) -> Iterator[StreamInfo]:
         """The streams that have records, in the order of their declarations; to a reader, as of its last read."""
@@ -306,6 +317,33 @@ class Log:
         with reading_disk():
             return self._info()
 
+    def _reading(
+        self,
+        read: Read[B],
+        stream: str | None,
+        start: int | datetime | Time | None,
+        until: int | datetime | Time | None,
+        limit: int | None,
+        *,
+        reverse: bool,
+        system: bool,
+    ) -> Reading[B]:
+        self._check()
+        name = None if stream is None else checked_name(stream)
+        bounds = checked_bound(start), checked_bound(until)
+        return Reading(self, read, name, *bounds, checked_limit(limit), reverse=bool(reverse), system=bool(system))
+
+    def _following(
+        self, read: Read[B], stream: str | None, start: int | datetime | Time | None, *, system: bool
+    ) -> Following[B]:
+        self._check()
+        name = None if stream is None else checked_name(stream)
+        if self._refresh is not None and start is None:
+            # Where the end is now cannot be asked later.
+            with reading_disk():
+                self._refresh()
+        return Following(self, read, name, checked_bound(start), system=bool(system))
+
     # ---- lifetime
 
     async def close(self) -> None:
@@ -316,8 +354,10 @@ class Log:
         if os.getpid() != self._pid:
             # The log is its parent's, who goes on writing it.
             return
-        if self._closed is None and asyncio.get_running_loop() is not self._loop:
-            if not self._loop.is_closed():
+        elsewhere = self._loop if self._closed is None else self._closed.get_loop()
+        ended = self._closed is not None and self._closed.done()
+        if not ended and asyncio.get_running_loop() is not elsewhere:
+            if not elsewhere.is_closed():
                 raise Invalid("the database belongs to another event loop, which has to close it")
             # Its loop has taken whoever would have finished: what it has acknowledged is on the disk.
             self._closed = begin(self._abandon(), "kimberlite-close", lambda _error: None)
@@ -337,13 +377,18 @@ class Log:
             raise outcome
         if outcome is not None:
             # It may not have come so far.
-            self._backend.close()
+            with contextlib.suppress(OSError):
+                self._backend.close()
             # The loop was told of an interrupt; whoever waits here, or closes once more, was not interrupted.
             raise UnknownOutcome(f"the close was ended by {type(outcome).__name__}") from outcome
 
     async def _abandon(self) -> None:
-        self._backend.close()
-        self._let_go()
+        try:
+            self._backend.close()
+        except OSError as error:
+            raise translate(error, "at the close of a loop that is gone") from error
+        finally:
+            self._let_go()
 
     async def _finish(self) -> None:
         try:
@@ -370,6 +415,11 @@ class Log:
         await self.close()
 
     @property
+    def options(self) -> Options:
+        """How it was opened."""
+        return self._options
+
+    @property
     def durable_position(self) -> int:
         """Positions below this are durable and visible."""
         return self._native.durable
@@ -394,12 +444,12 @@ class Log:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    def _resolve(self, bound: int | datetime, stream: int | None) -> int:
+    def _resolve(self, bound: int | Time, stream: int | None) -> int:
         """A bound as an offset of a stream, or as a position."""
         if isinstance(bound, int):
             return bound
         with reading_disk():
-            position = self._native.position_at(min(max(0, nanoseconds(bound)), LATEST))
+            position = self._native.position_at(min(max(0, bound.ns), LATEST))
             return position if stream is None else self._native.offset_at(stream, position)
 
     def _check_position(self, position: int) -> None:

@@ -219,7 +219,7 @@ class Opener:
         if not all(self.backend.exists(name) for name in DIRECTORIES):
             # What copies a database may leave out the directories that are empty.
             creation.make_directories(self.backend)
-        lost = not identity.tagged and keys.receipt == bytes(32)
+        lost = not identity.tagged and not keys.receipts
         if lost:
             keys.receipt = self.injected.random(32)
         marks_file = self._lock_marks()
@@ -229,7 +229,8 @@ class Opener:
         derived = Derived(self.backend, log, identity.database_id)
         loader = Loader(self.backend, identity, keys, marks, log, write=True)
         log, end = derived.load(loader, lambda: new_log(identity, keys, self.options, self.injected.seed))
-        check_anchor(log, self.anchor, keys)
+        if self.anchor is not None:
+            check_anchor(log, self.anchor, keyed=keys.receipts)
         # Not before: what is refused stays as it is.
         self._heal(keys, lost=lost)
         mark = self._settle(log, marks.newest, end, identity, marks_file)
@@ -378,14 +379,15 @@ class Opener:
             except BaseException as error:
                 # Whoever still waits is told.
                 committer.poison(error)
+                streams.end(error)
                 if isinstance(error, OSError):
                     raise translate(error, "at the close, with everything durable") from error
                 raise
             finally:
                 await tail.stop()
-                self.backend.close()
                 # They lead back to it, and would keep every file open until a collector comes.
                 committer.on_publish = committer.on_rotate = tail.on_death = streams.on_death = nothing
+                self._close_backend()
 
         def info() -> dict[str, Any]:
             return describe(identity, native, self.backend, committer, self.notes)
@@ -399,6 +401,12 @@ class Opener:
         committer.on_publish = published
         return log
 
+    def _close_backend(self) -> None:
+        try:
+            self.backend.close()
+        except OSError as error:
+            raise translate(error, "at the close, with everything durable") from error
+
     def _close_files(self, committer: Committer, checkpointer: Checkpointer) -> None:
         tail = committer.tail
         tail.file.truncate(tail.place)
@@ -411,7 +419,7 @@ class Opener:
 
         async def close() -> None:
             follower.close()
-            self.backend.close()
+            self._close_backend()
 
         def info() -> dict[str, Any]:
             return describe(identity, native, self.backend, None, self.notes)
@@ -426,7 +434,8 @@ class Opener:
         follower = Follower(
             self.backend, identity, keys, lambda: new_log(identity, keys, self.options, None), acknowledged
         )
-        check_anchor(follower.log, self.anchor, keys)
+        if self.anchor is not None:
+            check_anchor(follower.log, self.anchor, keyed=keys.receipts)
         return follower, identity
 
 

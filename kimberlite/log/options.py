@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import UnionType
-from typing import Final, Literal, get_args
+from typing import Final
 
 from kimberlite import _native
+from kimberlite.arguments import Sync, checked_sync
 from kimberlite.errors import Invalid
-
-Sync = Literal["record", "batch", "group", "os"]
-POLICIES: Final[tuple[str, ...]] = get_args(Sync)
 
 MIB: Final = 1 << 20
 
@@ -44,8 +42,7 @@ class Options:
     checkpoint_bytes: int = 64 * MIB
 
     def __post_init__(self) -> None:
-        if self.sync not in POLICIES:
-            raise Invalid(f"sync is one of {', '.join(POLICIES)}, not {self.sync!r}")
+        checked_sync(self.sync)
         if not is_within(self.segment_bytes, 64 * 1024, 2048 * MIB) or self.segment_bytes % 4096:
             raise Invalid("segment_bytes is from 64 KiB to 2 GiB, a multiple of 4,096")
         if not is_within(self.depth, 1, 8):
@@ -64,7 +61,3 @@ def is_within(value: object, least: int, most: int, kind: type | UnionType = int
 LARGEST_BATCH: Final = _native.LARGEST_BATCH
 #: Bytes of a batch as it is stored.
 LARGEST_BATCH_BYTES: Final = _native.LARGEST_BATCH_BYTES
-#: Bytes of a stream's name.
-LONGEST_NAME: Final = 255
-#: Bytes of a producer's id.
-LONGEST_PRODUCER: Final = 128

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
-from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from kimberlite.errors import Unavailable
-from kimberlite.records import Record
+from kimberlite.iterators import Records
+from kimberlite.records import Record, Time
 
 if TYPE_CHECKING:
     from kimberlite.log.log import Log
@@ -23,6 +22,11 @@ BATCH_RECORDS: Final = 8192
 FEW: Final = 256
 NO_END: Final = (1 << 63) - 1
 
+B = TypeVar("B", bound=Sized)
+#: Of a stream's number, start, end, reverse, limit, size and whether system records count: what was read, and the start
+#: and the end of what is left.
+Read = Callable[[int | None, int, int, bool, int, int, bool], tuple[B, int, int]]
+
 
 @contextmanager
 def reading_disk() -> Iterator[None]:
@@ -33,115 +37,53 @@ def reading_disk() -> Iterator[None]:
         raise Unavailable(f"the disk cannot be read: {error}") from error
 
 
-class Records:
-    """An async iterator of records, taken in batches; `batches()` gives these, for speed.
-
-    A wait for more that is cancelled loses nothing, and tasks that share an iterator share its records out.
-    """
-
-    def __init__(self) -> None:
-        self._batch: list[Record] = []
-        self._next = 0
-        self._closed = False
-        #: Held by whoever gets the next batch.
-        self._turn = asyncio.Lock()
-
-    async def _more(self) -> list[Record]:
-        """The next records; none at the end. Nothing has moved on if it is cancelled."""
-        raise NotImplementedError
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Record:
-        while self._next >= len(self._batch):
-            async with self._turn:
-                if self._next >= len(self._batch):
-                    self._batch, self._next = await self._more(), 0
-                    if not self._batch:
-                        raise StopAsyncIteration
-        record = self._batch[self._next]
-        self._next += 1
-        return record
-
-    def batches(self) -> Batches:
-        """The records as lists of up to some thousands."""
-        return Batches(self)
-
-    async def _take(self) -> list[Record]:
-        async with self._turn:
-            rest, self._batch, self._next = self._batch[self._next :], [], 0
-            return rest or await self._more()
-
-    async def aclose(self) -> None:
-        self._closed = True
-        self._batch = []
-
-
-class Batches:
-    """An async iterator of lists of records."""
-
-    def __init__(self, records: Records) -> None:
-        self._records = records
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> list[Record]:
-        batch = await self._records._take()
-        if not batch:
-            raise StopAsyncIteration
-        return batch
-
-    async def aclose(self) -> None:
-        await self._records.aclose()
-
-
-class Reader(Records):
-    """What is there when it begins."""
+class Reading(Generic[B]):
+    """What is there when it begins, in the form in which `read` gives it."""
 
     def __init__(
         self,
         log: Log,
+        read: Read[B],
         stream: str | None,
-        start: int | datetime | None,
-        until: int | datetime | None,
+        start: int | Time | None,
+        until: int | Time | None,
         limit: int | None,
         *,
         reverse: bool,
         system: bool,
     ) -> None:
-        super().__init__()
-        self._log = log
+        self._log, self._read = log, read
         self._stream, self._start, self._until = stream, start, until
         self._left = NO_END if limit is None else limit
         self._reverse, self._system = reverse, system
         #: The stream's number and what is left to read, once it has begun.
         self._span: tuple[int | None, int, int] | None = None
         self._first = True
+        self.closed = False
 
-    async def _more(self) -> list[Record]:
+    async def more(self) -> B | None:
+        """The next records; None at the end. Nothing has moved on if it is cancelled."""
         log = self._log
         log._check()
         if self._span is None:
             await log._refreshed()
             self._span = self._begin()
         number, start, end = self._span
-        while start < end and self._left > 0 and not self._closed:
+        while start < end and self._left > 0 and not self.closed:
             log._check()
             limit = min(self._left, BATCH_RECORDS)
-            read = partial(log._native.read, number, start, end, self._reverse, limit)
+            read = partial(self._read, number, start, end, self._reverse, limit)
             with reading_disk():
                 if self._first:
-                    records, start, end = read(FIRST_BYTES, self._system)
+                    batch, start, end = read(FIRST_BYTES, self._system)
                 else:
-                    records, start, end = await log._backend.run(partial(read, BATCH_BYTES, self._system))
+                    batch, start, end = await log._backend.run(partial(read, BATCH_BYTES, self._system))
             self._first = False
             self._span = number, start, end
-            self._left -= len(records)
-            if records:
-                return records
-        return []
+            self._left -= len(batch)
+            if len(batch):
+                return batch
+        return None
 
     def _begin(self) -> tuple[int | None, int, int]:
         log, native = self._log, self._log._native
@@ -154,14 +96,14 @@ class Reader(Records):
         return number, start, end
 
 
-class Tail(Records):
+class Following(Generic[B]):
     """What is durable and what becomes so: it waits for records that are not there yet, and ends with the database."""
 
-    def __init__(self, log: Log, stream: str | None, start: int | datetime | None, *, system: bool) -> None:
-        super().__init__()
-        self._log, self._stream, self._system = log, stream, system
+    def __init__(self, log: Log, read: Read[B], stream: str | None, start: int | Time | None, *, system: bool) -> None:
+        self._log, self._read, self._stream, self._system = log, read, stream, system
+        self.closed = False
         #: A place, or a time as long as there is no record of it or later: log time never goes back.
-        self._at: int | datetime
+        self._at: int | Time
         if start is not None:
             self._at = start
         elif stream is None:
@@ -170,33 +112,61 @@ class Tail(Records):
             number = log._native.stream(stream)
             self._at = 0 if number is None else log._native.length(number)
 
-    async def aclose(self) -> None:
-        await super().aclose()
-        # Whoever waits on it looks again.
-        self._log._published()
-
-    async def _more(self) -> list[Record]:
+    async def more(self) -> B | None:
+        """The next records; None once it is closed. Nothing has moved on if it is cancelled."""
         native = self._log._native
-        while not self._closed:
+        while not self.closed:
             self._log._check()
             number = None if self._stream is None else native.stream(self._stream)
             if self._stream is None or number is not None:
                 start = self._log._resolve(self._at, number)
                 end = native.durable if number is None else native.length(number)
                 if start < end:
-                    records, self._at = await self._read(number, start, end)
-                    if records:
-                        return records
+                    batch, self._at = await self._take(number, start, end)
+                    if len(batch):
+                        return batch
                     continue
             await self._log._wait_for_change()
-        return []
+        return None
 
-    async def _read(self, number: int | None, start: int, end: int) -> tuple[list[Record], int]:
+    async def _take(self, number: int | None, start: int, end: int) -> tuple[B, int]:
         """What has just come is read on the loop; whoever has to catch up does not hold it up."""
-        read = partial(self._log._native.read, number, start, end, False, BATCH_RECORDS)
+        read = partial(self._read, number, start, end, False, BATCH_RECORDS)
         with reading_disk():
             if end - start <= FEW:
-                records, left, _ = read(FIRST_BYTES, self._system)
+                batch, left, _ = read(FIRST_BYTES, self._system)
             else:
-                records, left, _ = await self._log._backend.run(partial(read, BATCH_BYTES, self._system))
-        return records, left
+                batch, left, _ = await self._log._backend.run(partial(read, BATCH_BYTES, self._system))
+        return batch, left
+
+
+class Reader(Records):
+    """What is there when it begins."""
+
+    def __init__(self, reading: Reading[list[Record]]) -> None:
+        super().__init__()
+        self._reading = reading
+
+    async def _more(self) -> list[Record]:
+        return await self._reading.more() or []
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        self._reading.closed = True
+
+
+class Tail(Records):
+    """What is durable and what becomes so, until it or the database is closed."""
+
+    def __init__(self, following: Following[list[Record]]) -> None:
+        super().__init__()
+        self._following = following
+
+    async def _more(self) -> list[Record]:
+        return await self._following.more() or []
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        self._following.closed = True
+        # Whoever waits on it looks again.
+        self._following._log._published()

@@ -38,6 +38,10 @@ NO_LIMIT: Final = (1 << 64) - 1
 Progress = Callable[[int, int], None]
 
 
+#: In the place of a receipt key that is not known.
+NO_KEY: Final = bytes(32)
+
+
 @dataclass
 class Keys:
     """What the master key gives, or its absence."""
@@ -61,6 +65,11 @@ class Keys:
         if key is None:
             raise KeyUnavailable(f"the vault has no key for stream {stream}")
         return key
+
+    @property
+    def receipts(self) -> bool:
+        """Whether the MAC of a receipt can be checked."""
+        return self.receipt != NO_KEY
 
     @property
     def writable(self) -> bool:
@@ -109,12 +118,12 @@ def load_keys(
             # One made anew would make nothing of the receipts that were given.
             raise Unavailable(f"the disk cannot read {RECEIPT_KEY}")
         if receipt is None or len(receipt) != 32 or receipt == UNREADABLE[:32]:
-            receipt = bytes(32)
+            receipt = NO_KEY
         return Keys(identity, None, receipt, None)
     if master is None:
         if not read_only:
             raise KeyUnavailable("this database has a master key: without it, it opens read-only")
-        return Keys(identity, None, bytes(32), None)
+        return Keys(identity, None, NO_KEY, None)
 
     def load() -> Vault:
         found = [read_small(backend, name) or b"" for name in VAULTS]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple
 
 from kimberlite import _native
 from kimberlite.crypto.vault import Vault
@@ -13,15 +12,6 @@ from kimberlite.errors import UnknownOutcome
 from kimberlite.log.refusals import refusal
 from kimberlite.log.tasks import begin
 from kimberlite.storage.backend import Backend, File
-
-
-class StreamInfo(NamedTuple):
-    """A stream that has records."""
-
-    name: str
-    #: The offset that its next record gets.
-    length: int
-    encrypted: bool
 
 
 class Streams:
@@ -69,19 +59,21 @@ class Streams:
             self._waiting.add(done)
             done.add_done_callback(self._waiting.discard)
             if self._task is None:
-                self._task = begin(self._create(), "kimberlite-streams", self._died)
+                self._task = begin(self._create(), "kimberlite-streams", self.end)
             await done
         finally:
             for name in names:
                 self._entered(name)
 
-    def _died(self, error: BaseException) -> None:
+    def end(self, error: BaseException) -> None:
+        """Nothing is made any more, and whoever waits is told: the handle is dying of this."""
         # A thread may still be writing to the vault, over whatever was written next.
         self._interrupted, self._task, self._wanted = True, None, []
         self.on_death(error)
         for future in list(self._waiting):
             if not future.done():
-                future.set_exception(UnknownOutcome("the vault did not take the key of a new stream: interrupted"))
+                why = str(error) or type(error).__name__
+                future.set_exception(UnknownOutcome(f"no key was made for a new stream: {why}"))
 
     def _entered(self, name: str) -> None:
         self.entering[name] -= 1

@@ -13,9 +13,9 @@ pub fn raise(py: Python<'_>, name: &str, message: &str) -> PyErr {
     class(py, name).and_then(|class| class.call1((message,))).map_or_else(|error| error, PyErr::from_value)
 }
 
-pub fn conflict(py: Python<'_>, message: String, expected: Option<u64>) -> PyErr {
+pub fn conflict(py: Python<'_>, message: String, expected: Option<u64>, about: &str) -> PyErr {
     class(py, "Conflict")
-        .and_then(|class| class.call1((message, expected)))
+        .and_then(|class| class.call1((message, expected, about)))
         .map_or_else(|error| error, PyErr::from_value)
 }
 

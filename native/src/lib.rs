@@ -9,6 +9,8 @@ mod log;
 mod pool;
 mod records;
 mod ring;
+mod session;
+mod values;
 mod writer;
 
 #[pymodule]
@@ -25,6 +27,10 @@ mod _native {
     #[pymodule_export]
     const LONGEST_HEADER: usize = kimberlite_core::record::LONGEST_HEADER;
     #[pymodule_export]
+    const LONGEST_PRODUCER: usize = kimberlite_core::record::LONGEST_PRODUCER;
+    #[pymodule_export]
+    const NOBODY: u32 = kimberlite_core::wire::kind::NOBODY;
+    #[pymodule_export]
     const OVERHEAD: usize = kimberlite_core::group::OVERHEAD;
     #[pymodule_export]
     use super::batch::{Batch, encode};
@@ -33,11 +39,17 @@ mod _native {
     #[pymodule_export]
     use super::crypto::{blake3, derive, key_id, xaes_open, xaes_seal};
     #[pymodule_export]
-    use super::log::{Log, Resume, Sealed, Segment, closes, header_damage};
+    use super::log::{Frame, Log, Resume, Sealed, Segment, closes, header_damage};
     #[pymodule_export]
     use super::pool::{Pool, Request};
     #[pymodule_export]
+    use super::records::decode_records;
+    #[pymodule_export]
     use super::ring::Ring;
+    #[pymodule_export]
+    use super::session::{Limits, Session, decode_append};
+    #[pymodule_export]
+    use super::values::{pack, unpack};
     #[pymodule_export]
     use super::writer::{Writer, file_system};
 }

@@ -4,14 +4,17 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use kimberlite_core::group::{Stream, make_ahead};
-use kimberlite_core::log::{self, Part};
+use kimberlite_core::log::{self, Part, Receipt};
 use kimberlite_core::record;
+use kimberlite_core::wire::receipts;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 use pyo3::{PyTraverseError, PyVisit};
 
 use crate::batch::Batch;
+use crate::records::{self, Ending};
+use crate::session::Session;
 use crate::writer::lock;
 
 /// Of the system record of an append to several streams, beside its parts.
@@ -19,18 +22,23 @@ const SEVERAL: usize = 512;
 /// Of a producer's batch, beside its id.
 const PRODUCER: usize = 32;
 
-/// One append: its parts, what it waits for, and the future that answers it: with a receipt, or with a list of them
-/// if it is one to several streams.
+/// Who is answered.
+pub enum Caller {
+    /// A future of this process: it gets a receipt, or a list of them for an append to several streams, by these names.
+    Future { future: Py<PyAny>, names: Vec<Py<PyAny>> },
+    /// A client, by its request's id; what is open of its session is so many bytes less then.
+    Client { session: Py<Session>, id: u32, weight: usize },
+}
+
+/// One append: its parts, what it waits for, and who waits for it.
 #[pyclass(frozen, module = "kimberlite._native")]
 pub struct Request {
-    pub names: Vec<Py<PyAny>>,
+    caller: Caller,
     pub parts: Vec<Part>,
     pub producer: Option<(Vec<u8>, u64)>,
     /// Whether its producer counts in stream 0.
     pub several: bool,
     policy: Policy,
-    #[pyo3(get)]
-    future: Py<PyAny>,
     /// Bytes of its records, and what it takes of a group at most.
     size: usize,
     #[pyo3(get)]
@@ -39,11 +47,22 @@ pub struct Request {
     pub places: OnceLock<Vec<(u64, u64)>>,
 }
 
+/// With whom an append shares a group.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Policy {
+pub enum Policy {
     Alone,
     Group,
     Os,
+}
+
+impl Policy {
+    pub fn named(sync: &str) -> Self {
+        match sync {
+            "os" => Self::Os,
+            "group" => Self::Group,
+            _ => Self::Alone,
+        }
+    }
 }
 
 /// A stream's name and number, its batch, and the offset it must get.
@@ -51,52 +70,84 @@ type PyPart<'py> = (Bound<'py, PyAny>, u32, Bound<'py, Batch>, Option<u64>);
 
 impl Request {
     pub fn single(name: Py<PyAny>, part: Part, policy: &str, future: Py<PyAny>, quantum: usize) -> Self {
-        Self::build(vec![name], vec![part], policy, None, false, future, quantum)
+        let caller = Caller::Future { future, names: vec![name] };
+        Self::build(caller, vec![part], Policy::named(policy), None, false, quantum)
     }
 
-    fn build(
-        names: Vec<Py<PyAny>>,
+    pub fn build(
+        caller: Caller,
         parts: Vec<Part>,
-        policy: &str,
+        policy: Policy,
         producer: Option<(Vec<u8>, u64)>,
         several: bool,
-        future: Py<PyAny>,
         quantum: usize,
     ) -> Self {
-        let policy = match policy {
-            "os" => Policy::Os,
-            "group" => Policy::Group,
-            _ => Policy::Alone,
-        };
         let size = parts.iter().map(|part| part.batch.bytes.len()).sum();
         let mut bound: usize = parts.iter().map(|part| kimberlite_core::group::bound(&part.batch, quantum)).sum();
         if let Some((id, _)) = &producer {
             bound += id.len() + PRODUCER + if several { SEVERAL + 16 * parts.len() } else { 0 };
         }
-        Self { names, parts, producer, several, policy, future, size, bound, places: OnceLock::new() }
+        Self { caller, parts, producer, several, policy, size, bound, places: OnceLock::new() }
     }
 
     /// The highest number of a stream that it goes to.
     fn last_stream(&self) -> u32 {
         self.parts.iter().map(|part| part.stream).max().unwrap_or(0)
     }
+}
 
-    fn waits(&self, py: Python<'_>) -> PyResult<bool> {
-        Ok(!self.future.bind(py).call_method0(intern!(py, "done"))?.is_truthy()?)
+fn waits(future: &Bound<'_, PyAny>) -> PyResult<bool> {
+    Ok(!future.call_method0(intern!(future.py(), "done"))?.is_truthy()?)
+}
+
+/// Answers appends, of one group all of them. Those of clients are gathered, and sent when they `leave`.
+pub struct Answers<'py, 'a> {
+    py: Python<'py>,
+    log: &'a log::Log,
+    ending: Option<Ending<'py>>,
+    sessions: Vec<(Py<Session>, receipts::Ending)>,
+}
+
+impl<'py, 'a> Answers<'py, 'a> {
+    pub fn new(py: Python<'py>, log: &'a log::Log) -> Self {
+        Self { py, log, ending: None, sessions: Vec::new() }
     }
 
-    /// Answers whoever still waits.
-    pub fn answer(&self, py: Python<'_>, mut receipts: Vec<Bound<'_, PyAny>>) -> PyResult<()> {
-        if !self.waits(py)? {
-            return Ok(());
+    /// With a receipt for each of its parts.
+    pub fn answer(&mut self, request: &Request, receipts: &[Receipt]) -> PyResult<()> {
+        match &request.caller {
+            Caller::Client { session, id, weight } => {
+                if session.get().answer(*id, *weight, receipts, self.log) {
+                    self.sessions.push((session.clone_ref(self.py), (&receipts[0]).into()));
+                }
+                Ok(())
+            }
+            Caller::Future { future, names } => {
+                let (py, future) = (self.py, future.bind(self.py));
+                if !waits(future)? {
+                    return Ok(());
+                }
+                let ending = self.ending.get_or_insert_with(|| Ending::of(py, &receipts[0]));
+                let named = names.iter().zip(receipts);
+                let made: PyResult<Vec<_>> =
+                    named.map(|(name, r)| records::receipt(py, name.bind(py), r, ending, &r.mac(self.log))).collect();
+                let mut made = made?;
+                let answer = if request.several {
+                    PyList::new(py, made)?.into_any()
+                } else {
+                    made.pop().expect("an append has at least one part")
+                };
+                future.call_method1(intern!(py, "set_result"), (answer,))?;
+                Ok(())
+            }
         }
-        let answer = if self.several {
-            PyList::new(py, receipts)?.into_any()
-        } else {
-            receipts.pop().expect("an append has at least one part")
-        };
-        self.future.bind(py).call_method1(intern!(py, "set_result"), (answer,))?;
-        Ok(())
+    }
+
+    /// Sends what was put together.
+    pub fn leave(self) {
+        for (session, ending) in self.sessions {
+            session.get().send_answers(self.py, &ending);
+        }
     }
 }
 
@@ -118,13 +169,18 @@ impl Request {
         };
         let core = parts.iter().map(part).collect();
         let names = parts.into_iter().map(|(name, ..)| name.unbind()).collect();
-        Self::build(names, core, policy, producer, several, future, quantum)
+        Self::build(Caller::Future { future, names }, core, Policy::named(policy), producer, several, quantum)
     }
 
     /// An error that answers it may lead to a frame that leads back here.
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        self.names.iter().try_for_each(|name| visit.call(name))?;
-        visit.call(&self.future)
+        match &self.caller {
+            Caller::Future { future, names } => {
+                names.iter().try_for_each(|name| visit.call(name))?;
+                visit.call(future)
+            }
+            Caller::Client { session, .. } => visit.call(session),
+        }
     }
 
     /// Whether it is answered only when it is on the disk.
@@ -135,8 +191,12 @@ impl Request {
 
     /// Nothing, if nobody waits any more.
     fn refuse(&self, py: Python<'_>, error: &Bound<'_, PyAny>) -> PyResult<()> {
-        if self.waits(py)? {
-            self.future.bind(py).call_method1(intern!(py, "set_exception"), (error,))?;
+        match &self.caller {
+            Caller::Client { session, id, weight } => session.get().refuse(py, *id, *weight, error)?,
+            Caller::Future { future, .. } if waits(future.bind(py))? => {
+                future.bind(py).call_method1(intern!(py, "set_exception"), (error,))?;
+            }
+            Caller::Future { .. } => {}
         }
         Ok(())
     }
@@ -203,7 +263,7 @@ impl Pool {
 
     /// Bytes of the records that wait.
     #[getter]
-    fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         lock(&self.state).bytes
     }
 
@@ -221,7 +281,7 @@ impl Pool {
     }
 
     /// `waits`: it will not be sealed at once, even if it is the first.
-    fn push(&self, request: Bound<'_, Request>, waits: bool) {
+    pub fn push(&self, request: Bound<'_, Request>, waits: bool) {
         let mut state = lock(&self.state);
         if (waits || !state.queue.is_empty()) && !self.log.seeded {
             state.make_ahead(&self.log, request.get());

@@ -2,11 +2,14 @@
 use kimberlite_core::format::Damage;
 use kimberlite_core::log::{Found, Log, Receipt};
 use kimberlite_core::record::Record;
+use kimberlite_core::wire::cursor::{Cursor, Malformed, Parsed};
+use kimberlite_core::wire::records::{RunHead, take_record};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyBytes, PyInt, PyList, PyString, PyTuple, PyType};
 
 use crate::batch::record_type;
+use crate::errors;
 
 static RECEIPT: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 static NEW: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
@@ -73,28 +76,36 @@ pub fn append_records(
     reverse: bool,
     out: &Bound<'_, PyList>,
 ) -> PyResult<()> {
-    let class = record_type(py)?;
     let header = &found.run.opened.header;
-    let name = PyString::new(py, &log.streams.read().unwrap().info[header.stream as usize].name);
-    let timestamp = found.run.timestamp.into_pyobject(py)?;
-    let empty = PyTuple::empty(py);
-    let none = py.None().into_bound(py);
+    let name = PyString::new(py, &log.streams.read().unwrap().info[header.stream as usize].name).into_any();
+    let timestamp = PyInt::new(py, found.run.timestamp).into_any();
     let one = |i: usize| -> PyResult<()> {
-        let record: Record = found.run.opened.decoded(i);
-        let headers = if record.headers.is_empty() { empty.clone() } else { headers(py, &record)? };
-        let fields: [Bound<'_, PyAny>; 8] = [
-            PyBytes::new(py, record.payload).into_any(),
-            record.key.map_or_else(|| none.clone(), |key| PyBytes::new(py, key).into_any()),
-            headers.into_any(),
-            record.event_time.map_or_else(|| Ok(none.clone()), |time| time.into_pyobject(py).map(Bound::into_any))?,
-            name.clone().into_any(),
-            (header.first_offset + i as u64).into_pyobject(py)?.into_any(),
-            (header.first_position + i as u64).into_pyobject(py)?.into_any(),
-            timestamp.clone().into_any(),
-        ];
-        out.append(named(class, PyTuple::new(py, fields)?)?)
+        let place = (header.first_offset + i as u64, header.first_position + i as u64);
+        out.append(make_record(py, &found.run.opened.decoded(i), &name, place, &timestamp)?)
     };
     if reverse { (found.from..found.to).rev().try_for_each(one) } else { (found.from..found.to).try_for_each(one) }
+}
+
+fn make_record<'py>(
+    py: Python<'py>,
+    record: &Record,
+    stream: &Bound<'py, PyAny>,
+    (offset, position): (u64, u64),
+    timestamp: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let none = || py.None().into_bound(py);
+    let headers = if record.headers.is_empty() { PyTuple::empty(py) } else { headers(py, record)? };
+    let fields: [Bound<'_, PyAny>; 8] = [
+        PyBytes::new(py, record.payload).into_any(),
+        record.key.map_or_else(none, |key| PyBytes::new(py, key).into_any()),
+        headers.into_any(),
+        record.event_time.map_or_else(none, |time| PyInt::new(py, time).into_any()),
+        stream.clone(),
+        PyInt::new(py, offset).into_any(),
+        PyInt::new(py, position).into_any(),
+        timestamp.clone(),
+    ];
+    named(record_type(py)?, PyTuple::new(py, fields)?)
 }
 
 fn headers<'py>(py: Python<'py>, record: &Record) -> PyResult<Bound<'py, PyTuple>> {
@@ -103,4 +114,34 @@ fn headers<'py>(py: Python<'py>, record: &Record) -> PyResult<Bound<'py, PyTuple
         .map(|header| header.map(|(name, value)| (PyString::new(py, name), PyBytes::new(py, value))))
         .collect();
     PyTuple::new(py, pairs.expect("headers were decoded when the run was opened"))
+}
+
+/// The records of a message, in their order; `reverse`: offsets and positions go down in each run.
+#[pyfunction]
+pub fn decode_records<'py>(py: Python<'py>, body: &[u8], reverse: bool) -> PyResult<Bound<'py, PyList>> {
+    let out = PyList::empty(py);
+    let mut cursor = Cursor::new(body);
+    take_runs(&mut cursor, reverse, &out).map_err(|Malformed(what)| errors::raise(py, "ProtocolError", what))??;
+    Ok(out)
+}
+
+/// Outside what is wrong with the bytes, inside with Python.
+fn take_runs(cursor: &mut Cursor, reverse: bool, out: &Bound<'_, PyList>) -> Parsed<PyResult<()>> {
+    let py = out.py();
+    let mut stored = Vec::new();
+    for _ in 0..cursor.array()? {
+        let head = RunHead::take(cursor)?;
+        let (stream, timestamp) =
+            (PyString::new(py, head.stream).into_any(), PyInt::new(py, head.timestamp).into_any());
+        for i in 0..head.records as u64 {
+            let record = take_record(cursor, &mut stored)?;
+            let place = |first: u64| if reverse { first.wrapping_sub(i) } else { first.wrapping_add(i) };
+            let made = make_record(py, &record, &stream, (place(head.offset), place(head.position)), &timestamp);
+            if let Err(error) = made.and_then(|made| out.append(made)) {
+                return Ok(Err(error));
+            }
+        }
+    }
+    cursor.end()?;
+    Ok(Ok(()))
 }

@@ -17,12 +17,13 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
+from kimberlite.arguments import Sync
 from kimberlite.errors import KimberliteError
 from kimberlite.log import checkpoint, committer, opening, streams
 from kimberlite.log.log import Log
 from kimberlite.log.names import SEGMENTS
 from kimberlite.log.opening import Injected, open_log
-from kimberlite.log.options import MIB, Options, Sync
+from kimberlite.log.options import MIB, Options
 from kimberlite.log.verify import verify_directory
 from kimberlite.storage import disk, engines
 from kimberlite.storage.backend import Done, File

@@ -15,10 +15,11 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
+from kimberlite.arguments import Sync
 from kimberlite.errors import Conflict, KimberliteError, UnknownOutcome
 from kimberlite.log.log import Log
 from kimberlite.log.opening import Injected, open_log
-from kimberlite.log.options import Options, Sync
+from kimberlite.log.options import Options
 from kimberlite.records import Receipt, Record
 from kimberlite.storage.memory import Disk, MemoryBackend
 from kimberlite.storage.memory.backend import Fault

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from kimberlite import Log, Receipt, Record
-from kimberlite.log.options import Sync
+from kimberlite.arguments import Sync
 from kimberlite.storage.memory import Disk
 from tests.log.expected import FORGOTTEN, Answer, Expected, Forming, State, Unit
 

@@ -11,7 +11,8 @@ import pytest
 import kimberlite
 import kimberlite.sync
 from kimberlite import Invalid
-from kimberlite.log.options import POLICIES, Options
+from kimberlite.arguments import POLICIES
+from kimberlite.log.options import Options
 
 MIB = 1 << 20
 

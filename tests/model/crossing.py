@@ -19,9 +19,10 @@ from pathlib import Path
 from random import Random
 
 from kimberlite import Receipt
+from kimberlite.arguments import Sync
 from kimberlite.log.log import Log as Engine
 from kimberlite.log.opening import Injected
-from kimberlite.log.options import Options, Sync
+from kimberlite.log.options import Options
 from kimberlite.storage.memory import Disk, MemoryBackend
 from tests.model import AppendMany, Batch, Identity, Keys, Log, Mode, Record, Sender, write_log
 from tests.model.agreement import (

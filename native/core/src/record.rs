@@ -14,6 +14,9 @@ pub const LONGEST_HEADER: usize = u16::MAX as usize;
 pub const LARGEST_BATCH: usize = 65_536;
 pub const LARGEST_BATCH_BYTES: usize = 16 << 20;
 
+/// Bytes of a producer's id.
+pub const LONGEST_PRODUCER: usize = 128;
+
 pub const HAS_KEY: u8 = 1;
 pub const HAS_EVENT_TIME: u8 = 2;
 

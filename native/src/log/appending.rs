@@ -10,8 +10,7 @@ use super::sealed::{Sealed, Shared, WORTH_A_THREAD};
 use super::{Log, Segment};
 use crate::batch::checked_batch;
 use crate::buffer::Buffer;
-use crate::pool::{Pool, Request};
-use crate::records::{self, Ending};
+use crate::pool::{Answers, Pool, Request};
 
 #[pymethods]
 impl Log {
@@ -69,11 +68,10 @@ impl Log {
         let (id, sequence) = request.producer.as_ref().expect("only a producer's append is remembered");
         let receipts = py.detach(|| self.inner.reread(number, &request.parts, id, *sequence, request.several));
         let receipts = receipts.map_err(|failure| self.failure(py, failure))?;
-        let named = request.names.iter().zip(&receipts);
-        let receipts: PyResult<Vec<_>> = named
-            .map(|(name, r)| records::receipt(py, name.bind(py), r, &Ending::of(py, r), &r.mac(&self.inner)))
-            .collect();
-        request.answer(py, receipts?)
+        let mut answers = Answers::new(py, &self.inner);
+        answers.answer(request, &receipts)?;
+        answers.leave();
+        Ok(())
     }
 
     /// Puts declarations into the group that is forming, so many bytes of it at most; what they take.
@@ -171,21 +169,22 @@ impl Log {
             timestamp: group.timestamp,
         };
         drop(group);
-        let ending = Ending::of(py, &receipt);
+        let mut answers = Answers::new(py, &self.inner);
+        let mut receipts = Vec::new();
         for request in &requests {
             let request = request.get();
             let places = request.places.get().expect("it was admitted");
-            let mut receipts = Vec::with_capacity(places.len());
-            for ((name, part), (offset, position)) in request.names.iter().zip(&request.parts).zip(places) {
+            receipts.clear();
+            for (part, (offset, position)) in request.parts.iter().zip(places) {
                 let last = part.batch.ends.len() as u64 - 1;
                 receipt.stream = part.stream;
                 (receipt.first_offset, receipt.last_offset) = (*offset, offset + last);
                 (receipt.first_position, receipt.last_position) = (*position, position + last);
-                let mac = receipt.mac(&self.inner);
-                receipts.push(records::receipt(py, name.bind(py), &receipt, &ending, &mac)?);
+                receipts.push(receipt);
             }
-            request.answer(py, receipts)?;
+            answers.answer(request, &receipts)?;
         }
+        answers.leave();
         Ok(())
     }
 

@@ -19,6 +19,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+pub use self::reading::Frame;
 use self::sealed::Finisher;
 pub use self::sealed::Sealed;
 use self::segment::segment_file;
@@ -66,13 +67,13 @@ impl Log {
         let name = |stream: u32| self.inner.streams.read().unwrap().info[stream as usize].name.clone();
         match refused {
             Refused::Expected { stream, length } => {
-                errors::conflict(py, format!("stream {:?} has {length} records", name(stream)), Some(length))
+                errors::conflict(py, format!("stream {:?} has {length} records", name(stream)), Some(length), "stream")
             }
             Refused::Sequence { expected } => {
-                errors::conflict(py, format!("the producer's next sequence is {expected}"), Some(expected))
+                errors::conflict(py, format!("the producer's next sequence is {expected}"), Some(expected), "producer")
             }
             Refused::DigestDiffers => {
-                errors::conflict(py, "the producer has used this sequence for other records".into(), None)
+                errors::conflict(py, "the producer has used this sequence for other records".into(), None, "producer")
             }
             Refused::Forgotten => {
                 errors::raise(py, "Duplicate", "appended before; its receipt is no longer remembered")

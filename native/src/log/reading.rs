@@ -3,7 +3,8 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use kimberlite_core::format::Hash;
-use kimberlite_core::log::{self, FEW_LEAVES, MOST_LEAVES, Receipt};
+use kimberlite_core::log::{self, FEW_LEAVES, Found, MOST_LEAVES, Receipt};
+use kimberlite_core::wire::records::Runs;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString};
 
@@ -22,6 +23,40 @@ impl Log {
             append_records(py, &self.inner, &found.map_err(|failure| self.failure(py, failure))?, false, &out)?;
         }
         Ok(out)
+    }
+
+    fn put_run(&self, runs: &mut Runs, found: &Found, reverse: bool) {
+        let opened = &found.run.opened;
+        let header = &opened.header;
+        let streams = self.inner.streams.read().unwrap();
+        let name = &streams.info[header.stream as usize].name;
+        let first = if reverse { found.to - 1 } else { found.from } as u64;
+        let place = (header.first_offset + first, header.first_position + first);
+        let count = found.to - found.from;
+        let at = |i: usize| if reverse { found.to - 1 - i } else { found.from + i };
+        runs.push(name, place, found.run.timestamp, (0..count).map(|i| opened.decoded(at(i))));
+    }
+}
+
+/// Records as a message that is ready to be sent.
+#[pyclass(frozen, module = "kimberlite._native")]
+pub struct Frame {
+    #[pyo3(get)]
+    data: Py<PyBytes>,
+    records: usize,
+}
+
+impl Frame {
+    fn new(py: Python<'_>, id: u32, runs: Runs, records: usize) -> Self {
+        Self { data: PyBytes::new(py, &runs.message(id)).unbind(), records }
+    }
+}
+
+#[pymethods]
+impl Frame {
+    /// Records in it.
+    fn __len__(&self) -> usize {
+        self.records
     }
 }
 
@@ -79,31 +114,55 @@ impl Log {
         size: usize,
         system: bool,
     ) -> PyResult<(Bound<'py, PyList>, u64, u64)> {
+        let span = log::Span { stream, start, end, reverse };
+        let mut found = Vec::new();
+        let left = py.detach(|| self.inner.walk(span, limit, size, system, |each| found.push(each.clone())));
+        let left = left.map_err(|failure| self.failure(py, failure))?;
         let out = PyList::empty(py);
-        let mut span = log::Span { stream, start, end, reverse };
-        let mut window = log::Window::default();
-        let mut bytes = 0;
-        while out.len() < limit && bytes < size {
-            let next = py.detach(|| self.inner.next(span, &mut window));
-            let Some((mut found, left)) = next.map_err(|failure| self.failure(py, failure))? else {
-                span.end = span.start;
-                break;
-            };
-            let skip = found.run.opened.header.stream == 0 && !system;
-            let room = limit - out.len();
-            let mut cut = 0;
-            if !skip && found.to - found.from > room {
-                cut = found.to - found.from - room;
-                if reverse { found.from += cut } else { found.to -= cut }
-            }
-            if !skip {
-                append_records(py, &self.inner, &found, reverse, &out)?;
-            }
-            bytes += found.run.opened.size();
-            span = left;
-            if reverse { span.end += cut as u64 } else { span.start -= cut as u64 }
-        }
-        Ok((out, span.start, span.end))
+        found.iter().try_for_each(|each| append_records(py, &self.inner, each, reverse, &out))?;
+        Ok((out, left.start, left.end))
+    }
+
+    /// The same as a message to a client's request.
+    #[pyo3(signature = (id, stream, start, end, reverse, limit, size, system))]
+    #[allow(clippy::too_many_arguments)]
+    fn read_frame(
+        &self,
+        py: Python<'_>,
+        id: u32,
+        stream: Option<u32>,
+        start: u64,
+        end: u64,
+        reverse: bool,
+        limit: usize,
+        size: usize,
+        system: bool,
+    ) -> PyResult<(Frame, u64, u64)> {
+        let span = log::Span { stream, start, end, reverse };
+        let mut runs = Runs::default();
+        let mut records = 0;
+        let left = py.detach(|| {
+            self.inner.walk(span, limit, size, system, |found| {
+                records += found.to - found.from;
+                self.put_run(&mut runs, found, reverse);
+            })
+        });
+        let left = left.map_err(|failure| self.failure(py, failure))?;
+        Ok((Frame::new(py, id, runs, records), left.start, left.end))
+    }
+
+    /// Records in the order asked for, as a message to a client's request.
+    fn get_frame(&self, py: Python<'_>, id: u32, positions: Vec<u64>) -> PyResult<Frame> {
+        let mut runs = Runs::default();
+        let found = py.detach(|| {
+            let mut window = log::Window::default();
+            positions.iter().try_for_each(|&position| {
+                self.put_run(&mut runs, &self.inner.get(position, &mut window, MOST_LEAVES)?, false);
+                Ok(())
+            })
+        });
+        found.map_err(|failure| self.failure(py, failure))?;
+        Ok(Frame::new(py, id, runs, positions.len()))
     }
 
     /// The root when the tree had so many leaves; None if its hashes are not there.

@@ -67,6 +67,7 @@ impl From<io::Error> for Failure {
 }
 
 /// Records `from..to` of an opened run.
+#[derive(Clone)]
 pub struct Found {
     pub run: Arc<CachedRun>,
     pub from: usize,
@@ -336,6 +337,40 @@ impl Log {
             (within, to, Span { start: base + to as u64, ..span })
         };
         Ok(Some((Found { run, from, to }, left)))
+    }
+
+    /// Gives the runs of a span, at most `limit` records and about `size` bytes of them; and the span that is left.
+    pub fn walk(
+        &self,
+        mut span: Span,
+        limit: usize,
+        size: usize,
+        system: bool,
+        mut give: impl FnMut(&Found),
+    ) -> Result<Span, Failure> {
+        let mut window = Window::default();
+        let (mut records, mut bytes) = (0, 0);
+        while records < limit && bytes < size {
+            let Some((mut found, left)) = self.next(span, &mut window)? else {
+                span.end = span.start;
+                break;
+            };
+            span = left;
+            if found.run.opened.header.stream != 0 || system {
+                let cut = (found.to - found.from).saturating_sub(limit - records);
+                if span.reverse {
+                    found.from += cut;
+                    span.end += cut as u64;
+                } else {
+                    found.to -= cut;
+                    span.start -= cut as u64;
+                }
+                records += found.to - found.from;
+                give(&found);
+            }
+            bytes += found.run.opened.size();
+        }
+        Ok(span)
     }
 
     /// Where a stream's offset, which is durable, is in the log, as the indexes have it.

@@ -164,65 +164,103 @@ impl<'a> Cursor<'a> {
 const CUT: Malformed = Malformed("the message is cut short");
 const TOO_LARGE: Malformed = Malformed("a number does not fit in 63 bits");
 
-/// Whether these bytes are one value that any message may be: no deeper and no larger than the limits, no extension types,
-/// no NaN, strings that are UTF-8, and maps whose keys are strings that differ.
-pub fn check(bytes: &[u8]) -> Parsed<()> {
-    let mut cursor = Cursor::new(bytes);
-    let mut nodes = 0;
-    value(&mut cursor, 0, &mut nodes)?;
-    cursor.end()
+/// A value, or the head of one that has others in it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Value<'a> {
+    Nil,
+    Bool(bool),
+    Integer(i64),
+    Count(u64),
+    Float(f64),
+    Bytes(&'a [u8]),
+    Text(&'a str),
+    Array(usize),
+    Map(usize),
 }
 
-fn value(cursor: &mut Cursor, depth: usize, nodes: &mut usize) -> Parsed<()> {
+impl<'a> Cursor<'a> {
+    fn value(&mut self) -> Parsed<Value<'a>> {
+        Ok(match self.peek()? {
+            0xcf => Value::Count(self.count()?),
+            0x00..=0x7f | 0xe0..=0xff | 0xcc..=0xce | 0xd0..=0xd3 => Value::Integer(self.integer()?),
+            0xc0 => self.take(1).map(|_| Value::Nil)?,
+            0xc2 | 0xc3 => Value::Bool(self.bool()?),
+            0xc4..=0xc6 => Value::Bytes(self.bytes()?),
+            0xa0..=0xbf | 0xd9..=0xdb => Value::Text(self.text()?),
+            0xca | 0xcb => Value::Float(self.float()?),
+            0x90..=0x9f | 0xdc | 0xdd => Value::Array(self.array()?),
+            0x80..=0x8f | 0xde | 0xdf => Value::Map(self.map()?),
+            0xc1 | 0xc7..=0xc9 | 0xd4..=0xd8 => return Err(Malformed("the message has a type that no message has")),
+        })
+    }
+
+    fn float(&mut self) -> Parsed<f64> {
+        let value = match self.number::<1>()?[0] {
+            0xca => f32::from_be_bytes(self.number()?).into(),
+            _ => f64::from_be_bytes(self.number()?),
+        };
+        if value.is_nan() { Err(Malformed("a number is none")) } else { Ok(value) }
+    }
+}
+
+/// Makes something of a message, from the inside out.
+pub trait Make {
+    type Made;
+    fn leaf(&mut self, value: Value) -> Self::Made;
+    fn array(&mut self, elements: Vec<Self::Made>) -> Self::Made;
+    fn map(&mut self, pairs: Vec<(&str, Self::Made)>) -> Self::Made;
+}
+
+/// What these bytes say, if they are one value that any message may be: no deeper and no larger than the limits, no
+/// extension types, no NaN, strings that are UTF-8, and maps whose keys are strings that differ.
+pub fn make<M: Make>(bytes: &[u8], maker: &mut M) -> Parsed<M::Made> {
+    let mut cursor = Cursor::new(bytes);
+    let mut nodes = 0;
+    let made = make_next(&mut cursor, maker, 0, &mut nodes)?;
+    cursor.end()?;
+    Ok(made)
+}
+
+fn make_next<M: Make>(cursor: &mut Cursor, maker: &mut M, depth: usize, nodes: &mut usize) -> Parsed<M::Made> {
     *nodes += 1;
     if *nodes > MOST_NODES {
         return Err(Malformed("the message has too many values"));
     }
-    let deeper = || if depth < DEEPEST { Ok(depth + 1) } else { Err(Malformed("the message is nested too deeply")) };
-    match cursor.peek()? {
-        0xcf => cursor.count().map(drop),
-        0x00..=0x7f | 0xe0..=0xff | 0xcc..=0xce | 0xd0..=0xd3 => cursor.integer().map(drop),
-        0xc0 | 0xc2 | 0xc3 => cursor.take(1).map(drop),
-        0xc4..=0xc6 => cursor.bytes().map(drop),
-        0xa0..=0xbf | 0xd9..=0xdb => cursor.text().map(drop),
-        0xca | 0xcb => float(cursor),
-        0x90..=0x9f | 0xdc | 0xdd => {
-            let depth = deeper()?;
-            (0..cursor.array()?).try_for_each(|_| value(cursor, depth, nodes))
+    let value = cursor.value()?;
+    if matches!(value, Value::Array(_) | Value::Map(_)) && depth == DEEPEST {
+        return Err(Malformed("the message is nested too deeply"));
+    }
+    match value {
+        Value::Array(length) => {
+            let elements: Parsed<Vec<_>> = (0..length).map(|_| make_next(cursor, maker, depth + 1, nodes)).collect();
+            Ok(maker.array(elements?))
         }
-        0x80..=0x8f | 0xde | 0xdf => {
-            let depth = deeper()?;
-            let mut names = Vec::new();
-            for _ in 0..cursor.map()? {
+        Value::Map(length) => {
+            let mut pairs = Vec::new();
+            for _ in 0..length {
                 *nodes += 1;
-                names.push(cursor.text()?);
-                value(cursor, depth, nodes)?;
+                pairs.push((cursor.text()?, make_next(cursor, maker, depth + 1, nodes)?));
             }
+            let mut names: Vec<_> = pairs.iter().map(|(name, _)| *name).collect();
             names.sort_unstable();
             if names.windows(2).any(|pair| pair[0] == pair[1]) {
                 return Err(Malformed("a map has a key twice"));
             }
-            Ok(())
+            Ok(maker.map(pairs))
         }
-        0xc1 | 0xc7..=0xc9 | 0xd4..=0xd8 => Err(Malformed("the message has a type that no message has")),
+        leaf => Ok(maker.leaf(leaf)),
     }
-}
-
-fn float(cursor: &mut Cursor) -> Parsed<()> {
-    let value = match cursor.number::<1>()?[0] {
-        0xca => f32::from_be_bytes(cursor.number()?).into(),
-        _ => f64::from_be_bytes(cursor.number()?),
-    };
-    if value.is_nan() { Err(Malformed("a number is none")) } else { Ok(()) }
 }
 
 /// Values put one behind the other.
 pub trait Put {
     fn put_array(&mut self, length: usize);
+    fn put_map(&mut self, length: usize);
     fn put_bytes(&mut self, bytes: &[u8]);
     fn put_text(&mut self, text: &str);
     fn put_count(&mut self, number: u64);
     fn put_integer(&mut self, number: i64);
+    fn put_float(&mut self, number: f64);
     fn put_nil(&mut self);
     fn put_bool(&mut self, value: bool);
     fn put_optional<T>(&mut self, value: Option<T>, put: impl FnOnce(&mut Self, T));
@@ -239,6 +277,16 @@ impl Put for Vec<u8> {
             _ => {
                 self.push(0xdd);
                 self.extend_from_slice(&(length as u32).to_be_bytes());
+            }
+        }
+    }
+
+    fn put_map(&mut self, length: usize) {
+        match length {
+            0..=15 => self.push(0x80 | length as u8),
+            _ => {
+                self.push(0xde);
+                self.extend_from_slice(&(length as u16).to_be_bytes());
             }
         }
     }
@@ -301,6 +349,11 @@ impl Put for Vec<u8> {
                 self.extend_from_slice(&number.to_be_bytes());
             }
         }
+    }
+
+    fn put_float(&mut self, number: f64) {
+        self.push(0xcb);
+        self.extend_from_slice(&number.to_be_bytes());
     }
 
     fn put_nil(&mut self) {

@@ -39,6 +39,11 @@ impl Inbox {
         self.start == self.end
     }
 
+    /// Whether the next read needs more memory.
+    pub fn is_full(&self) -> bool {
+        self.start == 0 && self.end == self.bytes.len()
+    }
+
     /// Of memory.
     pub fn capacity(&self) -> usize {
         self.bytes.len()
@@ -61,7 +66,7 @@ impl Inbox {
         debug_assert!(self.start <= self.end);
     }
 
-    /// Makes room for the next read: when `next` has no more.
+    /// Makes room for the next read, which is when `next` has no more.
     pub fn make_room(&mut self) {
         if self.start > 0 {
             self.bytes.copy_within(self.start..self.end, 0);

@@ -1,5 +1,6 @@
 //! Records on the wire: one as an append has it, and runs of them on their way to a reader.
 use super::cursor::{Cursor, Malformed, Parsed, Put};
+use super::{HEADER, Header, kind};
 use crate::record::{LONGEST_HEADER, Record, append_header};
 
 /// A payload, or `[payload, key, headers, event time]`.
@@ -40,19 +41,19 @@ pub fn take_record<'b, 'a: 'b>(cursor: &mut Cursor<'a>, headers: &'b mut Vec<u8>
     Ok(Record { key, headers, event_time, payload })
 }
 
-/// The body of a message of records, made a run at a time.
+/// A message of records, made a run at a time.
 #[derive(Debug)]
 pub struct Runs {
-    body: Vec<u8>,
+    bytes: Vec<u8>,
     count: u32,
 }
 
-/// An array whose length takes four bytes, and is filled in at the end.
-const HEAD: [u8; 5] = [0xdd, 0, 0, 0, 0];
+/// The head of an array whose length takes four bytes; like the message's own it is filled in at the end.
+const ARRAY: [u8; 5] = [0xdd, 0, 0, 0, 0];
 
 impl Default for Runs {
     fn default() -> Self {
-        Self { body: HEAD.to_vec(), count: 0 }
+        Self { bytes: [&[0; HEADER][..], &ARRAY].concat(), count: 0 }
     }
 }
 
@@ -66,7 +67,7 @@ impl Runs {
         records: impl ExactSizeIterator<Item = Record<'a>>,
     ) {
         self.count += 1;
-        let out = &mut self.body;
+        let out = &mut self.bytes;
         out.put_array(5);
         out.put_text(stream);
         out.put_count(offset);
@@ -78,9 +79,12 @@ impl Runs {
         }
     }
 
-    pub fn finish(mut self) -> Vec<u8> {
-        self.body[1..HEAD.len()].copy_from_slice(&self.count.to_be_bytes());
-        self.body
+    /// The message for the request of this id.
+    pub fn message(mut self, id: u32) -> Vec<u8> {
+        let header = Header { length: self.bytes.len() - HEADER, kind: kind::RECORDS, id };
+        self.bytes[..HEADER].copy_from_slice(&header.encode());
+        self.bytes[HEADER + 1..HEADER + ARRAY.len()].copy_from_slice(&self.count.to_be_bytes());
+        self.bytes
     }
 }
 

@@ -1,10 +1,23 @@
 use super::append::{Append, Part, Refused, put_one, put_several};
-use super::cursor::{Cursor, DEEPEST, MOST_NODES, Malformed, Put, check};
+use super::cursor::{Cursor, DEEPEST, MOST_NODES, Make, Malformed, Parsed, Put, Value, make};
 use super::inbox::{Inbox, Unfit};
 use super::receipts::{Ending, Place, put_answer, put_ending, put_place, take_answer, take_ending, take_place};
 use super::records::{RunHead, Runs, take_record};
 use super::{HEADER, Header, put_message};
 use crate::record::{Batch, LARGEST_BATCH, Record, append_header};
+
+struct Nothing;
+
+impl Make for Nothing {
+    type Made = ();
+    fn leaf(&mut self, _: Value) {}
+    fn array(&mut self, _: Vec<()>) {}
+    fn map(&mut self, _: Vec<(&str, ())>) {}
+}
+
+fn check(bytes: &[u8]) -> Parsed<()> {
+    make(bytes, &mut Nothing)
+}
 
 fn records() -> Batch {
     let mut headers = Vec::new();
@@ -176,9 +189,11 @@ fn runs_arrive_as_they_were_sent() {
     let mut runs = Runs::default();
     runs.push("a", (5, 70), u64::MAX, all.iter().copied());
     runs.push("b", (0, 99), 3, all[..1].iter().copied());
-    let body = runs.finish();
-    check(&body).unwrap();
-    let mut cursor = Cursor::new(&body);
+    let message = runs.message(12);
+    let (head, body) = message.split_first_chunk().unwrap();
+    assert_eq!(Header::decode(head), Header { length: body.len(), kind: super::kind::RECORDS, id: 12 });
+    check(body).unwrap();
+    let mut cursor = Cursor::new(body);
     assert_eq!(cursor.array(), Ok(2));
     let head = RunHead::take(&mut cursor).unwrap();
     assert_eq!(head, RunHead { stream: "a", offset: 5, position: 70, timestamp: u64::MAX, records: all.len() });

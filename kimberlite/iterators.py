@@ -1,0 +1,70 @@
+"""Iterators over records that come in batches."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Self
+
+from kimberlite.records import Record
+
+
+class Records:
+    """An async iterator of records, taken in batches; `batches()` gives these, for speed.
+
+    A wait for more that is cancelled loses nothing, and tasks that share an iterator share its records out.
+    """
+
+    def __init__(self) -> None:
+        self._batch: list[Record] = []
+        self._next = 0
+        #: Held by whoever gets the next batch.
+        self._turn = asyncio.Lock()
+
+    async def _more(self) -> list[Record]:
+        """The next records; none at the end. Nothing has moved on if it is cancelled."""
+        raise NotImplementedError
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Record:
+        while self._next >= len(self._batch):
+            async with self._turn:
+                if self._next >= len(self._batch):
+                    self._batch, self._next = await self._more(), 0
+                    if not self._batch:
+                        raise StopAsyncIteration
+        record = self._batch[self._next]
+        self._next += 1
+        return record
+
+    def batches(self) -> Batches:
+        """The records as lists of up to some thousands."""
+        return Batches(self)
+
+    async def _take(self) -> list[Record]:
+        async with self._turn:
+            rest, self._batch, self._next = self._batch[self._next :], [], 0
+            return rest or await self._more()
+
+    async def aclose(self) -> None:
+        self._batch = []
+
+
+class Batches:
+    """An async iterator of lists of records."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[Record]:
+        batch = await self._records._take()
+        if not batch:
+            raise StopAsyncIteration
+        return batch
+
+    async def aclose(self) -> None:
+        await self._records.aclose()

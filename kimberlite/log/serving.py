@@ -1,0 +1,118 @@
+"""A log as the daemon drives it: appends that are encoded already, records as the wire has them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Any, Final
+
+from kimberlite import _native
+from kimberlite.arguments import Sync, checked_name, checked_producer
+from kimberlite.errors import Invalid, LimitExceeded
+from kimberlite.log.anchor import check_anchor, check_receipt
+from kimberlite.log.committer import Committer
+from kimberlite.log.log import MANY, Log
+from kimberlite.log.reading import Following, Reading, reading_disk
+from kimberlite.records import Receipt, Time
+
+Parts = list[tuple[str, _native.Batch, int | None]]
+Frames = Reading[_native.Frame] | Following[_native.Frame]
+
+#: Of a producer's batches the last so many are remembered by their receipts.
+REMEMBERED: Final = 1024
+
+
+class Serving:
+    """What `kimberlite.server` needs of a log that is open for writing, and nothing else of it."""
+
+    def __init__(self, log: Log, limits: _native.Limits) -> None:
+        committer, _ = log._writer()
+        self._log, self._limits = log, limits
+        self.committer: Final[Committer] = committer
+
+    def session(self, write: Callable[[bytes], object], go_on: Callable[[], object]) -> _native.Session:
+        """For one client: `write` takes what is for it, `go_on` is called when it may be read from again."""
+        log = self._log
+        return _native.Session(log._native, self.committer.pool, self._limits, log._options.sync, write, go_on)
+
+    async def enter(
+        self, parts: Parts, producer: tuple[bytes, int] | None, sync: str | None, *, several: bool
+    ) -> asyncio.Future[list[Receipt]]:
+        """The receipts to come, when the append is in line: no later one overtakes it."""
+        log = self._log
+        policy = log._policy(sync)  # type: ignore[arg-type]
+        batches = {checked_name(stream): batch for stream, batch, _ in parts}
+        if len(batches) != len(parts):
+            raise Invalid("a stream is named twice")
+        expect = {stream: offset for stream, _, offset in parts}
+        if policy == "record":
+            return await self._enter_each(parts, producer, policy, several=several)
+        answer = await log._enter(batches, expect, producer, policy, several=several)
+        return answer if several else _listed(answer)
+
+    async def _enter_each(
+        self, parts: Parts, producer: tuple[bytes, int] | None, policy: Sync, *, several: bool
+    ) -> asyncio.Future[list[Receipt]]:
+        log = self._log
+        if several:
+            raise Invalid("append_many is one group; it cannot have a sync for every record")
+        [(stream, batch, expect)] = parts
+        if len(batch) == 1:
+            return _listed(await log._enter({stream: batch}, {stream: expect}, producer, policy, several=False))
+        if expect is not None:
+            raise Invalid("sync='record' makes a batch of every record: expect needs one batch")
+        if producer is not None and len(batch) > REMEMBERED:
+            raise LimitExceeded(f"with sync='record' a producer sends at most {REMEMBERED} records at a time")
+        named = None if producer is None else checked_producer(producer)
+        return _listed(log._last_of(await log._enter_each(stream, batch.split(), named)))
+
+    def reading(
+        self,
+        id: int,
+        stream: str | None,
+        start: int | Time | None,
+        until: int | Time | None,
+        limit: int | None,
+        *,
+        reverse: bool,
+        system: bool,
+    ) -> Reading[_native.Frame]:
+        """What is there, as messages to a client's request."""
+        read = partial(self._log._native.read_frame, id)
+        return self._log._reading(read, stream, start, until, limit, reverse=reverse, system=system)
+
+    def following(
+        self, id: int, stream: str | None, start: int | Time | None, *, system: bool
+    ) -> Following[_native.Frame]:
+        read = partial(self._log._native.read_frame, id)
+        return self._log._following(read, stream, start, system=system)
+
+    async def get(self, id: int, positions: list[int]) -> AsyncIterator[_native.Frame]:
+        log = self._log
+        log._check()
+        for position in positions:
+            log._check_position(position)
+        for start in range(0, len(positions), MANY):
+            piece = positions[start : start + MANY]
+            with reading_disk():
+                yield await log._backend.run(partial(log._native.get_frame, id, piece))
+            log._check()
+
+    def check_anchor(self, anchor: Receipt) -> None:
+        """RolledBack if the log does not reach a sound receipt; Invalid if it is not one of this database."""
+        check_receipt(anchor)
+        check_anchor(self._log._native, anchor, keyed=True)
+
+    def streams(self) -> list[tuple[str, int, bool]]:
+        return [(name, length, encrypted) for name, length, encrypted in self._log.streams()]
+
+    async def info(self) -> dict[str, Any]:
+        return await self._log.info()
+
+
+def _listed(answer: Awaitable[Receipt]) -> asyncio.Future[list[Receipt]]:
+    async def listed() -> list[Receipt]:
+        return [await answer]
+
+    return asyncio.ensure_future(listed())

@@ -1,0 +1,1 @@
+"""The daemon: listeners, connections, and the one place where the wire meets the log."""

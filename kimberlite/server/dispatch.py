@@ -1,0 +1,238 @@
+"""What is asked for, done: the only place where the wire meets the log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final
+
+from kimberlite import _native
+from kimberlite.errors import Invalid, KimberliteError, LimitExceeded, ProtocolError, Unavailable
+from kimberlite.log.serving import Frames
+from kimberlite.wire.messages import VERSION, Hello, Kind, Reading, count, fields, is_a
+
+if TYPE_CHECKING:
+    from kimberlite.server.connection import Connection
+    from kimberlite.server.server import Server
+
+LOG = logging.getLogger(__name__)
+
+NIL: Final = _native.pack(None)
+#: Streams named in one message.
+STREAMS: Final = 10_000
+
+
+class Credit:
+    """Bytes that a client is ready to take. What is one message is sent whole."""
+
+    def __init__(self, given: int) -> None:
+        self._left = given
+        self._some = asyncio.Event()
+        self.give(0)
+
+    def give(self, more: int) -> None:
+        self._left += more
+        if self._left > 0:
+            self._some.set()
+
+    def spend(self, length: int) -> None:
+        self._left -= length
+        if self._left <= 0:
+            self._some.clear()
+
+    async def some(self) -> None:
+        await self._some.wait()
+
+
+class Dispatch:
+    """The requests of one connection that Python has to do with.
+
+    * Every request passes `access` first, and is answered once, by its id.
+    * What a client got wrong is its own; what we got wrong is logged, and the client is told that it failed.
+    """
+
+    def __init__(self, connection: Connection, server: Server) -> None:
+        self._connection, self._server = connection, server
+        self._session, self._serving = connection.session, server.serving
+        self._tasks: set[asyncio.Task[None]] = set()
+        #: Reads and tails that are open, by their ids.
+        self._readings: dict[int, tuple[int, asyncio.Task[None], Credit]] = {}
+        self._does: Final[dict[int, Callable[[int, bytes], Awaitable[None]]]] = {
+            Kind.GET: self._get,
+            Kind.STREAMS: self._streams,
+            Kind.INFO: self._info,
+            Kind.PING: self._ping,
+        }
+
+    def take(self, kind: int, id: int, body: bytes) -> None:
+        """Begins what is asked for. A message that cannot be is the end of the connection."""
+        try:
+            if kind in (Kind.APPEND, Kind.APPEND_MANY):
+                self.start(self._answered(id, self._append(kind, id, body)))
+            elif kind in (Kind.READ, Kind.TAIL):
+                self._begin_reading(kind, id, Reading.unpack(body))
+            elif kind == Kind.CREDIT:
+                self._credit(id, count(_native.unpack(body)))
+            elif kind == Kind.STOP:
+                self._stop(id, body)
+            elif kind == Kind.HELLO:
+                self.start(self._hello(Hello.unpack(body)))
+            elif (does := self._does.get(kind)) is not None:
+                self.start(self._answered(id, does(id, body)))
+            else:
+                raise ProtocolError(f"there is no request {kind}")
+        except ProtocolError as error:
+            self._connection.fail(error)
+
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def end_readings(self, *, tails_only: bool = False) -> None:
+        for kind, task, _ in self._readings.values():
+            if kind == Kind.TAIL or not tails_only:
+                task.cancel()
+
+    def close(self) -> None:
+        """Nobody is there to be told. Appends go on: they were accepted."""
+        self.end_readings()
+
+    # ---- one request each
+
+    async def _answered(self, id: int, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except ProtocolError as error:
+            self._connection.fail(error)
+        except KimberliteError as error:
+            self._refuse(id, error)
+        except Exception:
+            LOG.exception("a request failed")
+            self._refuse(id, Unavailable("the server failed; its log says why"))
+
+    def _refuse(self, id: int, error: KimberliteError) -> None:
+        self._server.refused(error)
+        if not self._connection.closing:
+            self._session.fail(id, error)
+            self._connection.finish_if_idle()
+
+    def _reply(self, kind: Kind, id: int, body: bytes) -> None:
+        if not self._connection.closing:
+            self._session.send(kind, id, body, True)
+            self._connection.finish_if_idle()
+
+    async def _hello(self, said: Hello) -> None:
+        try:
+            if said.version != VERSION:
+                raise Invalid(f"version {said.version} of the protocol is not spoken here, but {VERSION}")
+            if said.database is not None and said.database != self._server.database:
+                raise Invalid(f"this is database {self._server.database}, not {said.database}")
+            if said.anchor is not None:
+                self._server.anchored(said.anchor)
+        except KimberliteError as error:
+            self._connection.fail(error)
+            return
+        self._session.send(Kind.WELCOME, 0, _native.pack(self._server.welcome()), False)
+        self._connection.greet()
+
+    async def _append(self, kind: int, id: int, body: bytes) -> None:
+        entered = False
+        try:
+            parts, producer, sync = _native.decode_append(kind, body)
+            for stream, _, _ in parts:
+                self._connection.access.check("append", stream)
+            self._server.check_writable()
+            future = await self._serving.enter(parts, producer, sync, several=kind == Kind.APPEND_MANY)
+            for stream, _, _ in parts:
+                self._session.permit(stream)
+            entered = True
+            self._session.entered()
+            receipts = await future
+        finally:
+            if not entered:
+                self._session.entered()
+        if not self._connection.closing:
+            self._session.acknowledge(id, receipts)
+            self._connection.finish_if_idle()
+
+    def _begin_reading(self, kind: int, id: int, asked: Reading) -> None:
+        most = self._server.limits.readings
+        if len(self._readings) >= most:
+            self._refuse(id, LimitExceeded(f"{most} reads and tails are open already"))
+            return
+        credit = Credit(asked.credit)
+        work = self._read(id, asked, credit) if kind == Kind.READ else self._tail(id, asked, credit)
+        task = self.start(self._answered(id, work))
+        self._readings[id] = kind, task, credit
+        task.add_done_callback(lambda _: self._readings.pop(id, None))
+
+    async def _read(self, id: int, asked: Reading, credit: Credit) -> None:
+        self._connection.access.check("read", asked.stream)
+        source = self._serving.reading(
+            id, asked.stream, asked.start, asked.until, asked.limit, reverse=asked.reverse, system=asked.system
+        )
+        await self._send_all(id, source, credit)
+
+    async def _tail(self, id: int, asked: Reading, credit: Credit) -> None:
+        self._connection.access.check("read", asked.stream)
+        if asked.until is not None or asked.limit is not None or asked.reverse:
+            raise Invalid("a tail has a start only")
+        source = self._serving.following(id, asked.stream, asked.start, system=asked.system)
+        await self._send_all(id, source, credit)
+
+    async def _send_all(self, id: int, source: Frames, credit: Credit) -> None:
+        try:
+            while True:
+                await credit.some()
+                await self._connection.writable()
+                frame = await source.more()
+                if frame is None:
+                    break
+                credit.spend(len(frame.data))
+                self._session.send_bytes(frame.data)
+        except asyncio.CancelledError:
+            # It was stopped, or nobody is there any more.
+            pass
+        self._reply(Kind.END, id, NIL)
+
+    def _credit(self, id: int, more: int) -> None:
+        # To what has just ended it comes too late.
+        if id in self._readings:
+            self._readings[id][2].give(more)
+
+    def _stop(self, id: int, body: bytes) -> None:
+        if _native.unpack(body) is not None:
+            raise ProtocolError("a stop says nothing")
+        if id in self._readings:
+            self._readings[id][1].cancel()
+
+    async def _get(self, id: int, body: bytes) -> None:
+        said = fields(body, positions=list)
+        positions = said["positions"]
+        if not all(is_a(position, int) and position >= 0 for position in positions):
+            raise ProtocolError("positions are numbers from 0")
+        self._connection.access.check("read", None)
+        async for frame in self._serving.get(id, positions):
+            await self._connection.writable()
+            self._session.send_bytes(frame.data)
+        self._reply(Kind.END, id, NIL)
+
+    async def _streams(self, id: int, body: bytes) -> None:
+        said = fields(body, start=int)
+        self._connection.access.check("inspect", None)
+        start = count(said["start"])
+        self._reply(Kind.RESULT, id, _native.pack(self._serving.streams()[start : start + STREAMS]))
+
+    async def _info(self, id: int, body: bytes) -> None:
+        if _native.unpack(body) is not None:
+            raise ProtocolError("this request says nothing")
+        self._connection.access.check("inspect", None)
+        self._reply(Kind.RESULT, id, _native.pack(await self._serving.info()))
+
+    async def _ping(self, id: int, body: bytes) -> None:
+        if _native.unpack(body) is not None:
+            raise ProtocolError("this request says nothing")
+        self._reply(Kind.RESULT, id, NIL)

@@ -1,0 +1,133 @@
+"""The daemon's listeners and clients, from the first to the last."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import Any, Final
+
+from kimberlite import _native
+from kimberlite.errors import KimberliteError, LimitExceeded, RolledBack, SlowConsumer
+from kimberlite.log.log import Log
+from kimberlite.log.serving import Serving
+from kimberlite.records import Receipt
+from kimberlite.server.access import Access, Everything
+from kimberlite.server.connection import Connection
+from kimberlite.server.limits import Limits
+from kimberlite.wire.messages import VERSION
+
+LOG = logging.getLogger(__name__)
+
+#: Seconds between two looks at who is late.
+LOOK: Final = 0.25
+
+
+class Server:
+    """Serves one log, which is opened and closed by whoever made it.
+
+    * It listens until `drain`, which takes nothing more and returns when all that was accepted is answered.
+    * A client's receipt that is sound and ahead of the log ends all appending: the log was rolled back.
+    """
+
+    def __init__(self, log: Log, limits: Limits, *, about: dict[str, Any], access: Access | None = None) -> None:
+        self.limits = limits
+        self.access: Access = access or Everything()
+        shared = _native.Limits(
+            requests=limits.requests,
+            bytes=limits.request_bytes,
+            pool_bytes=log.options.pool_bytes,
+            inbox_bytes=limits.inbox_bytes,
+        )
+        self.serving = Serving(log, shared)
+        #: What clients are told of the database.
+        self._about = about
+        self._connections: set[Connection] = set()
+        self._listeners: list[asyncio.Server] = []
+        self._rolled_back: RolledBack | None = None
+        self._draining = False
+        self._looking: asyncio.TimerHandle | None = None
+        self._gone = asyncio.Event()
+
+    # ---- from the first to the last
+
+    async def listen(self, where: socket.socket) -> None:
+        """From here on clients that connect to this socket, which is bound, are served."""
+        loop = asyncio.get_running_loop()
+        unix = where.family == socket.AF_UNIX
+        create = loop.create_unix_server if unix else loop.create_server
+        self._listeners.append(await create(lambda: Connection(self), sock=where, backlog=1024))
+        if self._looking is None:
+            self._look()
+
+    async def drain(self, timeout: float) -> None:
+        """Accepts nobody, takes nothing more, and returns when everybody is answered and gone, or after the timeout."""
+        self._draining = True
+        for listener in self._listeners:
+            listener.close()
+        for connection in list(self._connections):
+            connection.finish()
+        if self._connections:
+            self._gone.clear()
+            try:
+                await asyncio.wait_for(self._gone.wait(), timeout)
+            except TimeoutError:
+                LOG.warning("%d clients did not take their answers", len(self._connections))
+        for connection in list(self._connections):
+            connection.abort()
+        if self._looking is not None:
+            self._looking.cancel()
+
+    # ---- what connections say
+
+    def joined(self, connection: Connection) -> None:
+        self._connections.add(connection)
+        if len(self._connections) > self.limits.connections:
+            connection.fail(LimitExceeded(f"the server has {self.limits.connections} clients already"))
+        elif self._draining:
+            connection.finish()
+
+    def left(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        if not self._connections:
+            self._gone.set()
+
+    def slow(self, connection: Connection) -> None:
+        error = SlowConsumer(f"replies were not read for {self.limits.unread:g} s")
+        self.refused(error)
+        LOG.warning("closing a connection: %s: %s", error.code, error, extra={"peer": connection.peer})
+
+    def refused(self, error: KimberliteError) -> None:
+        """Counted by its code."""
+
+    def anchored(self, anchor: Receipt) -> None:
+        """A client has shown the highest durable receipt that it was given."""
+        try:
+            self.serving.check_anchor(anchor)
+        except RolledBack as error:
+            LOG.critical("a client has a receipt that the log does not reach: %s", error)
+            self._rolled_back = error
+            for connection in self._connections:
+                connection.session.forbid()
+
+    def check_writable(self) -> None:
+        if self._rolled_back is not None:
+            raise RolledBack(f"nothing is appended any more: {self._rolled_back}")
+
+    @property
+    def database(self) -> str:
+        return str(self._about["database"])
+
+    def welcome(self) -> dict[str, Any]:
+        return {"version": VERSION, **self._about, "requests": self.limits.requests}
+
+    @property
+    def clients(self) -> int:
+        return len(self._connections)
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for connection in list(self._connections):
+            connection.look(now)
+        self._looking = loop.call_later(LOOK, self._look)

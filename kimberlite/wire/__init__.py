@@ -1,0 +1,1 @@
+"""The protocol of `docs/protocol.md`: messages as pure functions of bytes."""

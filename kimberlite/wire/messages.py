@@ -1,0 +1,180 @@
+"""What messages there are, and the bodies of those that are not made in Rust."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Final, TypeVar
+
+from kimberlite import _native, errors
+from kimberlite.errors import KimberliteError, ProtocolError
+from kimberlite.records import Receipt, Time
+
+VERSION: Final = 1
+#: The id of what is about the connection and not about a request.
+NOBODY: Final = _native.NOBODY
+#: Bytes in front of a body.
+HEADER: Final = 12
+
+T = TypeVar("T")
+Bound = int | Time | None
+
+
+class Kind(IntEnum):
+    HELLO = 1
+    APPEND = 2
+    APPEND_MANY = 3
+    READ = 4
+    GET = 5
+    TAIL = 6
+    CREDIT = 7
+    STOP = 8
+    STREAMS = 9
+    INFO = 10
+    PING = 11
+    WELCOME = 65
+    RECEIPTS = 66
+    RECORDS = 67
+    END = 68
+    RESULT = 69
+    ERROR = 70
+
+
+def fields(body: bytes, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
+    """A map that has these keys and no others; one whose value may be None may be left out."""
+    value = _native.unpack(body)
+    if not isinstance(value, dict):
+        raise ProtocolError("a map is wanted")
+    for name in value:
+        if name not in kinds:
+            raise ProtocolError(f"{name!r} is not known here")
+    for name, kind in kinds.items():
+        if not is_a(value.setdefault(name, None), kind):
+            raise ProtocolError(f"{name!r} is of another type, or missing")
+    return value
+
+
+def is_a(value: object, kind: type | tuple[type, ...]) -> bool:
+    """Not every bool is an int here."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    return type(value) in kinds
+
+
+NONE: Final = type(None)
+
+
+def pack_bound(bound: Bound) -> Any:
+    return {"time": bound.ns} if isinstance(bound, Time) else bound
+
+
+def bound(value: Any) -> Bound:
+    if isinstance(value, dict):
+        if set(value) != {"time"} or type(value["time"]) is not int:
+            raise ProtocolError("a time is a map with the key 'time'")
+        return Time(value["time"])
+    if value is not None and (type(value) is not int or value < 0):
+        raise ProtocolError("a bound is an integer from 0, a time, or nil")
+    return None if value is None else int(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What a client says first."""
+
+    version: int
+    anchor: Receipt | None
+    database: str | None
+
+    def pack(self) -> bytes:
+        anchor = None if self.anchor is None else list(self.anchor)
+        return _native.pack({"version": self.version, "anchor": anchor, "database": self.database})
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Hello:
+        said = fields(body, version=int, anchor=(list, NONE), database=(str, NONE))
+        anchor = said["anchor"]
+        if anchor is not None:
+            if len(anchor) != len(Receipt._fields):
+                raise ProtocolError("an anchor is a receipt, or nil")
+            anchor = Receipt(*anchor)
+        return cls(said["version"], anchor, said["database"])
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What to read, or to follow."""
+
+    stream: str | None
+    start: Bound
+    until: Bound
+    limit: int | None
+    reverse: bool
+    system: bool
+    credit: int
+
+    def pack(self) -> bytes:
+        return _native.pack(
+            {
+                "stream": self.stream,
+                "start": pack_bound(self.start),
+                "until": pack_bound(self.until),
+                "limit": self.limit,
+                "reverse": self.reverse,
+                "system": self.system,
+                "credit": self.credit,
+            }
+        )
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Reading:
+        said = fields(
+            body,
+            stream=(str, NONE),
+            start=(int, dict, NONE),
+            until=(int, dict, NONE),
+            limit=(int, NONE),
+            reverse=(bool, NONE),
+            system=(bool, NONE),
+            credit=int,
+        )
+        return cls(
+            said["stream"],
+            bound(said["start"]),
+            bound(said["until"]),
+            said["limit"],
+            bool(said["reverse"]),
+            bool(said["system"]),
+            count(said["credit"]),
+        )
+
+
+def count(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ProtocolError("a number from 0 is wanted")
+    return value
+
+
+BY_CODE: Final[dict[str, type[KimberliteError]]] = {
+    each.code: each
+    for each in vars(errors).values()
+    if isinstance(each, type) and issubclass(each, KimberliteError) and "code" in vars(each)
+}
+
+
+def pack_error(error: KimberliteError) -> bytes:
+    return _native.pack({"code": error.code, "message": str(error), **vars(error)})
+
+
+def unpack_error(body: bytes) -> KimberliteError:
+    """The error of another process as it was raised there."""
+    said = _native.unpack(body)
+    if not isinstance(said, dict) or type(said.get("code")) is not str or type(said.get("message")) is not str:
+        raise ProtocolError("an error has a code and a message")
+    code, message = said.pop("code"), said.pop("message")
+    kind = BY_CODE.get(code)
+    if kind is None:
+        raise ProtocolError(f"there is no error {code}: {message}")
+    try:
+        return kind(message, **said)
+    except TypeError:
+        raise ProtocolError(f"{code} says what it cannot: {', '.join(said)}") from None

@@ -1,0 +1,620 @@
+//! One client's connection to the server, all but its socket: what arrived is taken apart, appends go to the pool,
+//! and their answers leave, with Python once a read and once a group.
+use std::collections::HashMap;
+use std::ffi::c_int;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+
+use kimberlite_core::log::{self, Part, Receipt};
+use kimberlite_core::record::LONGEST_PRODUCER;
+use kimberlite_core::wire::append::{Append, Refused};
+use kimberlite_core::wire::cursor::Put;
+use kimberlite_core::wire::inbox::{Inbox, Unfit};
+use kimberlite_core::wire::receipts::{self, Ending, Place};
+use kimberlite_core::wire::{Header, LARGEST, cursor, kind, put_message};
+use pyo3::exceptions::{PyBufferError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList, PyMapping, PyTuple};
+use pyo3::{PyTraverseError, PyVisit, ffi, intern};
+
+use crate::log::Log;
+use crate::pool::{Caller, Policy, Pool, Request};
+use crate::values;
+use crate::writer::lock;
+
+/// Bytes for what arrives, as long as no message is longer.
+const USUAL: usize = 128 << 10;
+
+/// What all sessions of a server may take together or each by itself.
+#[pyclass(frozen, module = "kimberlite._native")]
+pub struct Limits {
+    requests: usize,
+    bytes: usize,
+    pool_bytes: usize,
+    inbox_bytes: usize,
+    /// Of all inboxes, beyond what is usual.
+    grown: AtomicUsize,
+}
+
+#[pymethods]
+impl Limits {
+    /// Requests and bytes that may be open of one session; bytes in the pool before nothing more is taken; and what all
+    /// inboxes may grow by together.
+    #[new]
+    #[pyo3(signature = (*, requests, bytes, pool_bytes, inbox_bytes))]
+    fn new(requests: usize, bytes: usize, pool_bytes: usize, inbox_bytes: usize) -> Self {
+        Self { requests, bytes, pool_bytes, inbox_bytes, grown: AtomicUsize::new(0) }
+    }
+
+    /// Bytes that inboxes have grown by.
+    #[getter]
+    fn grown(&self) -> usize {
+        self.grown.load(Relaxed)
+    }
+}
+
+#[derive(Default)]
+struct State {
+    inbox: Option<Inbox>,
+    /// Bytes that the inbox may grow by at the next read.
+    reserved: usize,
+    /// The streams that it may append to without a word with Python, by their numbers.
+    streams: HashMap<String, u32>,
+    /// Whether it has said hello; before that nothing is an append.
+    greeted: bool,
+    /// Appends that Python takes: until all before them are in the pool, none may pass them.
+    slow: usize,
+    /// Not yet answered, and their bytes.
+    requests: usize,
+    bytes: usize,
+    /// Those of them that were handed to Python, by their ids, and their bytes.
+    handed: HashMap<u32, usize>,
+    /// Whether `take` stopped because too much is open.
+    full: bool,
+    /// Answers of the group that is being acknowledged, and how many.
+    answers: Vec<u8>,
+    answered: usize,
+    /// What leaves with the next write.
+    out: Vec<u8>,
+    /// None when it is closed.
+    write: Option<Py<PyAny>>,
+    go_on: Option<Py<PyAny>>,
+    /// Messages and bytes that have arrived.
+    counted: (u64, u64),
+}
+
+/// * Requests are taken in the order in which they arrive, and appends enter the pool in it.
+/// * What is open never exceeds the limits by more than one request.
+/// * After `close` nothing is taken and nothing is written.
+#[pyclass(frozen, module = "kimberlite._native")]
+pub struct Session {
+    log: Arc<log::Log>,
+    pool: Py<Pool>,
+    limits: Py<Limits>,
+    policy: String,
+    state: Mutex<State>,
+    exports: AtomicUsize,
+}
+
+/// Why `take` took no more.
+enum Stop {
+    /// All that has arrived is taken.
+    Empty,
+    Full,
+    Crowded,
+    Memory,
+    Hello,
+    Broken(&'static str, String),
+}
+
+impl Stop {
+    fn name(&self) -> Option<&'static str> {
+        match self {
+            Self::Empty => None,
+            Self::Full => Some("full"),
+            Self::Crowded => Some("crowded"),
+            Self::Memory => Some("memory"),
+            Self::Hello => Some("hello"),
+            Self::Broken(code, _) => Some(code),
+        }
+    }
+}
+
+/// What becomes of one request.
+enum Taken {
+    Pushed,
+    Refused(&'static str, String),
+    /// Python's to do.
+    Frame,
+    Broken(String),
+}
+
+#[pymethods]
+impl Session {
+    /// `write` takes bytes for the client; `go_on` is called when there is room for requests again.
+    #[new]
+    fn new(log: &Log, pool: Py<Pool>, limits: Py<Limits>, policy: String, write: Py<PyAny>, go_on: Py<PyAny>) -> Self {
+        let inbox = Some(Inbox::new(USUAL, LARGEST));
+        let state = State { inbox, write: Some(write), go_on: Some(go_on), ..State::default() };
+        Self { log: log.inner.clone(), pool, limits, policy, state: Mutex::new(state), exports: AtomicUsize::new(0) }
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.pool)?;
+        // What cannot be looked at now is not garbage.
+        let Ok(state) = self.state.try_lock() else { return Ok(()) };
+        visit.call(&state.write)?;
+        visit.call(&state.go_on)
+    }
+
+    fn __clear__(&self) {
+        self.close();
+    }
+
+    /// Where the next read goes.
+    unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
+        let this = slf.get();
+        let mut state = lock(&this.state);
+        let State { inbox, reserved, .. } = &mut *state;
+        let Some(inbox) = inbox else { return Err(PyBufferError::new_err("the session is closed")) };
+        if this.exports.load(Relaxed) > 0 {
+            return Err(PyBufferError::new_err("it is being read into already"));
+        }
+        this.make_room(inbox, reserved);
+        let room = inbox.room();
+        // SAFETY: the view keeps a reference to the session, and nothing moves the room while it is exported.
+        let filled = unsafe {
+            let length = room.len() as ffi::Py_ssize_t;
+            ffi::PyBuffer_FillInfo(view, slf.as_ptr(), room.as_mut_ptr().cast(), length, 0, flags)
+        };
+        if filled != 0 {
+            return Err(PyErr::fetch(slf.py()));
+        }
+        this.exports.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
+        self.exports.fetch_sub(1, Relaxed);
+    }
+
+    /// A buffer that has none would be refused.
+    fn __len__(&self) -> usize {
+        lock(&self.state).inbox.as_ref().map_or(0, Inbox::capacity)
+    }
+
+    /// So many bytes were read.
+    fn arrived(&self, count: usize) -> PyResult<()> {
+        let mut state = lock(&self.state);
+        state.counted.1 += count as u64;
+        let Some(inbox) = &mut state.inbox else { return Ok(()) };
+        if count > inbox.room().len() {
+            return Err(PyValueError::new_err("more was read than there was room for"));
+        }
+        inbox.arrived(count);
+        Ok(())
+    }
+
+    /// Takes what has arrived. Appends that can go to the pool are in it; `writing`: a group is on its way already.
+    /// Gives whether there were any, what else arrived, and why no more was taken; None if there is nothing to say.
+    #[allow(clippy::type_complexity)]
+    fn take<'py>(
+        slf: &Bound<'py, Self>,
+        writing: bool,
+    ) -> PyResult<(bool, Vec<(u32, u32, Bound<'py, PyBytes>)>, Option<&'static str>, String)> {
+        let (py, this) = (slf.py(), slf.get());
+        let mut state = lock(&this.state);
+        let Some(mut inbox) = state.inbox.take() else { return Ok((false, Vec::new(), None, String::new())) };
+        let (mut pushed, mut frames) = (false, Vec::new());
+        let stop = loop {
+            let (header, body) = match inbox.next() {
+                Ok(Some(found)) => found,
+                Ok(None) => {
+                    break if this.has_memory(&inbox, &mut state.reserved) { Stop::Empty } else { Stop::Memory };
+                }
+                Err(Unfit(length)) => {
+                    let message = format!("a message has 1 to {LARGEST} bytes, not {length}");
+                    break Stop::Broken("FRAME_TOO_LARGE", message);
+                }
+            };
+            if let Some(stop) = this.held_up(py, &mut state, header.kind) {
+                break stop;
+            }
+            state.counted.0 += 1;
+            let taken = this.taken(slf, &mut state, header, body, writing)?;
+            let refused = matches!(taken, Taken::Refused(..));
+            match taken {
+                Taken::Pushed => pushed = true,
+                Taken::Refused(code, message) => put_refusal(&mut state.out, header.id, code, &message),
+                Taken::Frame => {
+                    let answered = !matches!(header.kind, kind::HELLO | kind::CREDIT | kind::STOP);
+                    if answered && state.handed.insert(header.id, header.length).is_some() {
+                        break Stop::Broken("PROTOCOL_ERROR", format!("request {} is open already", header.id));
+                    }
+                    frames.push((header.kind, header.id, PyBytes::new(py, body)));
+                }
+                Taken::Broken(message) => break Stop::Broken("PROTOCOL_ERROR", message),
+            }
+            if !matches!(header.kind, kind::HELLO | kind::CREDIT | kind::STOP) && !refused {
+                state.requests += 1;
+                state.bytes += header.length;
+            }
+            inbox.take(header);
+            if header.kind == kind::HELLO && !state.greeted {
+                break Stop::Hello;
+            }
+        };
+        state.full = matches!(stop, Stop::Full);
+        state.inbox = Some(inbox);
+        let out = std::mem::take(&mut state.out);
+        drop(state);
+        this.write(py, &out);
+        let name = stop.name();
+        let message = if let Stop::Broken(_, message) = stop { message } else { String::new() };
+        Ok((pushed, frames, name, message))
+    }
+
+    /// From here on it may append.
+    fn greet(&self) {
+        lock(&self.state).greeted = true;
+    }
+
+    /// From here on its appends to a stream need no word with Python.
+    fn permit(&self, stream: &str) {
+        if let Some(number) = self.log.streams.read().unwrap().number(stream) {
+            lock(&self.state).streams.insert(stream.to_owned(), number);
+        }
+    }
+
+    /// From here on none of its appends goes without a word with Python.
+    fn forbid(&self) {
+        lock(&self.state).streams.clear();
+    }
+
+    /// An append that Python took is in the pool, or will never be.
+    fn entered(&self) {
+        lock(&self.state).slow -= 1;
+    }
+
+    /// Sends a message; the `last` one to its id closes the request.
+    fn send(&self, py: Python<'_>, kind: u32, id: u32, body: &[u8], last: bool) {
+        let mut out = Vec::with_capacity(body.len() + 16);
+        put_message(&mut out, kind, id, |out| out.extend_from_slice(body));
+        self.write(py, &out);
+        if last {
+            self.close_handed(py, id);
+        }
+    }
+
+    /// Sends what is put together already.
+    fn send_bytes(&self, py: Python<'_>, bytes: &[u8]) {
+        self.write(py, bytes);
+    }
+
+    /// Answers a request with an error.
+    #[pyo3(signature = (id, error))]
+    fn fail(&self, py: Python<'_>, id: u32, error: &Bound<'_, PyAny>) -> PyResult<()> {
+        let mut out = Vec::new();
+        put_error(&mut out, id, error)?;
+        self.write(py, &out);
+        self.close_handed(py, id);
+        Ok(())
+    }
+
+    /// Answers an append that Python took.
+    fn acknowledge(&self, py: Python<'_>, id: u32, receipts: Vec<Bound<'_, PyTuple>>) -> PyResult<()> {
+        let mut out = Vec::new();
+        let first = receipts.first().ok_or_else(|| PyValueError::new_err("an append has a receipt"))?;
+        let mut failed = Ok(());
+        put_message(&mut out, kind::RECEIPTS, kind::NOBODY, |out| {
+            failed = (|| {
+                receipts::put_ending(out, &ending_of(first)?, 1);
+                receipts::put_answer(out, id, receipts.len());
+                for receipt in &receipts {
+                    receipts::put_place(out, &place_of(receipt)?);
+                }
+                Ok::<_, PyErr>(())
+            })();
+        });
+        failed?;
+        self.write(py, &out);
+        self.close_handed(py, id);
+        Ok(())
+    }
+
+    /// Requests that are not yet answered, and their bytes.
+    #[getter]
+    fn open(&self) -> (usize, usize) {
+        let state = lock(&self.state);
+        (state.requests, state.bytes)
+    }
+
+    /// Whether a part of a message has arrived.
+    #[getter]
+    fn partial(&self) -> bool {
+        lock(&self.state).inbox.as_ref().is_some_and(|inbox| !inbox.is_empty())
+    }
+
+    /// Messages and bytes that have arrived.
+    #[getter]
+    fn counted(&self) -> (u64, u64) {
+        lock(&self.state).counted
+    }
+
+    fn close(&self) {
+        let mut state = lock(&self.state);
+        let ended = std::mem::take(&mut *state);
+        drop(state);
+        if let Some(inbox) = &ended.inbox {
+            self.limits.get().grown.fetch_sub(inbox.capacity() - USUAL + ended.reserved, Relaxed);
+        }
+    }
+}
+
+impl Session {
+    /// Why the next request, of this kind, has to wait.
+    fn held_up(&self, py: Python<'_>, state: &mut State, kind: u32) -> Option<Stop> {
+        let limits = self.limits.get();
+        if matches!(kind, kind::CREDIT | kind::STOP) {
+            return None;
+        }
+        if state.requests >= limits.requests || state.bytes >= limits.bytes {
+            return Some(Stop::Full);
+        }
+        let append = matches!(kind, kind::APPEND | kind::APPEND_MANY);
+        (append && self.pool.bind(py).get().bytes() >= limits.pool_bytes).then_some(Stop::Crowded)
+    }
+
+    /// Whether there is room for what arrives next, or may be: then that much of what all inboxes may grow by is taken.
+    fn has_memory(&self, inbox: &Inbox, reserved: &mut usize) -> bool {
+        let limits = self.limits.get();
+        if !inbox.is_full() || *reserved > 0 {
+            return true;
+        }
+        let more = inbox.capacity();
+        if limits.grown.fetch_add(more, Relaxed) + more > limits.inbox_bytes {
+            limits.grown.fetch_sub(more, Relaxed);
+            return false;
+        }
+        *reserved = more;
+        true
+    }
+
+    fn make_room(&self, inbox: &mut Inbox, reserved: &mut usize) {
+        let before = inbox.capacity() + std::mem::take(reserved);
+        inbox.make_room();
+        let grown = &self.limits.get().grown;
+        grown.fetch_add(inbox.capacity(), Relaxed);
+        grown.fetch_sub(before, Relaxed);
+    }
+
+    fn taken(
+        &self,
+        slf: &Bound<'_, Self>,
+        state: &mut State,
+        header: Header,
+        body: &[u8],
+        writing: bool,
+    ) -> PyResult<Taken> {
+        if !state.greeted {
+            let hello = header.kind == kind::HELLO;
+            return Ok(if hello { Taken::Frame } else { Taken::Broken("the first message is a hello".into()) });
+        }
+        match header.kind {
+            kind::APPEND_MANY => {
+                state.slow += 1;
+                return Ok(Taken::Frame);
+            }
+            kind::APPEND => {}
+            _ => return Ok(Taken::Frame),
+        }
+        if state.slow > 0 {
+            state.slow += 1;
+            return Ok(Taken::Frame);
+        }
+        let append = match Append::to_one(body) {
+            Ok(append) => append,
+            Err(Refused::Malformed(cursor::Malformed(what))) => return Ok(Taken::Broken(what.into())),
+            Err(Refused::Invalid(what)) => return Ok(Taken::Refused("INVALID", what.into())),
+            Err(Refused::TooLarge(what)) => return Ok(Taken::Refused("LIMIT_EXCEEDED", what)),
+        };
+        let Append { mut parts, producer, sync } = append;
+        let part = parts.pop().expect("it is to one stream");
+        let sync = sync.unwrap_or(&self.policy);
+        let splits = sync == "record" && part.batch.ends.len() > 1;
+        let Some(&stream) = state.streams.get(part.stream).filter(|_| !splits) else {
+            state.slow += 1;
+            return Ok(Taken::Frame);
+        };
+        if let Some(what) = unfit(part.expect, producer, sync) {
+            return Ok(Taken::Refused("INVALID", what.into()));
+        }
+        let caller = Caller::Client { session: slf.clone().unbind(), id: header.id, weight: header.length };
+        let part = Part { stream, batch: Arc::new(part.batch), expect: part.expect };
+        let producer = producer.map(|(id, sequence)| (id.to_vec(), sequence));
+        let quantum = self.log.database.quantum;
+        let request = Request::build(caller, vec![part], Policy::named(sync), producer, false, quantum);
+        self.pool.bind(slf.py()).get().push(Bound::new(slf.py(), request)?, writing);
+        Ok(Taken::Pushed)
+    }
+
+    /// Puts an append's receipts to the answers that leave with `send_answers`; whether they are the first.
+    pub fn answer(&self, id: u32, weight: usize, receipts: &[Receipt], log: &log::Log) -> bool {
+        let mut state = lock(&self.state);
+        if state.write.is_none() {
+            return false;
+        }
+        receipts::put_answer(&mut state.answers, id, receipts.len());
+        for receipt in receipts {
+            let place = Place {
+                first_offset: receipt.first_offset,
+                first_position: receipt.first_position,
+                records: receipt.last_offset - receipt.first_offset + 1,
+                mac: receipt.mac(log),
+            };
+            receipts::put_place(&mut state.answers, &place);
+        }
+        state.answered += 1;
+        state.requests -= 1;
+        state.bytes -= weight;
+        state.answered == 1
+    }
+
+    pub fn send_answers(&self, py: Python<'_>, ending: &Ending) {
+        let mut state = lock(&self.state);
+        let answered = std::mem::take(&mut state.answered);
+        if answered == 0 {
+            return;
+        }
+        let mut out = Vec::with_capacity(state.answers.len() + 160);
+        put_message(&mut out, kind::RECEIPTS, kind::NOBODY, |out| {
+            receipts::put_ending(out, ending, answered);
+            out.extend_from_slice(&state.answers);
+        });
+        state.answers.clear();
+        drop(state);
+        self.write(py, &out);
+        self.room(py);
+    }
+
+    pub fn refuse(&self, py: Python<'_>, id: u32, weight: usize, error: &Bound<'_, PyAny>) -> PyResult<()> {
+        let mut out = Vec::new();
+        put_error(&mut out, id, error)?;
+        self.write(py, &out);
+        self.close_request(py, weight);
+        Ok(())
+    }
+
+    /// A request that Python had is answered.
+    fn close_handed(&self, py: Python<'_>, id: u32) {
+        let weight = lock(&self.state).handed.remove(&id);
+        if let Some(weight) = weight {
+            self.close_request(py, weight);
+        }
+    }
+
+    fn close_request(&self, py: Python<'_>, weight: usize) {
+        let mut state = lock(&self.state);
+        if state.write.is_some() {
+            state.requests -= 1;
+            state.bytes -= weight;
+        }
+        drop(state);
+        self.room(py);
+    }
+
+    /// Goes on if it had stopped because too much was open.
+    fn room(&self, py: Python<'_>) {
+        let mut state = lock(&self.state);
+        let limits = self.limits.get();
+        // Not at every one: the next requests are taken together.
+        let roomy = state.requests <= limits.requests / 2 && state.bytes <= limits.bytes / 2;
+        if !state.full || !roomy {
+            return;
+        }
+        state.full = false;
+        let go_on = state.go_on.as_ref().map(|go_on| go_on.clone_ref(py));
+        drop(state);
+        if let Some(go_on) = go_on
+            && let Err(error) = go_on.bind(py).call0()
+        {
+            error.write_unraisable(py, None);
+        }
+    }
+
+    /// What a client's socket does is no concern of whoever answers it.
+    fn write(&self, py: Python<'_>, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let write = lock(&self.state).write.as_ref().map(|write| write.clone_ref(py));
+        if let Some(write) = write
+            && let Err(error) = write.bind(py).call1((PyBytes::new(py, bytes),))
+        {
+            error.write_unraisable(py, None);
+        }
+    }
+}
+
+/// What an append may not have besides its records.
+fn unfit(expect: Option<u64>, producer: Option<(&[u8], u64)>, sync: &str) -> Option<&'static str> {
+    if !matches!(sync, "record" | "batch" | "group" | "os") {
+        return Some("sync is one of record, batch, group, os");
+    }
+    if expect.is_some_and(|offset| offset >= 1 << 63) {
+        return Some("expect is an offset or nil");
+    }
+    match producer {
+        Some((id, _)) if id.is_empty() || id.len() > LONGEST_PRODUCER => Some("a producer's id is 1 to 128 bytes"),
+        Some((_, sequence)) if sequence >= 1 << 63 => Some("a producer's sequence counts from 0"),
+        _ => None,
+    }
+}
+
+fn put_refusal(out: &mut Vec<u8>, id: u32, code: &str, message: &str) {
+    put_message(out, kind::ERROR, id, |out| {
+        out.put_map(2);
+        out.put_text("code");
+        out.put_text(code);
+        out.put_text("message");
+        out.put_text(message);
+    });
+}
+
+/// An error of `kimberlite.errors`, by its code and what it says of itself.
+fn put_error(out: &mut Vec<u8>, id: u32, error: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = error.py();
+    let body = PyDict::new(py);
+    body.set_item(intern!(py, "code"), error.getattr(intern!(py, "code"))?)?;
+    body.set_item(intern!(py, "message"), error.str()?)?;
+    body.update(error.getattr(intern!(py, "__dict__"))?.cast::<PyMapping>()?)?;
+    let mut failed = Ok(());
+    put_message(out, kind::ERROR, id, |out| failed = values::put(out, &body));
+    failed
+}
+
+/// Of a receipt as `kimberlite.Receipt` has it.
+fn ending_of(receipt: &Bound<'_, PyTuple>) -> PyResult<Ending> {
+    Ok(Ending {
+        timestamp: receipt.get_item(5)?.extract()?,
+        durable: receipt.get_item(6)?.extract()?,
+        tree_size: receipt.get_item(7)?.extract()?,
+        root: receipt.get_item(8)?.extract()?,
+        chain: receipt.get_item(9)?.extract()?,
+        incarnation: receipt.get_item(10)?.extract()?,
+        group: receipt.get_item(11)?.extract()?,
+    })
+}
+
+fn place_of(receipt: &Bound<'_, PyTuple>) -> PyResult<Place> {
+    let (first, last): (u64, u64) = (receipt.get_item(1)?.extract()?, receipt.get_item(2)?.extract()?);
+    Ok(Place {
+        first_offset: first,
+        first_position: receipt.get_item(3)?.extract()?,
+        records: last - first + 1,
+        mac: receipt.get_item(12)?.extract()?,
+    })
+}
+
+/// An append's body for Python: name, batch and expected offset of each part, producer and sync.
+#[pyfunction]
+#[allow(clippy::type_complexity)]
+pub fn decode_append<'py>(
+    py: Python<'py>,
+    kind: u32,
+    body: &[u8],
+) -> PyResult<(Bound<'py, PyList>, Option<(Bound<'py, PyBytes>, u64)>, Option<String>)> {
+    let append = if kind == kind::APPEND { Append::to_one(body) } else { Append::to_several(body) };
+    let append = append.map_err(|refused| match refused {
+        Refused::Malformed(cursor::Malformed(what)) => crate::errors::raise(py, "ProtocolError", what),
+        Refused::Invalid(what) => crate::errors::raise(py, "Invalid", what),
+        Refused::TooLarge(what) => crate::errors::raise(py, "LimitExceeded", &what),
+    })?;
+    let parts = PyList::empty(py);
+    for part in append.parts {
+        let batch = crate::batch::Batch { inner: Arc::new(part.batch) };
+        parts.append((part.stream, Bound::new(py, batch)?, part.expect))?;
+    }
+    let producer = append.producer.map(|(id, sequence)| (PyBytes::new(py, id), sequence));
+    Ok((parts, producer, append.sync.map(str::to_owned)))
+}

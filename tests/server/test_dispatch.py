@@ -1,0 +1,212 @@
+"""What every request does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kimberlite import Receipt
+from kimberlite.crypto.master import create_master
+from kimberlite.wire.messages import Kind
+from tests.server.wires import served
+
+
+@pytest.fixture(params=["plain", "encrypted"])
+def options(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    if request.param == "plain":
+        return {}
+    create_master(tmp_path / "key")
+    return {"key_file": tmp_path / "key"}
+
+
+async def test_appends_are_answered_in_the_order_in_which_they_came(tmp_path: Path, options: dict[str, Any]) -> None:
+    async with served(tmp_path / "db", **options) as there:
+        wire = await there.greeted()
+        for i in range(300):
+            # New streams, known ones, several at once and each record by itself, mixed.
+            if i % 7 == 3:
+                wire.send(Kind.APPEND_MANY, i, [[["s", [b"%d" % i], None], [f"t{i}", [b"x"], 0]], None, None])
+            elif i % 50 == 9:
+                wire.send(Kind.APPEND, i, ["s", [b"%d" % i, b"%d" % i], None, None, "record"])
+            else:
+                wire.send(Kind.APPEND, i, ["s", [b"%d" % i], None, None, None])
+        answers = await wire.answers(300)
+        places = [answers[i][1][0][:1] for i in range(300)]
+        assert places == sorted(places)
+        payloads = [int(record.payload) async for record in there.log.read("s")]
+        assert payloads == sorted(payloads)
+
+
+async def test_what_an_append_says_is_stored_and_its_receipt_is_sound(tmp_path: Path, options: dict[str, Any]) -> None:
+    async with served(tmp_path / "db", **options) as there:
+        wire = await there.greeted()
+        wire.send(Kind.APPEND, 1, ["s", [b"a", [b"b", b"k", [["h", b"v"], ["h", b""]], -5]], 0, [b"me", 0], "group"])
+        ending, [[first, position, count, mac]] = (await wire.answers(1))[1]
+        timestamp, durable, size, root, chain, incarnation, group = ending
+        receipt = Receipt("s", first, first + 1, position, position + 1, timestamp, durable, size, root, chain,
+                          incarnation, group, mac)  # fmt: skip
+        assert (durable, count) == (True, 2)
+        records = [record async for record in there.log.read()]
+        assert [record[:4] for record in records] == [
+            (b"a", None, (), None),
+            (b"b", b"k", (("h", b"v"), ("h", b"")), -5),
+        ]
+        there.server.serving.check_anchor(receipt)
+        # Shown with the next hello.
+        other = await there.greeted(anchor=list(receipt), database=(await there.log.info())["database_id"])
+        other.send(Kind.APPEND, 1, ["s", [b"a", [b"b", b"k", [["h", b"v"], ["h", b""]], -5]], 0, [b"me", 0], "group"])
+        assert (await other.answers(1))[1] == (ending, [[first, position, count, mac]])
+
+
+async def test_what_cannot_be_appended_is_refused_and_the_rest_is_not(tmp_path: Path) -> None:
+    async with served(tmp_path / "db") as there:
+        wire = await there.greeted()
+        wire.send(Kind.APPEND, 0, ["s", [b"x"], None, None, None])
+        await wire.answers(1)
+        bodies = {
+            1: ["s", [b"x"], 5, None, None],
+            2: ["new", [b"x"], 5, None, None],
+            3: ["s", [], None, None, None],
+            4: ["s", [b""] * 65_537, None, None, None],
+            5: ["s", [b"x"], None, None, "soon"],
+            6: ["s", [b"x"], None, [b"", 0], None],
+            7: ["s", [b"x"], None, [b"p", 1], None],
+            8: ["", [b"x"], None, None, None],
+            9: ["a\nb", [b"x"], None, None, None],
+            10: ["s", [b"x"], 1 << 63, None, None],
+            11: ["s", [b"x", b"y"], 5, None, "record"],
+            12: ["s", [b"x"] * 1025, None, [b"p", 0], "record"],
+            13: ["s", [b"ok"], 1, None, None],
+        }
+        for id, body in bodies.items():
+            wire.send(Kind.APPEND, id, body)
+        wire.send(Kind.APPEND_MANY, 20, [[["s", [b"x"], None], ["s", [b"x"], None]], None, None])
+        wire.send(Kind.APPEND_MANY, 21, [[], None, None])
+        wire.send(Kind.APPEND_MANY, 22, [[["s", [b"x"], None]], None, "record"])
+        answers = await wire.answers(len(bodies) + 3)
+        codes = {id: answer for id, answer in answers.items() if isinstance(answer, str)}
+        limits, conflicts = (4, 12), (1, 2, 7)
+        assert codes == {
+            id: "LIMIT_EXCEEDED" if id in limits else "CONFLICT" if id in conflicts else "INVALID"
+            for id in answers
+            if id != 13
+        }
+        assert [record.payload async for record in there.log.read("s")] == [b"x", b"ok"]
+
+
+async def test_records_are_read_up_and_down_by_offset_position_and_time(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    async with served(tmp_path / "db", **options) as there:
+        for i in range(50):
+            await there.log.append("ab"[i % 2], [b"%d" % (2 * i), b"%d" % (2 * i + 1)])
+        expected = [(r.stream, r.offset, r.position, r.payload) async for r in there.log.read()]
+        times = [record.timestamp async for record in there.log.read()]
+        wire = await there.greeted()
+        questions: list[tuple[dict[str, Any], Any]] = [
+            ({}, expected),
+            ({"start": 10, "until": 20}, [each for each in expected if 10 <= each[2] < 20]),
+            ({"stream": "a"}, [each for each in expected if each[0] == "a"]),
+            ({"stream": "a", "start": 10, "limit": 7}, [each for each in expected if each[0] == "a"][10:17]),
+            ({"stream": "unheard of"}, []),
+            ({"start": {"time": times[40]}}, expected[times.index(times[40]) :]),
+            ({"limit": 0}, []),
+        ]  # fmt: skip
+        for id, (question, answer) in enumerate(questions):
+            wire.send(Kind.READ, id, {"credit": 1 << 30} | question)
+            assert await wire.records(id) == answer, question
+        wire.send(Kind.READ, 99, {"credit": 1 << 30, "reverse": True, "stream": "b"})
+        _, _, body = await wire.next()
+        down = [(offset - i, record) for _, offset, _, _, records in body for i, record in enumerate(records)]
+        assert down == [(offset, record) for stream, offset, _, record in reversed(expected) if stream == "b"]
+        assert (await wire.next())[0] == Kind.END
+
+
+async def test_a_read_goes_no_further_than_its_credit(tmp_path: Path) -> None:
+    async with served(tmp_path / "db") as there:
+        payload = os.urandom(1000)
+        for _ in range(5):
+            await there.log.append("s", [payload] * 1000)
+        wire = await there.greeted()
+        wire.send(Kind.READ, 1, {"credit": 1})
+        found = 0
+        kind, _, body = await wire.next()
+        while kind == Kind.RECORDS:
+            found += sum(len(records) for *_, records in body)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(wire.reader.readexactly(1), 0.05)
+            # What was sent beyond the credit is owed.
+            wire.send(Kind.CREDIT, 1, wire.length)
+            kind, _, body = await wire.next()
+        assert (kind, found) == (Kind.END, 5000)
+
+
+async def test_a_tail_gives_what_comes_until_it_is_stopped(tmp_path: Path, options: dict[str, Any]) -> None:
+    async with served(tmp_path / "db", **options) as there:
+        await there.log.append("s", b"before")
+        wire = await there.greeted()
+        wire.send(Kind.TAIL, 1, {"credit": 1 << 20, "stream": "s"})
+        wire.send(Kind.TAIL, 2, {"credit": 1 << 20, "start": 0})
+        wire.send(Kind.PING, 3, None)
+        seen: dict[int, list[bytes]] = {1: [], 2: []}
+        pinged = False
+        for i in range(20):
+            await there.log.append("st"[i % 2], b"%d" % i)
+        while len(seen[2]) < 21 or len(seen[1]) < 10 or not pinged:
+            kind, id, body = await wire.next()
+            if kind == Kind.RESULT:
+                pinged = True
+                continue
+            seen[id] += [record for *_, records in body for record in records]
+        assert seen[1] in ([b"%d" % i for i in range(0, 20, 2)], [b"%d" % i for i in range(2, 20, 2)])
+        assert seen[2] == [b"before", *(b"%d" % i for i in range(20))]
+        wire.send(Kind.STOP, 2, None)
+        assert (await wire.next())[:2] == (Kind.END, 2)
+        await there.log.append("s", b"more")
+        kind, id, body = await wire.next()
+        assert (kind, id) == (Kind.RECORDS, 1)
+
+
+async def test_records_by_position_streams_and_info(tmp_path: Path) -> None:
+    async with served(tmp_path / "db") as there:
+        await there.log.append("a", [b"%d" % i for i in range(10)])
+        await there.log.append("b", b"x")
+        first = (await anext(there.log.read("a"))).position
+        wire = await there.greeted()
+        wire.send(Kind.GET, 1, {"positions": [first + 5, first, first + 5]})
+        assert [each[3] for each in await wire.records(1)] == [b"5", b"0", b"5"]
+        wire.send(Kind.GET, 2, {"positions": [10_000]})
+        assert (await wire.answers(1))[2] == "INVALID"
+        wire.send(Kind.STREAMS, 3, {"start": 0})
+        assert await wire.next() == (Kind.RESULT, 3, [["a", 10, False], ["b", 1, False]])
+        wire.send(Kind.STREAMS, 4, {"start": 1})
+        assert await wire.next() == (Kind.RESULT, 4, [["b", 1, False]])
+        wire.send(Kind.INFO, 5, None)
+        assert await wire.next() == (Kind.RESULT, 5, await there.log.info())
+
+
+async def test_a_receipt_that_the_log_does_not_reach_ends_all_appending(tmp_path: Path) -> None:
+    async with served(tmp_path / "db") as there:
+        before = await there.greeted()
+        before.send(Kind.APPEND, 1, ["s", [b"1"], None, None, None])
+        await before.answers(1)
+        receipt = await there.log.append("s", b"2")
+        native = there.log._native
+        ahead = receipt._replace(tree_size=receipt.tree_size + 10, group=receipt.group + 10)
+        mac = native.receipt_mac(ahead[:12])
+        assert mac is not None
+        forged = await there.connect()
+        forged.send(Kind.HELLO, 0, {"version": 1, "anchor": list(ahead)})
+        assert await forged.broken() == "INVALID"
+        before.send(Kind.APPEND, 2, ["s", [b"3"], None, None, None])
+        assert not isinstance((await before.answers(1))[2], str)
+        sound = await there.greeted(anchor=list(ahead._replace(mac=mac)))
+        for wire in (before, sound):
+            wire.send(Kind.APPEND, 3, ["s", [b"4"], None, None, None])
+            assert (await wire.answers(1))[3] == "ROLLED_BACK"
+        sound.send(Kind.READ, 4, {"credit": 1 << 20, "stream": "s"})
+        assert [each[3] for each in await sound.records(4)] == [b"1", b"2", b"3"]

@@ -1,0 +1,269 @@
+"""Clients that mean harm, on real sockets, and what the others feel of it meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from kimberlite.server.limits import Limits
+from kimberlite.wire.messages import Kind
+from tests.server.wires import Served, served, until
+
+#: Deadlines that a test can wait for.
+HASTY = Limits(handshake=0.5, frame=0.6, idle=0.8, unread=1.0)
+
+
+@asynccontextmanager
+async def beside(there: Served) -> AsyncIterator[list[float]]:
+    """Another client that appends one record at a time meanwhile; how long each took."""
+    wire = await there.greeted()
+    took: list[float] = []
+    ended = False
+
+    async def append() -> None:
+        while not ended:
+            begun = time.perf_counter()
+            wire.send(Kind.APPEND, len(took), ["beside", [b"x"], None, None, None])
+            await wire.answers(1)
+            took.append(time.perf_counter() - begun)
+            await asyncio.sleep(0.001)
+
+    task = asyncio.create_task(append())
+    await until(lambda: len(took) > 5)
+    try:
+        yield took
+    finally:
+        ended = True
+        await task
+
+
+@pytest.mark.parametrize("length", [0, (16 << 20) + 1, (1 << 32) - 1])
+async def test_a_length_that_no_message_has_costs_nothing(tmp_path: Path, length: int) -> None:
+    async with served(tmp_path / "db") as there, beside(there):
+        for greeted in (False, True):
+            wire = await there.greeted() if greeted else await there.connect()
+            wire.raw(Kind.APPEND, 1, b"", length)
+            assert await wire.broken() == "FRAME_TOO_LARGE"
+
+
+async def test_what_is_announced_and_does_not_come_is_closed_at_its_deadline(tmp_path: Path) -> None:
+    async with served(tmp_path / "db", HASTY) as there:
+        silent = await there.connect()
+        assert await silent.broken() == "PROTOCOL_ERROR"
+        half = await there.greeted()
+        half.raw(Kind.APPEND, 1, b"\x95", 1000)
+        assert await half.broken() == "PROTOCOL_ERROR"
+        slow = await there.greeted()
+
+        async def drip() -> None:
+            slow.raw(Kind.APPEND, 1, b"", 1000)
+            for _ in range(100):
+                slow.writer.write(b"\x00")
+                await asyncio.sleep(0.05)
+
+        dripping = asyncio.create_task(drip())
+        begun = time.monotonic()
+        assert await slow.broken() == "PROTOCOL_ERROR"
+        assert time.monotonic() - begun < 3
+        dripping.cancel()
+        idle = await there.greeted()
+        assert await idle.broken() == "LIMIT_EXCEEDED"
+        waiting = await there.greeted()
+        waiting.send(Kind.TAIL, 1, {"credit": 1})
+        await asyncio.sleep(1.5)
+        await there.log.append("s", b"x")
+        assert (await waiting.next())[0] == Kind.RECORDS
+        await until(lambda: there.server.clients == 1)
+
+
+HEAVY = {
+    "an array that claims 2**32": b"\xdd\xff\xff\xff\xff",
+    "a map that claims 2**32": b"\xdf\xff\xff\xff\xff",
+    "8 MiB of empty maps": b"\xdd\x00\x80\x00\x00" + b"\x80" * (8 << 20),
+    "2,000 nested arrays": b"\x91" * 2_000 + b"\xc0",
+    "trailing bytes": b"\xc0\xc0",
+    "an extension": msgpack.packb(msgpack.ExtType(1, b"")),
+    "keys that repeat": b"\x82\xa1a\x01\xa1a\x02",
+    "no number": b"\xca\x7f\xc0\x00\x00",
+    "bad UTF-8": b"\xa1\xff",
+    "another type": b"\xc3",
+}
+
+
+@pytest.mark.parametrize("body", HEAVY.values(), ids=HEAVY)
+@pytest.mark.parametrize("kind", [Kind.HELLO, Kind.APPEND, Kind.APPEND_MANY, Kind.READ, Kind.GET, Kind.INFO, 77])
+async def test_what_is_no_message_ends_its_connection_and_delays_nobody(
+    tmp_path: Path, kind: int, body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served(tmp_path / "db") as there, beside(there) as took:
+        wire = await there.connect() if kind == Kind.HELLO else await there.greeted()
+        before = len(took)
+        wire.raw(kind, 1, body)
+        assert await wire.broken() == "PROTOCOL_ERROR"
+        await until(lambda: len(took) > before + 3)
+        await until(lambda: there.server.clients == 1)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_only_what_is_known_is_answered_before_the_hello(tmp_path: Path) -> None:
+    async with served(tmp_path / "db") as there:
+        for kind in (Kind.APPEND, Kind.READ, Kind.PING, 99):
+            wire = await there.connect()
+            wire.send(kind, 1, None)
+            assert await wire.broken() == "PROTOCOL_ERROR"
+        for said in ({"version": 2}, {"version": 1, "database": "another"}):
+            wire = await there.connect()
+            wire.send(Kind.HELLO, 0, said)
+            assert await wire.broken() == "INVALID"
+
+
+async def test_a_client_that_reads_no_replies_is_not_read_from_and_then_closed(tmp_path: Path) -> None:
+    """A million requests are never taken: what they wait in is the client's own memory."""
+    async with served(tmp_path / "db", Limits(unread=3.0)) as there, beside(there) as took:
+        wire = await there.greeted()
+        one = struct.pack("<III", 1, Kind.INFO, 0) + b"\xc0"
+        flood = b"".join(one[:8] + struct.pack("<I", i) + one[12:] for i in range(1_000_000))
+        sock = wire.writer.get_extra_info("socket").dup()
+        wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        sock.setblocking(False)
+        sent = 0
+        async with asyncio.timeout(20):
+            while sent < len(flood):
+                try:
+                    sent += sock.send(flood[sent : sent + 65536])
+                except BlockingIOError:
+                    await asyncio.sleep(0.02)
+                except OSError:
+                    break
+        sock.close()
+        assert sent < len(flood)
+        await until(lambda: there.server.clients == 1)
+        assert sorted(took)[len(took) // 2] < 0.1
+
+
+async def test_a_subscriber_that_never_reads_is_closed_and_costs_little(tmp_path: Path) -> None:
+    async with served(tmp_path / "db", Limits(unread=1.0)) as there:
+        wire = await there.greeted()
+        wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        wire.send(Kind.TAIL, 1, {"credit": 1 << 40, "start": 0})
+        batch = [os.urandom(10_000)] * 100
+        async with beside(there) as took:
+            for _ in range(60):
+                await there.log.append("s", batch)
+            await until(lambda: there.server.clients == 1)
+        assert len(took) > 5
+
+
+async def test_open_requests_are_bounded(tmp_path: Path) -> None:
+    async with served(tmp_path / "db", Limits(requests=10, readings=4)) as there:
+        wire = await there.greeted()
+        for i in range(6):
+            wire.send(Kind.TAIL, i, {"credit": 1})
+        assert {(await wire.next())[1:2] for _ in range(2)} == {(4,), (5,)}
+        for i in range(6, 40):
+            wire.send(Kind.PING, i, None)
+        wire.send(Kind.STOP, 0, None)
+        seen = [await wire.next() for _ in range(35)]
+        assert sorted(id for _, id, _ in seen) == [0, *range(6, 40)]
+        assert there.server._connections.pop().session.open == (3, 3 * len(msgpack.packb({"credit": 1})))
+
+
+async def test_large_messages_of_many_share_a_bounded_memory(tmp_path: Path) -> None:
+    limits = Limits(inbox_bytes=8 << 20, frame=1.5)
+    async with served(tmp_path / "db", limits) as there, beside(there):
+        wires = [await there.greeted() for _ in range(6)]
+        payload = bytes(6 << 20)
+        for wire in wires:
+            wire.raw(Kind.APPEND, 1, msgpack.packb(["s", [payload], None, None, None])[:-1], 6 << 20)
+        shared = there.server.serving._limits
+        for _ in range(20):
+            await asyncio.sleep(0.05)
+            assert shared.grown <= 8 << 20
+        # They hold each other up until their deadlines; then there is room again.
+        last = await there.greeted()
+        last.send(Kind.APPEND, 1, ["s", [payload], None, None, None])
+        assert not isinstance((await last.answers(1))[1], str)
+    assert shared.grown == 0
+
+
+@pytest.mark.parametrize("how", ["reset in a message", "half closed", "HTTP"])
+async def test_whoever_leaves_in_any_way_leaves_nothing(tmp_path: Path, how: str) -> None:
+    async with served(tmp_path / "db") as there, beside(there):
+        before = len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks())
+        for _ in range(20):
+            wire = await there.connect()
+            if how == "HTTP":
+                wire.writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert await wire.broken() == "FRAME_TOO_LARGE"
+                await wire.close()
+                continue
+            await wire.hello()
+            wire.send(Kind.TAIL, 1, {"credit": 1 << 20})
+            wire.send(Kind.APPEND, 2, ["s", [b"x"], None, None, None])
+            if how == "half closed":
+                wire.writer.write_eof()
+                # What was asked for is answered all the same, and the tail ended.
+                seen = set()
+                with contextlib.suppress(asyncio.IncompleteReadError):
+                    while True:
+                        seen.add((await wire.next())[0])
+                assert {Kind.RECEIPTS, Kind.END} <= seen
+            else:
+                wire.raw(Kind.APPEND, 3, b"\x95", 1000)
+                await wire.writer.drain()
+                linger = struct.pack("ii", 1, 0)
+                wire.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            await wire.close()
+        await until(lambda: there.server.clients == 1)
+        await until(lambda: (len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks())) == before)
+
+
+async def test_a_storm_of_connections_is_told_so_and_the_first_go_on(tmp_path: Path) -> None:
+    async with served(tmp_path / "db", Limits(connections=20)) as there:
+        first = await there.greeted()
+        others = [await there.connect() for _ in range(60)]
+        codes = await asyncio.gather(*(other.broken() for other in others[19:]))
+        assert set(codes) == {"LIMIT_EXCEEDED"}
+        first.send(Kind.PING, 1, None)
+        assert (await first.next())[0] == Kind.RESULT
+
+
+async def test_requests_of_one_id_are_an_error_of_the_connection(tmp_path: Path) -> None:
+    async with served(tmp_path / "db") as there:
+        wire = await there.greeted()
+        wire.send(Kind.TAIL, 1, {"credit": 1})
+        wire.send(Kind.TAIL, 1, {"credit": 1})
+        assert await wire.broken() == "PROTOCOL_ERROR"
+
+
+async def test_a_drain_answers_what_was_accepted_and_closes_everybody(tmp_path: Path) -> None:
+    async with served(tmp_path / "db") as there:
+        wires = [await there.greeted() for _ in range(5)]
+        for wire in wires:
+            wire.send(Kind.TAIL, 0, {"credit": 1})
+            for i in range(1, 101):
+                wire.send(Kind.APPEND, i, ["s", [b"x"], None, None, None])
+        await asyncio.sleep(0.05)
+        await there.server.drain(5)
+        answered = 0
+        for wire in wires:
+            while True:
+                try:
+                    kind, _, body = await wire.next()
+                except asyncio.IncompleteReadError:
+                    break
+                if kind == Kind.RECEIPTS:
+                    answered += len(body[-1])
+        assert sum(stream.length for stream in there.log.streams() if stream.name == "s") == answered
+        with pytest.raises(ConnectionRefusedError):
+            await there.connect()
