@@ -59,7 +59,7 @@ def checked_bound(bound: object) -> int | Time | None:
             raise Invalid("offsets and positions count from 0")
         return bound
     if isinstance(bound, datetime):
-        if bound.tzinfo is None:
+        if bound.utcoffset() is None:
             raise Invalid("a time must be aware: it has no time zone")
         return Time(nanoseconds(bound))
     if isinstance(bound, Time):

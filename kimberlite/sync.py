@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from datetime import datetime
 from operator import length_hint
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Any, Final, Generic, Literal, Self, TypeVar
 
 from kimberlite import api
 from kimberlite.arguments import Producer, Records, Sync, checked_batches
@@ -27,6 +27,9 @@ from kimberlite.records import NEW, Receipt, Record, StreamInfo
 from kimberlite.storage import Backend
 
 T = TypeVar("T")
+
+#: What all threads of a database are called, and more.
+THREADS: Final = "kimberlite"
 
 __all__ = ["NEW", "Database", "open"]
 
@@ -142,7 +145,7 @@ class Database:
         self._finishing = False
         #: Held by whoever closes.
         self._closing = threading.Lock()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="kimberlite", daemon=True)
+        self._thread = threading.Thread(target=run, args=(self._loop,), name="kimberlite", daemon=True)
         self._pid = os.getpid()
         self._thread.start()
         try:
@@ -230,6 +233,10 @@ class Database:
         if getattr(self, "_stopped", True) or sys.is_finalizing() or os.getpid() != self._pid:
             return
         warnings.warn("a database was dropped without a close", ResourceWarning, stacklevel=2)
+        if threading.current_thread().name.startswith(THREADS):
+            # The collector runs anywhere, also where the end would wait for itself.
+            self._hand_over_the_end()
+            return
         with contextlib.suppress(KimberliteError):
             self.close()
 
@@ -265,29 +272,38 @@ class Database:
 
     def _stop(self) -> None:
         """Whoever is interrupted here may call it again."""
+        self._hand_over_the_end()
+        self._thread.join()
+
+    def _hand_over_the_end(self) -> None:
         with self._handing:
             self._stopped = True
             if not self._finishing:
-                asyncio.run_coroutine_threadsafe(self._finish(), self._loop)
+                asyncio.run_coroutine_threadsafe(finish(getattr(self, "_log", None)), self._loop)
                 self._finishing = True
-        self._thread.join()
-        self._loop.close()
 
-    async def _finish(self) -> None:
-        """Those whose calls were handed over in time are answered before the loop ends."""
-        log: Log | None = getattr(self, "_log", None)
-        try:
-            if log is not None:
-                # Begun already, as a rule; whoever began it may have been interrupted, and the close was not.
-                with contextlib.suppress(KimberliteError):
-                    await log.close()
-            others = asyncio.all_tasks() - {asyncio.current_task()}
-            if others:
-                _, late = await asyncio.wait(others, timeout=1)
-                for task in late:
-                    task.cancel()
-        finally:
-            self._loop.call_soon(self._loop.stop)
+
+def run(loop: asyncio.AbstractEventLoop) -> None:
+    """The life of a database's thread."""
+    loop.run_forever()
+    loop.close()
+
+
+async def finish(log: Log | None) -> None:
+    """Those whose calls were handed over in time are answered before the loop ends."""
+    loop = asyncio.get_running_loop()
+    try:
+        if log is not None:
+            # Begun already, as a rule; whoever began it may have been interrupted, and the close was not.
+            with contextlib.suppress(KimberliteError):
+                await log.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        if others:
+            _, late = await asyncio.wait(others, timeout=1)
+            for task in late:
+                task.cancel()
+    finally:
+        loop.call_soon(loop.stop)
 
 
 def open(

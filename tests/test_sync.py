@@ -514,3 +514,31 @@ def test_a_close_that_has_begun_is_its_own_loops(tmp_path: Path) -> None:
         with pytest.raises(Invalid, match="another event loop"):
             asyncio.run(log.close())
         closing.join()
+
+
+@pytest.mark.parametrize("thread", ["loop", "background"])
+def test_a_handle_that_is_dropped_in_its_own_thread_closes_itself(tmp_path: Path, thread: str) -> None:
+    """The collector runs anywhere."""
+    held = [kimberlite.sync.open(tmp_path / "db", backend="threads")]
+    held[0].append("s", b"x")
+    loop, backend = held[0]._loop, held[0]._log._backend
+    dropped = threading.Event()
+
+    def drop() -> None:
+        held.clear()
+        dropped.set()
+
+    with pytest.warns(ResourceWarning, match="without a close"):
+        if thread == "loop":
+            loop.call_soon_threadsafe(drop)
+        else:
+            asyncio.run_coroutine_threadsafe(backend.run(drop), loop)
+        assert dropped.wait(10)
+    for _ in range(200):
+        try:
+            with kimberlite.sync.open(tmp_path / "db", backend="threads") as again:
+                assert again.append("s", b"y").first_offset == 1
+            return
+        except Busy:
+            time.sleep(0.02)
+    pytest.fail("the directory was never let go")

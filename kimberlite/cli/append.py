@@ -135,10 +135,13 @@ def pieces(source: BinaryIO) -> Iterator[bytes]:
     """What is there, as it comes. An interrupt just before a read would be heard of only after it: so the wait is for
     both."""
     wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    both = select.poll()
+    both.register(source.fileno(), select.POLLIN)
+    both.register(wake, select.POLLIN)
     before = signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
     try:
         while True:
-            while wake in select.select([source.fileno(), wake], [], [])[0]:
+            while wake in (fd for fd, _ in both.poll()):
                 os.read(wake, PIECE)
             piece = source.read(PIECE)
             if not piece:

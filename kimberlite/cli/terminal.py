@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import Any, Final
@@ -45,9 +46,11 @@ def complain(error: KimberliteError, *, as_json: bool) -> None:
     else:
         # It may cite a name that somebody else has put into the directory.
         text = f"kimberlite: {error.code}: {escaped(' '.join(str(error).split()))}\n".encode()
-    clear()
-    sys.stderr.buffer.write(text)
-    sys.stderr.buffer.flush()
+    # What it exits with says the most of it.
+    with contextlib.suppress(OSError):
+        clear()
+        sys.stderr.buffer.write(text)
+        sys.stderr.buffer.flush()
 
 
 def error_form(error: KimberliteError) -> dict[str, Any]:

@@ -46,9 +46,17 @@ def load_master(key_file: str | os.PathLike[str] | None) -> bytes | None:
 
 def checked_file(key_file: object) -> str:
     name = os.fspath(key_file) if isinstance(key_file, (str, os.PathLike)) else None
-    if not isinstance(name, str) or not name or "\0" in name:
+    if not isinstance(name, str) or not name or "\0" in name or not is_encodable(name):
         raise Invalid("a key file is named by a str or a PathLike")
     return name
+
+
+def is_encodable(name: str) -> bool:
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_key_file(path: str | os.PathLike[str]) -> bytes:

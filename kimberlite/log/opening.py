@@ -125,11 +125,12 @@ def open_log(
         try:
             opened = Opener(storage, master, options, injected, read_only=read_only, anchor=anchor)
             return await opened.open(create=create, origin=origin)
-        except OSError as error:
-            storage.close()
-            raise translate(error, name, UNFIT_TO_WRITE) from error
-        except BaseException:
-            storage.close()
+        except BaseException as error:
+            # That it could not be opened is what counts.
+            with contextlib.suppress(OSError):
+                storage.close()
+            if isinstance(error, OSError):
+                raise translate(error, name, UNFIT_TO_WRITE) from error
             raise
 
     return Opening(start)
