@@ -1,19 +1,23 @@
 """Kimberlite: an append-only log database that can prove that nothing was changed, lost or reordered."""
 
-from kimberlite.api import open
+from kimberlite.api import connect, open
+from kimberlite.client.client import Client
 from kimberlite.errors import (
     Busy,
     Closed,
     Conflict,
     Corrupt,
     Duplicate,
+    FrameTooLarge,
     Invalid,
     KeyUnavailable,
     KimberliteError,
     LimitExceeded,
     Misconfigured,
     NoSpace,
+    ProtocolError,
     RolledBack,
+    SlowConsumer,
     Unavailable,
     UnknownOutcome,
 )
@@ -23,10 +27,12 @@ from kimberlite.records import NEW, Receipt, Record, StreamInfo
 __all__ = [
     "NEW",
     "Busy",
+    "Client",
     "Closed",
     "Conflict",
     "Corrupt",
     "Duplicate",
+    "FrameTooLarge",
     "Invalid",
     "KeyUnavailable",
     "KimberliteError",
@@ -34,11 +40,14 @@ __all__ = [
     "Log",
     "Misconfigured",
     "NoSpace",
+    "ProtocolError",
     "Receipt",
     "Record",
     "RolledBack",
+    "SlowConsumer",
     "StreamInfo",
     "Unavailable",
     "UnknownOutcome",
+    "connect",
     "open",
 ]

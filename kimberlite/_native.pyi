@@ -1,5 +1,5 @@
 from asyncio import Future
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, final
 
 from typing_extensions import Buffer as _Bytes
@@ -19,6 +19,7 @@ __all__ = [
     "Batch",
     "Buffer",
     "Frame",
+    "Inbox",
     "Limits",
     "Log",
     "Pool",
@@ -32,9 +33,11 @@ __all__ = [
     "blake3",
     "closes",
     "decode_append",
+    "decode_receipts",
     "decode_records",
     "derive",
     "encode",
+    "encode_append",
     "file_system",
     "header_damage",
     "key_id",
@@ -95,6 +98,8 @@ class Ring:
 @final
 class Batch:
     def __len__(self) -> int: ...
+    @property
+    def size(self) -> int: ...
     def split(self) -> list[Batch]: ...
 
 @final
@@ -292,6 +297,21 @@ class Session:
     def counted(self) -> tuple[int, int]: ...
     def close(self) -> None: ...
 
+@final
+class Inbox:
+    def __new__(cls) -> Inbox: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def __len__(self) -> int: ...
+    def take(self, count: int) -> list[tuple[int, int, bytes]]: ...
+
+def encode_append(
+    id: int,
+    parts: Sequence[tuple[str, Batch, int | None]],
+    several: bool,
+    producer: tuple[bytes, int] | None,
+    sync: str | None,
+) -> bytes: ...
+def decode_receipts(body: bytes, names: dict[int, tuple[str, ...]]) -> list[tuple[int, list[Receipt]]]: ...
 def decode_append(
     kind: int, body: bytes
 ) -> tuple[list[tuple[str, Batch, int | None]], tuple[bytes, int] | None, str | None]: ...

@@ -1,4 +1,4 @@
-"""`kimberlite.open`."""
+"""`kimberlite.open` and `kimberlite.connect`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from typing import Literal
 
 from kimberlite.arguments import Sync
+from kimberlite.client.client import Connecting
 from kimberlite.log.opening import Opening, open_log
 from kimberlite.log.options import MIB, Options
 from kimberlite.records import Receipt
@@ -50,3 +51,12 @@ def open(
         anchor=anchor,
         options=options,
     )
+
+
+def connect(url: str, *, retry: float = 60.0, anchor: Receipt | None = None) -> Connecting:
+    """A database behind a daemon: `async with connect("kimberlite://host:port") as db`, or `db = await connect(url)`.
+
+    What comes of it does what `open` gives does. `retry` is how many seconds a lost connection is tried again before
+    whoever waits is told. `anchor` is a durable receipt kept from before: a log that does not reach it is ROLLED_BACK.
+    """
+    return Connecting(url, retry=retry, anchor=anchor)

@@ -3,9 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Self
+from collections.abc import Iterable, Iterator
+from typing import Generic, Self, TypeVar
 
 from kimberlite.records import Record
+
+T = TypeVar("T")
+
+
+class Listing(Generic[T]):
+    """What is at hand, for loops of either kind."""
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self._items = iter(items)
+
+    def __iter__(self) -> Iterator[T]:
+        return self._items
+
+    def __next__(self) -> T:
+        return next(self._items)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        for item in self._items:
+            return item
+        raise StopAsyncIteration
 
 
 class Records:

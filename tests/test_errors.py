@@ -24,6 +24,9 @@ EXITS = {
     "Misconfigured": ("INVALID", 78),
     "Closed": ("CLOSED", 1),
     "Unavailable": ("UNAVAILABLE", 74),
+    "ProtocolError": ("PROTOCOL_ERROR", 1),
+    "FrameTooLarge": ("FRAME_TOO_LARGE", 1),
+    "SlowConsumer": ("SLOW_CONSUMER", 1),
 }
 
 

@@ -27,8 +27,9 @@ LAYERS = [
     ["errors"],
 ]
 LEVEL = {name: level for level, line in enumerate(LAYERS) for name in line}
-#: Not about one package: another implementation of the format, crashes and attacks of the whole, files, benches.
-ABOUT_THE_WHOLE = {"model", "crash", "attacks", "golden", "benches"}
+#: Not about one package: another implementation of the format, crashes and attacks of the whole, files, benches, what
+#: holds of a directory and of a daemon.
+ABOUT_THE_WHOLE = {"model", "crash", "attacks", "golden", "benches", "shared"}
 
 
 def part_of(module: str) -> str:

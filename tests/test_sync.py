@@ -528,12 +528,15 @@ def test_a_handle_that_is_dropped_in_its_own_thread_closes_itself(tmp_path: Path
         held.clear()
         dropped.set()
 
-    with pytest.warns(ResourceWarning, match="without a close"):
+    def handed_over() -> bool:
         if thread == "loop":
             loop.call_soon_threadsafe(drop)
         else:
             asyncio.run_coroutine_threadsafe(backend.run(drop), loop)
-        assert dropped.wait(10)
+        return dropped.wait(10)
+
+    with pytest.warns(ResourceWarning, match="without a close"):
+        assert handed_over()
     for _ in range(200):
         try:
             with kimberlite.sync.open(tmp_path / "db", backend="threads") as again:

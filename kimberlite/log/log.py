@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -34,6 +34,7 @@ from kimberlite.errors import (
     Unavailable,
     UnknownOutcome,
 )
+from kimberlite.iterators import Listing
 from kimberlite.log.committer import Committer, Part
 from kimberlite.log.options import Options
 from kimberlite.log.reading import B, Following, Read, Reader, Reading, Tail, reading_disk
@@ -304,11 +305,13 @@ class Log:
         """
         return Tail(self._following(self._native.read, stream, start, system=system))
 
-    def streams(self) -> Iterator[StreamInfo]:
-        """The streams that have records, in the order of their declarations; to a reader, as of its last read."""
+    def streams(self) -> Listing[StreamInfo]:
+        """The streams that have records, in the order of their declarations; to a reader, as of its last read.
+
+        For `async for`, and, other than that of a client, also for `for`.
+        """
         self._check()
-        for name, encrypted, length, _ in self._native.streams():
-            yield StreamInfo(name, length, encrypted)
+        return Listing(StreamInfo(name, length, encrypted) for name, encrypted, length, _ in self._native.streams())
 
     async def info(self) -> dict[str, Any]:
         """What this database is and where it stands."""

@@ -112,6 +112,11 @@ class Following(Generic[B]):
             number = log._native.stream(stream)
             self._at = 0 if number is None else log._native.length(number)
 
+    @property
+    def at(self) -> int | None:
+        """The place it has come to; None if that is a time that is still to come."""
+        return self._at if isinstance(self._at, int) else None
+
     async def more(self) -> B | None:
         """The next records; None once it is closed. Nothing has moved on if it is cancelled."""
         native = self._log._native

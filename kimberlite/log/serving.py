@@ -104,6 +104,16 @@ class Serving:
         check_receipt(anchor)
         check_anchor(self._log._native, anchor, keyed=True)
 
+    @property
+    def position(self) -> int:
+        """What is below it is durable."""
+        return self._log.durable_position
+
+    @property
+    def sync(self) -> str:
+        """Who waits for which sync, unless an append says otherwise."""
+        return self._log.options.sync
+
     def streams(self) -> list[tuple[str, int, bool]]:
         return [(name, length, encrypted) for name, length, encrypted in self._log.streams()]
 

@@ -181,6 +181,7 @@ class Dispatch:
         if asked.until is not None or asked.limit is not None or asked.reverse:
             raise Invalid("a tail has a start only")
         source = self._serving.following(id, asked.stream, asked.start, system=asked.system)
+        self._session.send(Kind.RESULT, id, _native.pack(source.at), False)
         await self._send_all(id, source, credit)
 
     async def _send_all(self, id: int, source: Frames, credit: Credit) -> None:

@@ -119,7 +119,13 @@ class Server:
         return str(self._about["database"])
 
     def welcome(self) -> dict[str, Any]:
-        return {"version": VERSION, **self._about, "requests": self.limits.requests}
+        return {
+            "version": VERSION,
+            **self._about,
+            "position": self.serving.position,
+            "sync": self.serving.sync,
+            "requests": self.limits.requests,
+        }
 
     @property
     def clients(self) -> int:

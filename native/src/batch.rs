@@ -30,6 +30,12 @@ impl Batch {
         self.inner.ends.len()
     }
 
+    /// Bytes of its records as they are stored.
+    #[getter]
+    fn size(&self) -> usize {
+        self.inner.bytes.len()
+    }
+
     /// Its records as a batch each.
     fn split(&self) -> Vec<Self> {
         let records = 0..self.inner.ends.len();

@@ -3,6 +3,7 @@ use pyo3::prelude::*;
 
 mod batch;
 mod buffer;
+mod client;
 mod crypto;
 mod errors;
 mod log;
@@ -36,6 +37,8 @@ mod _native {
     use super::batch::{Batch, encode};
     #[pymodule_export]
     use super::buffer::Buffer;
+    #[pymodule_export]
+    use super::client::{Inbox, decode_receipts, encode_append};
     #[pymodule_export]
     use super::crypto::{blake3, derive, key_id, xaes_open, xaes_seal};
     #[pymodule_export]

@@ -448,8 +448,9 @@ impl Session {
         for receipt in receipts {
             let place = Place {
                 first_offset: receipt.first_offset,
+                last_offset: receipt.last_offset,
                 first_position: receipt.first_position,
-                records: receipt.last_offset - receipt.first_offset + 1,
+                last_position: receipt.last_position,
                 mac: receipt.mac(log),
             };
             receipts::put_place(&mut state.answers, &place);
@@ -587,11 +588,11 @@ fn ending_of(receipt: &Bound<'_, PyTuple>) -> PyResult<Ending> {
 }
 
 fn place_of(receipt: &Bound<'_, PyTuple>) -> PyResult<Place> {
-    let (first, last): (u64, u64) = (receipt.get_item(1)?.extract()?, receipt.get_item(2)?.extract()?);
     Ok(Place {
-        first_offset: first,
+        first_offset: receipt.get_item(1)?.extract()?,
+        last_offset: receipt.get_item(2)?.extract()?,
         first_position: receipt.get_item(3)?.extract()?,
-        records: last - first + 1,
+        last_position: receipt.get_item(4)?.extract()?,
         mac: receipt.get_item(12)?.extract()?,
     })
 }

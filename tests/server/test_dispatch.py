@@ -45,11 +45,11 @@ async def test_what_an_append_says_is_stored_and_its_receipt_is_sound(tmp_path: 
     async with served(tmp_path / "db", **options) as there:
         wire = await there.greeted()
         wire.send(Kind.APPEND, 1, ["s", [b"a", [b"b", b"k", [["h", b"v"], ["h", b""]], -5]], 0, [b"me", 0], "group"])
-        ending, [[first, position, count, mac]] = (await wire.answers(1))[1]
+        ending, [[first, last, position, end, mac]] = (await wire.answers(1))[1]
         timestamp, durable, size, root, chain, incarnation, group = ending
-        receipt = Receipt("s", first, first + 1, position, position + 1, timestamp, durable, size, root, chain,
+        receipt = Receipt("s", first, last, position, end, timestamp, durable, size, root, chain,
                           incarnation, group, mac)  # fmt: skip
-        assert (durable, count) == (True, 2)
+        assert (durable, last, end) == (True, 1, position + 1)
         records = [record async for record in there.log.read()]
         assert [record[:4] for record in records] == [
             (b"a", None, (), None),
@@ -59,7 +59,7 @@ async def test_what_an_append_says_is_stored_and_its_receipt_is_sound(tmp_path: 
         # Shown with the next hello.
         other = await there.greeted(anchor=list(receipt), database=(await there.log.info())["database_id"])
         other.send(Kind.APPEND, 1, ["s", [b"a", [b"b", b"k", [["h", b"v"], ["h", b""]], -5]], 0, [b"me", 0], "group"])
-        assert (await other.answers(1))[1] == (ending, [[first, position, count, mac]])
+        assert (await other.answers(1))[1] == (ending, [[first, last, position, end, mac]])
 
 
 async def test_what_cannot_be_appended_is_refused_and_the_rest_is_not(tmp_path: Path) -> None:
@@ -152,17 +152,22 @@ async def test_a_tail_gives_what_comes_until_it_is_stopped(tmp_path: Path, optio
         wire.send(Kind.TAIL, 1, {"credit": 1 << 20, "stream": "s"})
         wire.send(Kind.TAIL, 2, {"credit": 1 << 20, "start": 0})
         wire.send(Kind.PING, 3, None)
+        begun: dict[int, Any] = {}
         seen: dict[int, list[bytes]] = {1: [], 2: []}
-        pinged = False
-        for i in range(20):
-            await there.log.append("st"[i % 2], b"%d" % i)
-        while len(seen[2]) < 21 or len(seen[1]) < 10 or not pinged:
+        while len(begun) < 3:
             kind, id, body = await wire.next()
             if kind == Kind.RESULT:
-                pinged = True
-                continue
+                begun[id] = body
+            else:
+                seen[id] += [record for *_, records in body for record in records]
+        assert begun == {1: 1, 2: 0, 3: None}
+        for i in range(20):
+            await there.log.append("st"[i % 2], b"%d" % i)
+        while len(seen[2]) < 21 or len(seen[1]) < 10:
+            kind, id, body = await wire.next()
+            assert kind == Kind.RECORDS
             seen[id] += [record for *_, records in body for record in records]
-        assert seen[1] in ([b"%d" % i for i in range(0, 20, 2)], [b"%d" % i for i in range(2, 20, 2)])
+        assert seen[1] == [b"%d" % i for i in range(0, 20, 2)]
         assert seen[2] == [b"before", *(b"%d" % i for i in range(20))]
         wire.send(Kind.STOP, 2, None)
         assert (await wire.next())[:2] == (Kind.END, 2)

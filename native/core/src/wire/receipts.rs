@@ -26,8 +26,9 @@ impl From<&Receipt> for Ending {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     pub first_offset: u64,
+    pub last_offset: u64,
     pub first_position: u64,
-    pub records: u64,
+    pub last_position: u64,
     pub mac: [u8; 16],
 }
 
@@ -44,7 +45,7 @@ pub fn put_ending(out: &mut Vec<u8>, ending: &Ending, answers: usize) {
     out.put_array(answers);
 }
 
-/// `[id, [[first offset, first position, records, mac], …]]`, so far as the number of the batches.
+/// `[id, [[first offset, last offset, first position, last position, mac], …]]`, so far as the number of the batches.
 pub fn put_answer(out: &mut Vec<u8>, id: u32, batches: usize) {
     out.put_array(2);
     out.put_count(id.into());
@@ -52,10 +53,11 @@ pub fn put_answer(out: &mut Vec<u8>, id: u32, batches: usize) {
 }
 
 pub fn put_place(out: &mut Vec<u8>, place: &Place) {
-    out.put_array(4);
+    out.put_array(5);
     out.put_count(place.first_offset);
+    out.put_count(place.last_offset);
     out.put_count(place.first_position);
-    out.put_count(place.records);
+    out.put_count(place.last_position);
     out.put_bytes(&place.mac);
 }
 
@@ -81,11 +83,12 @@ pub fn take_answer(cursor: &mut Cursor) -> Parsed<(u32, usize)> {
 }
 
 pub fn take_place(cursor: &mut Cursor) -> Parsed<Place> {
-    cursor.exactly(4)?;
+    cursor.exactly(5)?;
     Ok(Place {
         first_offset: cursor.count()?,
+        last_offset: cursor.count()?,
         first_position: cursor.count()?,
-        records: cursor.count()?,
+        last_position: cursor.count()?,
         mac: cursor.fixed()?,
     })
 }

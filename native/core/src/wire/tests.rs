@@ -210,7 +210,7 @@ fn runs_arrive_as_they_were_sent() {
 fn receipts_arrive_as_they_were_sent() {
     let ending =
         Ending { timestamp: 1, durable: true, tree_size: 2, root: [3; 32], chain: [4; 32], incarnation: 5, group: 6 };
-    let place = Place { first_offset: 7, first_position: 8, records: 9, mac: [10; 16] };
+    let place = Place { first_offset: 7, last_offset: 8, first_position: 9, last_position: 12, mac: [10; 16] };
     let mut body = Vec::new();
     put_ending(&mut body, &ending, 1);
     put_answer(&mut body, 11, 1);

@@ -1,0 +1,258 @@
+"""Appends that are not answered yet, whatever becomes of connections: pure, without a socket."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from kimberlite import _native
+from kimberlite.errors import Closed, Conflict, KimberliteError, Unavailable, UnknownOutcome
+from kimberlite.records import Receipt
+from kimberlite.wire.messages import NOBODY
+
+Part = tuple[str, _native.Batch, int | None]
+Answer = Callable[[list[Receipt] | KimberliteError], None]
+
+#: What appends to several streams count their sequences in; no stream is called so.
+SEVERAL: Final = ""
+
+
+class Call:
+    """One append."""
+
+    __slots__ = ("again", "answer", "doubtful", "id", "lane", "parts", "producer", "sent", "several", "sync", "weight")
+
+    def __init__(
+        self,
+        id: int,
+        parts: list[Part],
+        several: bool,
+        producer: tuple[bytes, int] | None,
+        sync: str | None,
+        answer: Answer,
+        lane: Lane | None,
+    ) -> None:
+        self.id, self.parts, self.several, self.producer, self.sync = id, parts, several, producer, sync
+        self.answer, self.lane = answer, lane
+        self.weight = sum(batch.size for _, batch, _ in parts)
+        #: Whether it is on its way; and whether it was so on a connection that is gone, and so may be appended already.
+        self.sent = self.doubtful = False
+        #: Refused only because one before it was: it gets another sequence.
+        self.again = False
+
+    @property
+    def span(self) -> int:
+        """How many sequences it takes."""
+        return len(self.parts[0][1]) if self.sync == "record" else 1
+
+
+class Lane:
+    """The appends to one stream, numbered so that one that is sent again is not appended again.
+
+    * Those that are `open` have sequences in a row, and are sent in their order.
+    * When one is refused, those behind it are too: when all of them are back they are numbered anew. Until then the
+      lane is `broken`, and what comes waits.
+    * One that is likely to be refused, since it expects an offset, has a lane to itself as long as it is open.
+    """
+
+    def __init__(self, free: list[Lane] | None = None) -> None:
+        #: Where it goes when it is empty, if it takes one at a time.
+        self.free, self.taken = free, False
+        self.producer = os.urandom(16)
+        #: The next sequence; and the one behind the highest that is known to be appended.
+        self.next = self.known = 0
+        self.open: list[Call] = []
+        self.waiting: deque[Call] = deque()
+        self.broken = False
+        #: Where to go on when it is whole again: what the server says, or the lowest that was refused.
+        self.resume: int | None = None
+
+
+class Appends:
+    """What has been asked for and not been answered. `send` is None while there is no connection."""
+
+    def __init__(self, ids: Iterator[int]) -> None:
+        self._ids = ids
+        self._send: Callable[[bytes], None] | None = None
+        self._default = "group"
+        self._calls: dict[int, Call] = {}
+        self._names: dict[int, tuple[str, ...]] = {}
+        self._lanes: dict[str, Lane] = {}
+        #: Of each stream, those for one at a time that are free; and all of them.
+        self._free: dict[str, list[Lane]] = {}
+        self._alone: list[Lane] = []
+        #: Bytes of all that is open.
+        self.weight = 0
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def __contains__(self, id: int) -> bool:
+        return id in self._calls
+
+    def begin(
+        self, parts: list[Part], producer: tuple[bytes, int] | None, sync: str | None, answer: Answer, *, several: bool
+    ) -> Call:
+        lane = None
+        if producer is None:
+            stream = SEVERAL if several else parts[0][0]
+            lane = self._lane(stream, alone=any(expect is not None for _, _, expect in parts))
+        call = Call(next(self._ids), parts, several, producer, sync, answer, lane)
+        self._calls[call.id] = call
+        self._names[call.id] = tuple(name for name, _, _ in parts)
+        self.weight += call.weight
+        try:
+            if lane is not None and (lane.broken or self._send is None):
+                lane.waiting.append(call)
+            elif lane is not None:
+                self._number(lane, call)
+            elif self._send is not None:
+                self._transmit(call)
+        except KimberliteError:
+            self._forget(call)
+            raise
+        return call
+
+    def _lane(self, stream: str, *, alone: bool) -> Lane:
+        if not alone:
+            return self._lanes.setdefault(stream, Lane())
+        free = self._free.setdefault(stream, [])
+        if not free:
+            self._alone.append(Lane(free))
+            free.append(self._alone[-1])
+        lane = free.pop()
+        lane.taken = True
+        return lane
+
+    def connected(self, send: Callable[[bytes], None], default: str) -> None:
+        """Sends again what was on its way, in its order, and then what waits."""
+        self._send, self._default = send, default
+        lanes = [*self._lanes.values(), *self._alone]
+        waiting = {call.id for lane in lanes for call in lane.waiting}
+        for call in sorted(self._calls.values(), key=lambda call: call.id):
+            if call.id not in waiting:
+                call.doubtful = call.doubtful or call.sent
+                call.again = False
+                self._transmit(call)
+        for lane in lanes:
+            self._settle(lane)
+
+    def disconnected(self) -> None:
+        self._send = None
+
+    def give_up(self, why: str) -> None:
+        """Nobody answers: who was never sent is Unavailable, of the others nobody knows."""
+        calls = list(self._calls.values())
+        self._calls, self._names, self.weight = {}, {}, 0
+        self._lanes, self._free, self._alone = {}, {}, []
+        for call in calls:
+            sent = call.sent or call.doubtful
+            call.answer(UnknownOutcome(f"{why}; it may be appended") if sent else Unavailable(why))
+
+    def drop(self, call: Call) -> None:
+        """Nobody waits for it any more: if it was not sent, it is not."""
+        if call.lane is not None and call in call.lane.waiting:
+            call.lane.waiting.remove(call)
+            self._forget(call)
+
+    # ---- answers
+
+    def receipts(self, body: bytes) -> int:
+        """The position behind the last record that is durable by these."""
+        durable = 0
+        for id, receipts in _native.decode_receipts(body, self._names):
+            call = self._calls.get(id)
+            if call is None:
+                continue
+            if receipts[-1].durable:
+                durable = max(durable, *(receipt.last_position + 1 for receipt in receipts))
+            self._forget(call)
+            lane = call.lane
+            if lane is not None:
+                assert call.producer is not None
+                lane.open.remove(call)
+                lane.known = max(lane.known, call.producer[1] + call.span)
+            call.answer(receipts)
+            if lane is not None:
+                self._settle(lane)
+        return durable
+
+    def refused(self, id: int, error: KimberliteError) -> bool:
+        """False if this is no answer: the server does not know, or is ending, and it is to be asked again."""
+        call = self._calls[id]
+        if isinstance(error, UnknownOutcome | Closed):
+            return False
+        lane = call.lane
+        if lane is None:
+            self._forget(call)
+            call.answer(error)
+            return True
+        assert call.producer is not None
+        lane.broken = True
+        if isinstance(error, Conflict) and error.about == "producer" and error.expected is not None:
+            call.again = True
+            lane.resume = error.expected
+        else:
+            self._forget(call)
+            lane.open.remove(call)
+            if lane.resume is None or call.producer[1] < lane.resume:
+                lane.resume = call.producer[1]
+            call.answer(error)
+        self._settle(lane)
+        return True
+
+    # ---- lanes
+
+    def _settle(self, lane: Lane) -> None:
+        """Goes on with a lane that is whole, or will be when those that were refused are numbered anew."""
+        if self._send is None or any(not call.again for call in lane.open if lane.broken):
+            return
+        if lane.broken:
+            assert lane.resume is not None
+            forgotten = lane.resume < lane.known
+            again, lane.open = lane.open, []
+            lane.broken, lane.next, lane.resume = False, lane.resume, None
+            lane.known = lane.next
+            for call in again:
+                call.again = False
+                if forgotten and call.doubtful:
+                    self._forget(call)
+                    call.answer(UnknownOutcome("the server has forgotten what it was sent; it may be appended"))
+                else:
+                    self._number(lane, call)
+        while lane.waiting and not lane.broken:
+            call = lane.waiting.popleft()
+            try:
+                self._number(lane, call)
+            except KimberliteError as error:
+                self._forget(call)
+                call.answer(error)
+        if lane.free is not None and lane.taken and not lane.open:
+            lane.taken = False
+            lane.free.append(lane)
+
+    def _number(self, lane: Lane, call: Call) -> None:
+        call.sync = call.sync or self._default
+        call.producer = lane.producer, lane.next
+        call.doubtful = False
+        self._transmit(call)
+        lane.open.append(call)
+        lane.next += call.span
+
+    def _transmit(self, call: Call) -> None:
+        assert self._send is not None
+        message = _native.encode_append(call.id, call.parts, call.several, call.producer, call.sync)
+        call.sent = True
+        self._send(message)
+
+    def _forget(self, call: Call) -> None:
+        del self._calls[call.id], self._names[call.id]
+        self.weight -= call.weight
+
+
+def request_ids() -> Iterator[int]:
+    """Numbers for requests, none of them twice until all have been."""
+    return (i % NOBODY for i in itertools.count(1))

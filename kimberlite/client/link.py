@@ -1,0 +1,75 @@
+"""One connection to a daemon: bytes to messages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+from kimberlite import _native
+from kimberlite.errors import KimberliteError, Unavailable
+
+
+class Link(asyncio.BufferedProtocol):
+    """Gives every message as it arrives, and says once that it is lost."""
+
+    def __init__(self, received: Callable[[int, int, bytes], None], lost: Callable[[Link, str], None]) -> None:
+        self._received, self._lost = received, lost
+        self._transport: asyncio.Transport
+        self._inbox = _native.Inbox()
+        self._writable = asyncio.Event()
+        self._writable.set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def get_buffer(self, sizehint: int) -> _native.Inbox:
+        return self._inbox
+
+    def buffer_updated(self, nbytes: int) -> None:
+        try:
+            for kind, id, body in self._inbox.take(nbytes):
+                self._received(kind, id, body)
+        except KimberliteError as error:
+            # Nothing that this connection says can be believed.
+            self._lose(f"{error.code}: {error}")
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._writable.set()
+        self._lost(self, str(exc or "the server closed the connection"))
+
+    def send(self, message: bytes) -> None:
+        self._transport.write(message)
+
+    async def writable(self) -> None:
+        """Returns when the server has taken enough of what it was sent."""
+        await self._writable.wait()
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def _lose(self, why: str) -> None:
+        lost, self._lost = self._lost, lambda _link, _why: None
+        lost(self, why)
+        self._transport.abort()
+
+
+async def connect(address: str, received: Callable[[int, int, bytes], None], lost: Callable[[Link, str], None]) -> Link:
+    """A link to `host:port`, or to the path of a Unix socket."""
+    loop = asyncio.get_running_loop()
+    link = Link(received, lost)
+    try:
+        if address.startswith("/"):
+            await loop.create_unix_connection(lambda: link, address)
+        else:
+            host, _, port = address.rpartition(":")
+            await loop.create_connection(lambda: link, host.strip("[]"), int(port))
+    except OSError as error:
+        raise Unavailable(f"{address}: {error.strerror or error}") from error
+    return link

@@ -1,0 +1,127 @@
+"""Iterators over records that a daemon sends, and that go on over lost connections."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from kimberlite import _native
+from kimberlite.iterators import Records
+from kimberlite.records import Record
+from kimberlite.wire.messages import HEADER, Kind, Reading, unpack_error
+
+if TYPE_CHECKING:
+    from kimberlite.client.client import Client
+
+#: Bytes that may be on their way to an iterator.
+CREDIT: Final = 4 << 20
+
+
+class Incoming:
+    """What comes of one request, in its order."""
+
+    def __init__(self, id: int) -> None:
+        self.id = id
+        self._messages: deque[tuple[int, bytes]] = deque()
+        self._error: Exception | None = None
+        self._more = asyncio.Event()
+
+    def arrived(self, kind: int, body: bytes) -> None:
+        self._messages.append((kind, body))
+        self._more.set()
+
+    def fail(self, error: Exception) -> None:
+        """Nothing more comes."""
+        self._error = error
+        self._more.set()
+
+    async def next(self) -> tuple[int, bytes]:
+        """The next message; or what the server says instead."""
+        while not self._messages:
+            if self._error is not None:
+                raise self._error
+            self._more.clear()
+            await self._more.wait()
+        kind, body = self._messages.popleft()
+        if kind == Kind.ERROR:
+            raise unpack_error(body)
+        return kind, body
+
+
+class RemoteRecords(Records):
+    """What a request for records gives; asked again, from where it was, when the connection was lost."""
+
+    kind: Kind
+
+    def __init__(self, client: Client, asked: Reading) -> None:
+        super().__init__()
+        self._client, self._asked = client, asked
+        self._incoming: Incoming | None = None
+        self._ended = False
+
+    def begin(self) -> None:
+        """Asks, if there is a connection."""
+        if self._incoming is None:
+            self._incoming = self._client.ask(self.kind, self._asked.pack())
+
+    async def _more(self) -> list[Record]:
+        while not self._ended:
+            self._client.check()
+            if self._incoming is None:
+                await self._client.ready()
+                self.begin()
+                continue
+            try:
+                kind, body = await self._incoming.next()
+            except ConnectionError:
+                self._incoming = None
+                continue
+            if kind == Kind.RESULT:
+                self._began(_native.unpack(body))
+            elif kind == Kind.END:
+                self._ended = True
+            else:
+                self._client.tell(Kind.CREDIT, self._incoming.id, _native.pack(HEADER + len(body)))
+                records = _native.decode_records(body, self._asked.reverse)
+                self._went_on(records)
+                return records
+        return []
+
+    def _began(self, at: int | None) -> None:
+        if at is not None:
+            self._asked = replace(self._asked, start=at)
+
+    def _went_on(self, records: list[Record]) -> None:
+        last = records[-1]
+        at = last.position if self._asked.stream is None else last.offset
+        left = None if self._asked.limit is None else self._asked.limit - len(records)
+        if self._asked.reverse:
+            self._asked = replace(self._asked, until=at, limit=left)
+        else:
+            self._asked = replace(self._asked, start=at + 1, limit=left)
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        self._ended = True
+        if self._incoming is not None:
+            self._client.forget(self._incoming)
+            self._incoming.arrived(Kind.END, b"")
+
+
+class RemoteReader(RemoteRecords):
+    """What is there when it begins."""
+
+    kind = Kind.READ
+
+
+class RemoteTail(RemoteRecords):
+    """What is durable and what becomes so, until it or the database is closed."""
+
+    kind = Kind.TAIL
+
+    def __init__(self, client: Client, asked: Reading) -> None:
+        super().__init__(client, asked)
+        # Where the end is now cannot be asked later.
+        self.begin()

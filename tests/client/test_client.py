@@ -1,0 +1,178 @@
+"""A client over connections that are lost."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kimberlite
+from kimberlite import Conflict, Invalid, Receipt, RolledBack, Unavailable, UnknownOutcome
+from tests.client.proxies import cutting, proxied
+from tests.server.wires import served
+
+
+async def payloads(records: Any) -> list[bytes]:
+    return [record.payload async for record in records]
+
+
+async def test_appends_are_made_once_through_any_number_of_cuts(tmp_path: Path) -> None:
+    receipts: list[Receipt] = []
+    async with served(tmp_path / "db") as there, proxied(there.port) as proxy:
+        proxy.most = 60_000
+        async with kimberlite.connect(f"kimberlite://127.0.0.1:{proxy.port}") as db, cutting(proxy):
+            async with asyncio.timeout(60):
+                while proxy.cuts < 15:
+                    first = len(receipts)
+                    calls: list[Any] = [
+                        db.append("ab"[i % 2], [b"%d" % i] * (1 + i % 3)) for i in range(first, first + 100)
+                    ]
+                    calls += [db.append_many({"a": b"m", "c": b"%d" % (first // 10 + i)}) for i in range(10)]
+                    receipts += (await asyncio.gather(*calls))[:100]
+        for name in "ab":
+            mine = [record async for record in there.log.read(name) if record.payload != b"m"]
+            expected = [b"%d" % i for i in range(len(receipts)) if "ab"[i % 2] == name for _ in range(1 + i % 3)]
+            assert [record.payload for record in mine] == expected
+            found = {record.offset: record.payload for record in mine}
+            for i, receipt in enumerate(receipts):
+                if receipt.stream == name:
+                    places = range(receipt.first_offset, receipt.last_offset + 1)
+                    assert [found[offset] for offset in places] == [b"%d" % i] * (1 + i % 3)
+        assert await payloads(there.log.read("c")) == [b"%d" % i for i in range(len(receipts) // 10)]
+
+
+async def test_what_is_refused_is_refused_once_and_the_rest_made_once_through_cuts(tmp_path: Path) -> None:
+    expects: list[int | None] = []
+    outcomes: list[Any] = []
+    async with served(tmp_path / "db") as there, proxied(there.port) as proxy:
+        proxy.most = 40_000
+        async with kimberlite.connect(f"kimberlite://127.0.0.1:{proxy.port}") as db, cutting(proxy):
+            async with asyncio.timeout(60):
+                while proxy.cuts < 15:
+                    first = len(expects)
+                    expects += [random.choice([None, None, None, 1 << 40]) for _ in range(100)]
+                    calls = [db.append("s", b"%d" % i, expect=expects[i]) for i in range(first, first + 100)]
+                    outcomes += await asyncio.gather(*calls, return_exceptions=True)
+        assert [isinstance(outcome, Conflict) for outcome in outcomes] == [expect is not None for expect in expects]
+        made = [i for i, expect in enumerate(expects) if expect is None]
+        assert await payloads(there.log.read("s")) == [b"%d" % i for i in made]
+        assert [outcomes[i].first_offset for i in made] == list(range(len(made)))
+
+
+async def test_records_by_themselves_are_made_once_through_cuts(tmp_path: Path) -> None:
+    receipts: list[Receipt] = []
+    async with served(tmp_path / "db") as there, proxied(there.port) as proxy:
+        async with kimberlite.connect(f"kimberlite://127.0.0.1:{proxy.port}") as db, cutting(proxy):
+            async with asyncio.timeout(60):
+                while proxy.cuts < 10:
+                    first = 10 * len(receipts)
+                    batches = [[b"%d" % (first + 10 * i + j) for j in range(10)] for i in range(5)]
+                    receipts += await asyncio.gather(*(db.append("s", batch, sync="record") for batch in batches))
+        assert await payloads(there.log.read("s")) == [b"%d" % i for i in range(10 * len(receipts))]
+        places = [(receipt.first_offset, receipt.last_offset) for receipt in receipts]
+        assert places == [(10 * i, 10 * i + 9) for i in range(len(receipts))]
+
+
+async def test_reads_and_tails_go_on_where_they_were(tmp_path: Path) -> None:
+    async with served(tmp_path / "db") as there, proxied(there.port) as proxy:
+        for i in range(30):
+            await there.log.append("ab"[i % 2], [b"%d" % (100 * i + j) for j in range(100)])
+        whole = [record async for record in there.log.read()]
+        proxy.most = 150_000
+        async with kimberlite.connect(f"kimberlite://127.0.0.1:{proxy.port}") as db:
+            assert [record async for record in db.read()] == whole
+            assert [record async for record in db.read(reverse=True)] == whole[::-1]
+            a = [record for record in whole if record.stream == "a"]
+            assert [record async for record in db.read("a", start=5, limit=1_200)] == a[5:1_205]
+            assert [record async for record in db.read("a", reverse=True, limit=1_200)] == a[:-1_201:-1]
+            tail, behind = db.tail("a", start=0), db.tail("b")
+            await asyncio.sleep(0.05)
+            for i in range(300):
+                await there.log.append("b", b"new %d" % i)
+                if i % 50 == 0:
+                    proxy.cut()
+                    await asyncio.sleep(0.02)
+            assert [await anext(tail) for _ in a] == a
+            assert [(await anext(behind)).payload for _ in range(300)] == [b"new %d" % i for i in range(300)]
+            positions = [record.position for record in whole]
+            proxy.most = None
+            assert await db.get_many(positions) == whole
+        assert proxy.cuts > 5
+
+
+async def test_nobody_there_is_said_in_time(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable):
+        await kimberlite.connect("kimberlite://127.0.0.1:1", retry=0.2)
+    for url in ("http://127.0.0.1:1", "kimberlite://127.0.0.1", "/tmp/db", "kimberlite+unix:x", 5):
+        with pytest.raises(Invalid):
+            await kimberlite.connect(url)  # type: ignore[arg-type]
+    async with (
+        served(tmp_path / "db") as there,
+        proxied(there.port) as proxy,
+        kimberlite.connect(f"kimberlite://127.0.0.1:{proxy.port}", retry=0.5) as db,
+    ):
+        await db.append("s", b"1")
+        target, proxy.target = proxy.target, 1
+        held = asyncio.create_task(db.append("s", b"2"))
+        proxy.cut()
+        await asyncio.sleep(0)
+        begun = time.monotonic()
+        with pytest.raises((Unavailable, UnknownOutcome)):
+            await held
+        with pytest.raises(Unavailable):
+            await db.append("s", b"3")
+        with pytest.raises(Unavailable):
+            await db.get(1)
+        assert time.monotonic() - begun < 10
+        proxy.target = target
+        receipt = await db.append("s", b"4")
+        assert receipt.first_offset in (1, 2)
+
+
+async def test_a_log_that_was_rolled_back_is_noticed_by_its_client(tmp_path: Path) -> None:
+    async with served(tmp_path / "db") as there, kimberlite.connect(f"kimberlite://127.0.0.1:{there.port}") as db:
+        await db.append("s", b"1")
+        receipt = await db.append("s", b"2")
+    async with served(tmp_path / "other") as there:
+        await there.log.append("s", b"1")
+        with pytest.raises(Invalid):
+            await kimberlite.connect(f"kimberlite://127.0.0.1:{there.port}", anchor=receipt)
+    async with served(tmp_path / "db") as there:
+        native = there.log._native
+        ahead = receipt._replace(tree_size=receipt.tree_size + 5, group=receipt.group + 5)
+        mac = native.receipt_mac(ahead[:12])
+        assert mac is not None
+        async with kimberlite.connect(f"kimberlite://127.0.0.1:{there.port}", anchor=ahead._replace(mac=mac)) as db:
+            with pytest.raises(RolledBack):
+                await db.append("s", b"3")
+            assert await payloads(db.read("s")) == [b"1", b"2"]
+
+
+async def test_another_database_in_the_place_of_the_first_is_not_written_to(tmp_path: Path) -> None:
+    async with served(tmp_path / "db") as there, served(tmp_path / "other") as other, proxied(there.port) as proxy:
+        async with kimberlite.connect(f"kimberlite://127.0.0.1:{proxy.port}") as db:
+            await db.append("s", b"1")
+            proxy.target = other.port
+            proxy.cut()
+            with pytest.raises((Invalid, UnknownOutcome, Unavailable)):
+                await asyncio.wait_for(db.append("s", b"2"), 20)
+            with pytest.raises(Invalid):
+                await db.append("s", b"3")
+        assert [stream.name async for stream in other.log.streams()] == []
+
+
+async def test_more_than_may_be_open_waits_for_room(tmp_path: Path) -> None:
+    async with served(tmp_path / "db") as there, kimberlite.connect(f"kimberlite://127.0.0.1:{there.port}") as db:
+        tasks = [asyncio.create_task(db.append("s", b"%d" % i)) for i in range(5_000)]
+        await asyncio.sleep(0)
+        assert len(db._appends) <= 1024
+        receipts = await asyncio.gather(*tasks)
+        assert [receipt.first_offset for receipt in receipts] == list(range(5_000))
+        large = [asyncio.create_task(db.append("s", bytes(8 << 20))) for _ in range(12)]
+        await asyncio.sleep(0)
+        assert db._appends.weight <= 80 << 20
+        assert all(type(receipt) is Receipt for receipt in await asyncio.gather(*large))
