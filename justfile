@@ -45,6 +45,7 @@ crash *arguments="":
     {{ if arguments == "" { "python -m tests.crash.simulated --break all --jobs 2" } else { "" } }}
     {{ if arguments == "" { "python -m tests.crash.powercut --cuts 2000 --jobs 2" } else { "" } }}
     {{ if arguments == "" { "python -m tests.crash.realfaults" } else { "" } }}
+    {{ if arguments == "" { "python -m tests.crash.daemonkills --kills 1000" } else { "" } }}
 
 # The benches, one after another: nothing else should run on the machine.
 bench *arguments:

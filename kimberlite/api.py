@@ -53,6 +53,26 @@ def open(
     )
 
 
+def open_with(
+    path: str | os.PathLike[str],
+    options: Options,
+    *,
+    key_file: str | os.PathLike[str] | None,
+    backend: Literal["auto", "threads", "uring"],
+) -> Opening:
+    """The same for writing, with every option there is."""
+    return open_log(
+        path,
+        create=True,
+        read_only=False,
+        key_file=key_file,
+        backend=backend,
+        origin=None,
+        anchor=None,
+        options=options,
+    )
+
+
 def connect(url: str, *, retry: float = 60.0, anchor: Receipt | None = None) -> Connecting:
     """A database behind a daemon: `async with connect("kimberlite://host:port") as db`, or `db = await connect(url)`.
 

@@ -15,8 +15,9 @@ from typing import get_args
 import pytest
 
 import kimberlite
-from kimberlite import arguments, errors
+from kimberlite import arguments, config, errors
 from kimberlite.cli import append, main
+from kimberlite.cli.config import shown
 from kimberlite.crypto.master import CREDENTIAL
 from kimberlite.log import options
 from kimberlite.log.identity import QUANTUM
@@ -86,6 +87,12 @@ def test_no_flag_is_mentioned_that_is_not_there() -> None:
     assert mentioned - of_pip == flags().keys() | {"--json"}
 
 
+def test_every_setting_of_the_daemon_is_described_with_its_default() -> None:
+    described = {cells[0].strip("`"): cells[1].strip("`") for cells in rows(section(OPERATIONS, "The daemon"))}
+    settings = config.load(None, {}, {}, []).settings
+    assert described == {each.name: shown(each.value) for each in settings}
+
+
 def test_every_environment_variable_is_read() -> None:
     source = "\n".join(path.read_text() for path in (ROOT / "kimberlite").rglob("*.py"))
     read = set(re.findall(r"environ(?:\.get\(|\[)\"([A-Z_]+)\"", source))
@@ -115,7 +122,7 @@ def test_every_error_has_its_exit_code_in_the_table() -> None:
 def test_every_code_that_is_mentioned_is_one() -> None:
     codes = {error.code for error in all_errors()}
     mentioned = re.findall(r"\b(?:[A-Z]+_[A-Z_]+|BUSY|CORRUPT|CONFLICT|DUPLICATE|CLOSED|INVALID)\b", DESCRIBED)
-    variables = set(re.findall(r"`([A-Z]+_[A-Z_]+)`", section(OPERATIONS, "Keys")))
+    variables = set(re.findall(r"`([A-Z]+_[A-Z_]+)`", section(OPERATIONS, "Keys") + section(OPERATIONS, "The daemon")))
     assert set(mentioned) - variables <= codes | {"O_DIRECT"}
 
 

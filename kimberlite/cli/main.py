@@ -10,10 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Final, NoReturn
 
-from kimberlite.cli import append, demo, info, inspect, keys, read, terminal, verify
+from kimberlite.cli import append, config, demo, info, inspect, keys, read, serve, terminal, verify
 from kimberlite.errors import Invalid, KimberliteError, Unavailable
 
 COMMANDS: Final[dict[str, ModuleType]] = {
+    "serve": serve,
+    "config": config,
     "append": append,
     "read": read,
     "info": info,

@@ -123,6 +123,19 @@ class Committer:
         """Whether a group is on its way, so that the next will wait a little."""
         return bool(self._flights.writing)
 
+    @property
+    def pulse(self) -> tuple[int, ...] | None:
+        """Something that changes as long as it gets on with what it has to do; None if it has nothing."""
+        if not (self.pool or self._flights or self._busy is not None or self._marking):
+            return None
+        return (
+            self.durable,
+            self.tail.place,
+            self.tail.number,
+            self._mark.counter,
+            sum(f.written for f in self._flights),
+        )
+
     def entered(self) -> None:
         """Appends have come into the pool: they are sealed when all who are about to ask have asked."""
         if self.pool.bytes >= self.options.group_bytes and self._busy is None:

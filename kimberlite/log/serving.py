@@ -105,6 +105,11 @@ class Serving:
         check_anchor(self._log._native, anchor, keyed=True)
 
     @property
+    def pulse(self) -> tuple[int, ...] | None:
+        """Something that changes as long as the committer gets on with what it has to do; None if it has nothing."""
+        return self.committer.pulse
+
+    @property
     def position(self) -> int:
         """What is below it is durable."""
         return self._log.durable_position

@@ -8,7 +8,7 @@ import socket
 from typing import Any, Final
 
 from kimberlite import _native
-from kimberlite.errors import KimberliteError, LimitExceeded, RolledBack, SlowConsumer
+from kimberlite.errors import KimberliteError, LimitExceeded, RolledBack, SlowConsumer, UnknownOutcome
 from kimberlite.log.log import Log
 from kimberlite.log.serving import Serving
 from kimberlite.records import Receipt
@@ -45,6 +45,8 @@ class Server:
         self._connections: set[Connection] = set()
         self._listeners: list[asyncio.Server] = []
         self._rolled_back: RolledBack | None = None
+        #: Set when the log has failed: nothing is acknowledged any more.
+        self.failed = asyncio.Event()
         self._draining = False
         self._looking: asyncio.TimerHandle | None = None
         self._gone = asyncio.Event()
@@ -115,6 +117,12 @@ class Server:
             raise RolledBack(f"nothing is appended any more: {self._rolled_back}")
 
     @property
+    def failure(self) -> KimberliteError | None:
+        """What the log has failed of."""
+        error = self.serving.committer.poisoned
+        return error if error is None or isinstance(error, KimberliteError) else UnknownOutcome(str(error))
+
+    @property
     def database(self) -> str:
         return str(self._about["database"])
 
@@ -134,6 +142,8 @@ class Server:
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
+        if self.failure is not None:
+            self.failed.set()
         for connection in list(self._connections):
             connection.look(now)
         self._looking = loop.call_later(LOOK, self._look)

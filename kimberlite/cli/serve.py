@@ -1,0 +1,141 @@
+"""`kimberlite serve`: a database for many clients, over TCP or a Unix socket."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from typing import Any, Final, cast
+
+import uvloop
+
+from kimberlite import config
+from kimberlite.api import open_with
+from kimberlite.cli.logs import start_logging
+from kimberlite.cli.target import directory
+from kimberlite.errors import KimberliteError, UnknownOutcome
+from kimberlite.server.listening import bind
+from kimberlite.server.notify import Notifier, handed_over
+from kimberlite.server.server import Server
+
+LOG = logging.getLogger(__name__)
+
+#: Seconds between two words to systemd while a long recovery goes on, and how much more time each asks for.
+PATIENCE: Final = 5.0
+EXTEND: Final = 30.0
+#: What may follow the drain: the log's own close.
+STOPPING: Final = 5.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", metavar="DIR", help="the database's directory; made if it is not there")
+    add_settings(parser)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--listen", metavar="WHERE", help="HOST:PORT on loopback, or unix:PATH")
+    parser.add_argument("--key-file", metavar="FILE", help="the master key")
+    parser.add_argument("--config", metavar="FILE", help="settings, in TOML; else KIMBERLITE_CONFIG")
+    parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="any other setting")
+
+
+def loaded(arguments: argparse.Namespace) -> config.Config:
+    flags = {name: getattr(arguments, name) for name in ("listen", "key_file")}
+    given = {name: value for name, value in flags.items() if value is not None}
+    return config.load(arguments.config, os.environ, given, arguments.set)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    path, settings = directory(arguments.directory), loaded(arguments)
+    start_logging(settings.serve.log_level, settings.serve.log_format)
+    # Before anything else is opened: these have numbers that others could get.
+    notifier, handed = Notifier(os.environ), handed_over(os.environ)
+    listening = handed or [bind(settings.serve.listen)]
+    uvloop.run(serve(os.fspath(path), settings, notifier, listening))
+    return 0
+
+
+async def serve(path: str, settings: config.Config, notifier: Notifier, listening: list[socket.socket]) -> None:
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    serving = settings.serve
+    async with recovering(notifier):
+        log = await open_with(path, settings.log, key_file=serving.key_file or None, backend=cast(Any, serving.backend))
+    failed: KimberliteError | None = None
+    async with log:
+        info = await log.info()
+        for note in info["notes"]:
+            LOG.warning("%s", note)
+        LOG.info("backend %s: %s", info["backend"], info["backend_reason"])
+        server = Server(log, settings.limits, about={"database": info["database_id"], "origin": info["origin"]})
+        for each in listening:
+            await server.listen(each)
+            LOG.info("listening on %s", name_of(each))
+        notifier.say("READY=1", f"STATUS=serving {path}")
+        async with watched(notifier, server):
+            ended = [asyncio.create_task(stop.wait()), asyncio.create_task(server.failed.wait())]
+            await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                task.cancel()
+            notifier.say("STOPPING=1", f"EXTEND_TIMEOUT_USEC={round((serving.drain + STOPPING) * 1e6)}")
+            LOG.info("stopping: %d clients", server.clients)
+            await server.drain(serving.drain)
+            failed = server.failure
+        if failed is not None:
+            # The close would say the same, with less.
+            with contextlib.suppress(KimberliteError):
+                await log.close()
+            raise UnknownOutcome(f"the log has failed: {failed}") from failed
+    LOG.info("stopped")
+
+
+@contextlib.asynccontextmanager
+async def recovering(notifier: Notifier) -> AsyncIterator[None]:
+    """Asks for more time as long as it takes."""
+
+    async def ask() -> None:
+        while True:
+            notifier.say(f"EXTEND_TIMEOUT_USEC={round(EXTEND * 1e6)}", "STATUS=recovering")
+            await asyncio.sleep(PATIENCE)
+
+    task = asyncio.create_task(ask())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+@contextlib.asynccontextmanager
+async def watched(notifier: Notifier, server: Server) -> AsyncIterator[None]:
+    """Feeds the watchdog as long as the loop turns and the committer gets on with what it has."""
+    if notifier.watchdog is None:
+        yield
+        return
+    every = notifier.watchdog / 4
+
+    async def feed() -> None:
+        before = server.serving.pulse
+        while True:
+            notifier.say("WATCHDOG=1")
+            await asyncio.sleep(every)
+            while (now := server.serving.pulse) is not None and now == before:
+                LOG.warning("the committer does not get on")
+                await asyncio.sleep(every)
+            before = now
+
+    task = asyncio.create_task(feed())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+def name_of(listening: socket.socket) -> str:
+    name = listening.getsockname()
+    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else f"unix:{name}"
