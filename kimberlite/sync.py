@@ -1,4 +1,4 @@
-"""The same database, blocking: `with kimberlite.sync.open(path) as db`.
+"""The same database, blocking: `with kimberlite.sync.open(path) as db`, or `connect(url)`.
 
 The database lives on an event loop in a thread of its own; every method hands its call over and waits. So a
 handle may be shared between threads, and their appends share groups as tasks' do.
@@ -19,10 +19,11 @@ from typing import Any, Final, Generic, Literal, Self, TypeVar
 
 from kimberlite import api
 from kimberlite.arguments import Producer, Records, Sync, checked_batches
+from kimberlite.client.client import Client
 from kimberlite.errors import Closed, Invalid, KimberliteError
+from kimberlite.iterators import Records as Source
 from kimberlite.log.log import Log
 from kimberlite.log.options import MIB
-from kimberlite.log.reading import Reader, Tail
 from kimberlite.records import NEW, Receipt, Record, StreamInfo
 from kimberlite.storage import Backend
 
@@ -31,7 +32,7 @@ T = TypeVar("T")
 #: What all threads of a database are called, and more.
 THREADS: Final = "kimberlite"
 
-__all__ = ["NEW", "Database", "open"]
+__all__ = ["NEW", "Database", "connect", "open"]
 
 
 class Iteration(Iterator[Record]):
@@ -40,7 +41,7 @@ class Iteration(Iterator[Record]):
     A wait for more that is interrupted loses nothing, and threads that share an iterator share its records out.
     """
 
-    def __init__(self, database: Database, source: Reader | Tail) -> None:
+    def __init__(self, database: Database, source: Source) -> None:
         self._database, self._source, self._batches = database, source, source.batches()
         #: What is at hand. Of an iterator over a list each record, and the rest, is taken in one step by one thread.
         self._records: Iterator[Record] = iter([])
@@ -137,7 +138,7 @@ def at_hand(items: T) -> T | list[Any]:
 class Database:
     """What `kimberlite.Log` does, for threads. See there for what the arguments mean."""
 
-    def __init__(self, opening: Coroutine[Any, Any, Log]) -> None:
+    def __init__(self, opening: Coroutine[Any, Any, Log | Client]) -> None:
         self._loop = asyncio.new_event_loop()
         #: Held while a call is handed over, so that none comes behind the end.
         self._handing, self._stopped = threading.Lock(), False
@@ -186,13 +187,14 @@ class Database:
         reverse: bool = False,
         system: bool = False,
     ) -> Iteration:
-        reader = self._log.read(stream, start=start, until=until, limit=limit, reverse=reverse, system=system)
-        return Iteration(self, reader)
+        return Iteration(
+            self, self._log.read(stream, start=start, until=until, limit=limit, reverse=reverse, system=system)
+        )
 
     def tail(
         self, stream: str | None = None, *, start: int | datetime | None = None, system: bool = False
     ) -> Iteration:
-        async def begin() -> Tail:
+        async def begin() -> Source:
             return self._log.tail(stream, start=start, system=system)
 
         return Iteration(self, self._call(begin()))
@@ -205,7 +207,7 @@ class Database:
 
     def streams(self) -> Iterator[StreamInfo]:
         async def listed() -> list[StreamInfo]:
-            return list(self._log.streams())
+            return [stream async for stream in self._log.streams()]
 
         return iter(self._call(listed()))
 
@@ -289,7 +291,7 @@ def run(loop: asyncio.AbstractEventLoop) -> None:
     loop.close()
 
 
-async def finish(log: Log | None) -> None:
+async def finish(log: Log | Client | None) -> None:
     """Those whose calls were handed over in time are answered before the loop ends."""
     loop = asyncio.get_running_loop()
     try:
@@ -341,3 +343,12 @@ def open(
         return await opening
 
     return Database(opened())
+
+
+def connect(url: str, *, retry: float = 60.0, anchor: Receipt | None = None) -> Database:
+    """`kimberlite.connect`, blocking, for any number of threads."""
+
+    async def connected() -> Client:
+        return await api.connect(url, retry=retry, anchor=anchor)
+
+    return Database(connected())

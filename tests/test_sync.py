@@ -455,7 +455,7 @@ def test_what_is_no_mapping_or_sequence_is_invalid(tmp_path: Path) -> None:
 def test_a_close_that_its_caller_is_interrupted_in_goes_on_and_can_be_waited_for_again(tmp_path: Path) -> None:
     db = kimberlite.sync.open(tmp_path / "db")
     db.append("s", b"1")
-    committer = db._log._committer
+    committer = log_of(db)._committer
     assert committer is not None
     drain = committer.drain
 
@@ -497,7 +497,7 @@ def test_a_close_that_the_disk_complains_of_lets_everything_go_and_says_so(
 
 def test_a_close_that_has_begun_is_its_own_loops(tmp_path: Path) -> None:
     with kimberlite.sync.open(tmp_path / "db") as db:
-        log, begun = db._log, threading.Event()
+        log, begun = log_of(db), threading.Event()
         committer = log._committer
         assert committer is not None
         drain = committer.drain
@@ -521,7 +521,7 @@ def test_a_handle_that_is_dropped_in_its_own_thread_closes_itself(tmp_path: Path
     """The collector runs anywhere."""
     held = [kimberlite.sync.open(tmp_path / "db", backend="threads")]
     held[0].append("s", b"x")
-    loop, backend = held[0]._loop, held[0]._log._backend
+    loop, backend = held[0]._loop, log_of(held[0])._backend
     dropped = threading.Event()
 
     def drop() -> None:
@@ -545,3 +545,8 @@ def test_a_handle_that_is_dropped_in_its_own_thread_closes_itself(tmp_path: Path
         except Busy:
             time.sleep(0.02)
     pytest.fail("the directory was never let go")
+
+
+def log_of(db: Database) -> kimberlite.Log:
+    assert isinstance(db._log, kimberlite.Log)
+    return db._log

@@ -14,10 +14,10 @@ import sys
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Final
 
-from kimberlite import _native, sync
+from kimberlite import _native
 from kimberlite.arguments import POLICIES
 from kimberlite.cli import forms
-from kimberlite.cli.target import add_key_file, add_target, directory
+from kimberlite.cli.target import add_key_file, add_target, open_writer
 from kimberlite.cli.terminal import Progress, say
 from kimberlite.errors import Invalid, LimitExceeded
 from kimberlite.log.options import LARGEST_BATCH, LARGEST_BATCH_BYTES
@@ -26,6 +26,8 @@ from kimberlite.records import Record
 #: Read at a time, and records in a batch that comes of it.
 PIECE: Final = 1 << 20
 BATCH_RECORDS: Final = 10_000
+#: Bytes of several records in one batch, so that with what a daemon is told besides they are one message.
+MOST_TOGETHER: Final = LARGEST_BATCH_BYTES - 4096
 #: Of a line: JSON takes up to six bytes for one.
 LONGEST_LINE: Final = 8 * LARGEST_BATCH_BYTES
 
@@ -50,14 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    path = directory(arguments.target)
     expect, producer = arguments.expect, arguments.producer
     together = expect is not None or producer is not None
     appended = False
     with open_input(arguments.file) as source, Progress("append") as progress:
         total = os.fstat(source.fileno()).st_size if arguments.file is not None else 0
         batches = read_batches(source, arguments, together=together)
-        with sync.open(path, key_file=arguments.key_file) as database:
+        with open_writer(arguments) as database:
             for batch in batches:
                 receipt = database.append(
                     arguments.stream, batch, expect=expect, producer=producer, sync=arguments.sync
@@ -114,7 +115,7 @@ def split(records: Batch) -> Iterator[Batch]:
     start = size = 0
     for number, record in enumerate(records):
         length = stored_bytes(record)
-        if number - start == BATCH_RECORDS or (number > start and size + length > LARGEST_BATCH_BYTES):
+        if number - start == BATCH_RECORDS or (number > start and size + length > MOST_TOGETHER):
             yield records[start:number]
             start, size = number, 0
         size += length

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Final, NoReturn
 
-from kimberlite.cli import append, config, demo, info, inspect, keys, read, serve, terminal, verify
+from kimberlite.cli import append, config, demo, info, inspect, keys, read, serve, streams, tail, terminal, verify
 from kimberlite.errors import Invalid, KimberliteError, Unavailable
 
 COMMANDS: Final[dict[str, ModuleType]] = {
@@ -18,6 +18,8 @@ COMMANDS: Final[dict[str, ModuleType]] = {
     "config": config,
     "append": append,
     "read": read,
+    "tail": tail,
+    "streams": streams,
     "info": info,
     "verify": verify,
     "inspect": inspect,

@@ -10,20 +10,26 @@ from typing import Final
 from kimberlite import sync
 from kimberlite.errors import Invalid
 
-URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9.-]*(?:://|\+unix:)")
+#: Seconds for which a daemon that does not answer is asked again.
+RETRY: Final = 10.0
+
+
+def is_url(target: str) -> bool:
+    return URL.match(target) is not None
 
 
 def directory(target: str) -> Path:
     """The directory that a TARGET names."""
-    if URL.match(target):
-        raise Invalid(f"{target}: TARGET is a directory; there is no daemon in this version")
+    if is_url(target):
+        raise Invalid(f"{target}: this is done in the directory, not through a daemon")
     if not target:
         raise Invalid("TARGET is empty")
     return Path(target)
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", metavar="TARGET", help="the database's directory")
+    parser.add_argument("target", metavar="TARGET", help="the database's directory, or kimberlite://HOST:PORT")
 
 
 def add_key_file(parser: argparse.ArgumentParser) -> None:
@@ -35,8 +41,22 @@ def add_key_file(parser: argparse.ArgumentParser) -> None:
 
 
 def open_reader(arguments: argparse.Namespace) -> sync.Database:
-    """The database for reading: no lock is taken, so a writer may be at work."""
+    """The database for reading: in a directory no lock is taken, so a writer may be at work."""
+    if is_url(arguments.target):
+        return connected(arguments)
     path = directory(arguments.target)
     if not path.is_dir():
         raise Invalid(f"there is no database at {path}")
     return sync.open(path, create=False, read_only=True, key_file=arguments.key_file)
+
+
+def open_writer(arguments: argparse.Namespace) -> sync.Database:
+    if is_url(arguments.target):
+        return connected(arguments)
+    return sync.open(directory(arguments.target), key_file=arguments.key_file)
+
+
+def connected(arguments: argparse.Namespace) -> sync.Database:
+    if arguments.key_file is not None:
+        raise Invalid("--key-file is for a directory: the daemon has the keys")
+    return sync.connect(arguments.target, retry=RETRY)

@@ -97,12 +97,17 @@ def test_json_of_an_error_on_a_terminal_is_ascii(path: Path) -> None:
     assert HOSTILE in json.loads(shown)["message"]
 
 
-@pytest.mark.parametrize("name", ["append", "read", "info", "verify", "inspect"])
-def test_a_url_is_refused_for_want_of_a_daemon(call: Call, name: str) -> None:
-    stream = ["s"] if name == "append" else []
-    outcome = call(name, "kimberlite://host:1", *stream)
+@pytest.mark.parametrize("name", ["verify", "inspect", "serve"])
+def test_what_is_done_in_a_directory_refuses_a_url(call: Call, name: str) -> None:
+    outcome = call(name, "kimberlite://host:1")
     assert outcome.status == 64
-    assert b"there is no daemon in this version" in outcome.err
+    assert b"this is done in the directory" in outcome.err
+
+
+@pytest.mark.parametrize("url", ["http://host:1", "kimberlite://host", "kimberlite+unix:relative"])
+def test_a_url_that_no_daemon_has_is_refused(call: Call, url: str) -> None:
+    for name in (["append", url, "s"], ["read", url], ["info", url]):
+        assert call(*name).status == 64
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))

@@ -1,0 +1,43 @@
+"""tail: print the last records, and with `-f` those that come, as they become durable."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+
+from kimberlite.cli import forms
+from kimberlite.cli.target import add_key_file, add_target, open_reader
+from kimberlite.cli.terminal import harmless, say
+from kimberlite.records import Record
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_target(parser)
+    parser.add_argument("stream", metavar="STREAM", nargs="?")
+    parser.add_argument("--follow", "-f", action="store_true", help="go on with those that come")
+    parser.add_argument(
+        "--lines", "-n", metavar="N", type=forms.parse_number, default=10, help="the last N; 10 by default"
+    )
+    add_key_file(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    shown = sys.stdout.isatty()
+    escape = harmless if shown else bytes
+
+    def show(records: Iterable[Record]) -> None:
+        if arguments.json:
+            say(b"".join(forms.line(forms.record_form(record), escape=shown) for record in records))
+        else:
+            say(b"".join(escape(record.payload) + b"\n" for record in records))
+
+    with open_reader(arguments) as database:
+        last = list(database.read(arguments.stream, reverse=True, limit=max(1, arguments.lines)))[::-1]
+        show(last[len(last) - min(arguments.lines, len(last)) :])
+        if arguments.follow:
+            start = 0 if not last else 1 + (last[-1].position if arguments.stream is None else last[-1].offset)
+            for batch in database.tail(arguments.stream, start=start).batches():
+                show(batch)
+                sys.stdout.flush()
+    return 0
