@@ -22,6 +22,7 @@ __all__ = [
     "Inbox",
     "Limits",
     "Log",
+    "Meters",
     "Pool",
     "Request",
     "Resume",
@@ -63,6 +64,7 @@ class _Readable(Protocol):
 
 _Open = Callable[[], _Readable]
 _Keys = Callable[[int, bytes], bytes | None]
+_Histogram = tuple[int, list[int]]
 _Part = tuple[str, int, Batch, int | None]
 
 @final
@@ -253,6 +255,14 @@ class Log:
         self, id: int, stream: int | None, start: int, end: int, reverse: bool, limit: int, size: int, system: bool
     ) -> tuple[Frame, int, int]: ...
     def get_frame(self, id: int, positions: list[int]) -> Frame: ...
+    @property
+    def meters(self) -> Meters: ...
+
+@final
+class Meters:
+    def durable(self, seconds: float, records: int, bytes: int) -> None: ...
+    def counts(self) -> tuple[int, int, int, int]: ...
+    def histograms(self) -> tuple[_Histogram, _Histogram, _Histogram]: ...
 
 @final
 class Frame:
@@ -265,6 +275,10 @@ class Limits:
     def __new__(cls, *, requests: int, bytes: int, pool_bytes: int, inbox_bytes: int) -> Limits: ...
     @property
     def grown(self) -> int: ...
+    @property
+    def passed(self) -> tuple[int, int]: ...
+    @property
+    def refused(self) -> dict[str, int]: ...
 
 @final
 class Session:

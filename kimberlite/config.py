@@ -24,6 +24,8 @@ class Serve:
 
     #: Where clients connect: HOST:PORT on loopback, or unix:PATH.
     listen: str = "127.0.0.1:7411"
+    #: Where metrics and health are asked for, HOST:PORT on loopback; "" for nowhere.
+    http: str = "127.0.0.1:7412"
     #: The master key's file; "" for the environment's or a systemd credential.
     key_file: str = ""
     #: "auto", "threads" or "uring".
@@ -38,6 +40,8 @@ class Serve:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise Invalid(f"{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        if self.http.startswith("unix:"):
+            raise Invalid("http is HOST:PORT, or empty")
         if not 0 <= self.drain <= 60:
             raise Invalid("drain is from 0 to 60 seconds")
 

@@ -88,7 +88,8 @@ def test_no_flag_is_mentioned_that_is_not_there() -> None:
 
 
 def test_every_setting_of_the_daemon_is_described_with_its_default() -> None:
-    described = {cells[0].strip("`"): cells[1].strip("`") for cells in rows(section(OPERATIONS, "The daemon"))}
+    table = section(OPERATIONS, "The daemon").partition("\n### ")[0]
+    described = {cells[0].strip("`"): cells[1].strip("`") for cells in rows(table)}
     settings = config.load(None, {}, {}, []).settings
     assert described == {each.name: shown(each.value) for each in settings}
 

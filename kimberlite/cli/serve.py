@@ -39,13 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--listen", metavar="WHERE", help="HOST:PORT on loopback, or unix:PATH")
+    parser.add_argument("--http", metavar="HOST:PORT", help='metrics and health; "" for nowhere')
     parser.add_argument("--key-file", metavar="FILE", help="the master key")
     parser.add_argument("--config", metavar="FILE", help="settings, in TOML; else KIMBERLITE_CONFIG")
     parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="any other setting")
 
 
 def loaded(arguments: argparse.Namespace) -> config.Config:
-    flags = {name: getattr(arguments, name) for name in ("listen", "key_file")}
+    flags = {name: getattr(arguments, name) for name in ("listen", "http", "key_file")}
     given = {name: value for name, value in flags.items() if value is not None}
     return config.load(arguments.config, os.environ, given, arguments.set)
 
@@ -56,11 +57,18 @@ def run(arguments: argparse.Namespace) -> int:
     # Before anything else is opened: these have numbers that others could get.
     notifier, handed = Notifier(os.environ), handed_over(os.environ)
     listening = handed or [bind(settings.serve.listen)]
-    uvloop.run(serve(os.fspath(path), settings, notifier, listening))
+    asking = [bind(settings.serve.http)] if settings.serve.http else []
+    uvloop.run(serve(os.fspath(path), settings, notifier, listening, asking))
     return 0
 
 
-async def serve(path: str, settings: config.Config, notifier: Notifier, listening: list[socket.socket]) -> None:
+async def serve(
+    path: str,
+    settings: config.Config,
+    notifier: Notifier,
+    listening: list[socket.socket],
+    asking: list[socket.socket],
+) -> None:
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -77,6 +85,9 @@ async def serve(path: str, settings: config.Config, notifier: Notifier, listenin
         for each in listening:
             await server.listen(each)
             LOG.info("listening on %s", name_of(each))
+        for each in asking:
+            await server.listen_http(each)
+            LOG.info("metrics and health on %s", name_of(each))
         notifier.say("READY=1", f"STATUS=serving {path}")
         async with watched(notifier, server):
             ended = [asyncio.create_task(stop.wait()), asyncio.create_task(server.failed.wait())]

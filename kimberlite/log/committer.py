@@ -267,7 +267,7 @@ class Committer:
         sealed = self.log.seal(self.segment, self.tail.place, self.durable, now, closing, buffer)
         self.tail.advance(sealed.padded)
         self.written += sealed.padded
-        flight = Flight(sealed, buffer, durable)
+        flight = Flight(sealed, buffer, durable, self._loop.time())
         self._flights.add(flight)
         return flight
 
@@ -356,9 +356,11 @@ class Committer:
         if self.poisoned is not None:
             return
         synced = self._flights.synced()
+        now = self._loop.time() if synced else 0.0
         for flight in synced:
             self.durable = flight.sealed.number
             self.log.publish(flight.sealed)
+            self.log.meters.durable(now - flight.since, flight.sealed.records, flight.sealed.padded)
         for flight in synced:
             self._acknowledge(flight, durable=True)
             self._answer(flight.refused)

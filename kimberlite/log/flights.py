@@ -20,10 +20,10 @@ NO_LIMIT: Final = (1 << 64) - 1
 class Flight:
     """A sealed group on its way to the disk."""
 
-    __slots__ = ("acks", "alone", "buffer", "durable", "refused", "sealed", "synced", "written")
+    __slots__ = ("acks", "alone", "buffer", "durable", "refused", "sealed", "since", "synced", "written")
 
-    def __init__(self, sealed: _native.Sealed, buffer: _native.Buffer, durable: bool) -> None:
-        self.sealed = sealed
+    def __init__(self, sealed: _native.Sealed, buffer: _native.Buffer, durable: bool, since: float) -> None:
+        self.sealed, self.since = sealed, since
         self.buffer: _native.Buffer | None = buffer
         #: Whether somebody waits for it to be on the disk.
         self.durable = durable

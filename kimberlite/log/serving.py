@@ -105,6 +105,49 @@ class Serving:
         check_anchor(self._log._native, anchor, keyed=True)
 
     @property
+    def meters(self) -> _native.Meters:
+        return self._log._native.meters
+
+    @property
+    def passed(self) -> tuple[int, int]:
+        """Bytes that have arrived of all clients, and that were sent to them."""
+        return self._limits.passed
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """Errors that requests were answered with, by their code."""
+        return self._limits.refused
+
+    @property
+    def inboxes(self) -> int:
+        """Bytes that clients' messages take that have arrived in part."""
+        return self._limits.grown
+
+    @property
+    def backend(self) -> str:
+        return self._log._backend.name
+
+    @property
+    def backend_reason(self) -> str:
+        return self._log._backend.reason
+
+    def state(self) -> dict[str, int]:
+        """Where everything stands."""
+        committer, native = self.committer, self._log._native
+        tail = committer.tail
+        prepared = tail.next
+        return {
+            "queue": len(committer.pool),
+            "queue_bytes": committer.pool.bytes,
+            "position": native.durable,
+            "group": committer.durable,
+            "segment": tail.number,
+            "streams": len(native.streams()),
+            "prepared": int(prepared is not None),
+            "prepared_bytes": tail.current.ready - tail.place + (prepared.ready if prepared is not None else 0),
+        }
+
+    @property
     def pulse(self) -> tuple[int, ...] | None:
         """Something that changes as long as the committer gets on with what it has to do; None if it has nothing."""
         return self.committer.pulse

@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, cast
 
 from kimberlite import _native
-from kimberlite.errors import FrameTooLarge, KimberliteError, LimitExceeded, ProtocolError
+from kimberlite.errors import FrameTooLarge, KimberliteError, LimitExceeded, ProtocolError, SlowConsumer
 from kimberlite.server.dispatch import Dispatch
 from kimberlite.wire.messages import NOBODY, Kind, pack_error
 
@@ -40,6 +40,8 @@ class Connection(asyncio.BufferedProtocol):
         self.opened = self._loop.time()
         self.greeted = False
         self.closing = False
+        #: Why it ended, for those who count: "left", or the code of the error that it ended with.
+        self.why = "left"
         #: Since when the client has not read what it was sent.
         self._unread_since: float | None = None
         #: Messages and bytes that had arrived when it was last looked at, and when these were new.
@@ -83,6 +85,8 @@ class Connection(asyncio.BufferedProtocol):
         self._release("unread")
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None and self.why == "left":
+            self.why = "lost"
         self.closing = True
         self._held.add("closing")
         self._writable.set()
@@ -161,6 +165,7 @@ class Connection(asyncio.BufferedProtocol):
         if self.closing:
             return
         self._server.refused(error)
+        self.why = error.code
         LOG.info("closing a connection: %s: %s", error.code, error, extra={"peer": self.peer})
         self.session.send(Kind.ERROR, NOBODY, pack_error(error), False)
         self.close()
@@ -210,6 +215,7 @@ class Connection(asyncio.BufferedProtocol):
                 self.close()
             return
         if self._unread_since is not None and now - self._unread_since > limits.unread:
+            self.why = SlowConsumer.code
             self._server.slow(self)
             self._transport.abort()
             return

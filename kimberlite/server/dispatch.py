@@ -114,7 +114,6 @@ class Dispatch:
             self._refuse(id, Unavailable("the server failed; its log says why"))
 
     def _refuse(self, id: int, error: KimberliteError) -> None:
-        self._server.refused(error)
         if not self._connection.closing:
             self._session.fail(id, error)
             self._connection.finish_if_idle()
@@ -193,11 +192,18 @@ class Dispatch:
                 if frame is None:
                     break
                 credit.spend(len(frame.data))
-                self._session.send_bytes(frame.data)
+                self._send_frame(frame)
         except asyncio.CancelledError:
             # It was stopped, or nobody is there any more.
             pass
         self._reply(Kind.END, id, NIL)
+
+    def _send_frame(self, frame: _native.Frame) -> None:
+        metrics = self._server.metrics
+        metrics.reads += 1
+        metrics.read_records += len(frame)
+        metrics.read_bytes += len(frame.data)
+        self._session.send_bytes(frame.data)
 
     def _credit(self, id: int, more: int) -> None:
         # To what has just ended it comes too late.
@@ -218,7 +224,7 @@ class Dispatch:
         self._connection.access.check("read", None)
         async for frame in self._serving.get(id, positions):
             await self._connection.writable()
-            self._session.send_bytes(frame.data)
+            self._send_frame(frame)
         self._reply(Kind.END, id, NIL)
 
     async def _streams(self, id: int, body: bytes) -> None:

@@ -14,7 +14,9 @@ from kimberlite.log.serving import Serving
 from kimberlite.records import Receipt
 from kimberlite.server.access import Access, Everything
 from kimberlite.server.connection import Connection
+from kimberlite.server.http import Http
 from kimberlite.server.limits import Limits
+from kimberlite.server.metrics import Metrics
 from kimberlite.wire.messages import VERSION
 
 LOG = logging.getLogger(__name__)
@@ -42,7 +44,9 @@ class Server:
         self.serving = Serving(log, shared)
         #: What clients are told of the database.
         self._about = about
+        self.metrics = Metrics()
         self._connections: set[Connection] = set()
+        self._asking: set[Http] = set()
         self._listeners: list[asyncio.Server] = []
         self._rolled_back: RolledBack | None = None
         #: Set when the log has failed: nothing is acknowledged any more.
@@ -61,6 +65,11 @@ class Server:
         self._listeners.append(await create(lambda: Connection(self), sock=where, backlog=1024))
         if self._looking is None:
             self._look()
+
+    async def listen_http(self, where: socket.socket) -> None:
+        """From here on this socket is asked for metrics and health."""
+        loop = asyncio.get_running_loop()
+        self._listeners.append(await loop.create_server(lambda: Http(self, self._asking), sock=where))
 
     async def drain(self, timeout: float) -> None:
         """Accepts nobody, takes nothing more, and returns when everybody is answered and gone, or after the timeout."""
@@ -84,6 +93,7 @@ class Server:
 
     def joined(self, connection: Connection) -> None:
         self._connections.add(connection)
+        self.metrics.connected += 1
         if len(self._connections) > self.limits.connections:
             connection.fail(LimitExceeded(f"the server has {self.limits.connections} clients already"))
         elif self._draining:
@@ -91,6 +101,7 @@ class Server:
 
     def left(self, connection: Connection) -> None:
         self._connections.discard(connection)
+        self.metrics.closed[connection.why] += 1
         if not self._connections:
             self._gone.set()
 
@@ -100,7 +111,8 @@ class Server:
         LOG.warning("closing a connection: %s: %s", error.code, error, extra={"peer": connection.peer})
 
     def refused(self, error: KimberliteError) -> None:
-        """Counted by its code."""
+        """A connection ends with it."""
+        self.metrics.refusals[error.code] += 1
 
     def anchored(self, anchor: Receipt) -> None:
         """A client has shown the highest durable receipt that it was given."""
@@ -136,6 +148,19 @@ class Server:
         }
 
     @property
+    def refusing(self) -> str | None:
+        """Why appends are not taken; None if they are."""
+        if self._draining:
+            return "it is stopping"
+        if self._rolled_back is not None:
+            return str(self._rolled_back)
+        return None if self.failure is None else str(self.failure)
+
+    @property
+    def connections(self) -> set[Connection]:
+        return self._connections
+
+    @property
     def clients(self) -> int:
         return len(self._connections)
 
@@ -144,6 +169,7 @@ class Server:
         now = loop.time()
         if self.failure is not None:
             self.failed.set()
+        self.metrics.looked(self.serving, now)
         for connection in list(self._connections):
             connection.look(now)
         self._looking = loop.call_later(LOOK, self._look)

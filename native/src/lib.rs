@@ -7,6 +7,7 @@ mod client;
 mod crypto;
 mod errors;
 mod log;
+mod meters;
 mod pool;
 mod records;
 mod ring;
@@ -43,6 +44,8 @@ mod _native {
     use super::crypto::{blake3, derive, key_id, xaes_open, xaes_seal};
     #[pymodule_export]
     use super::log::{Frame, Log, Resume, Sealed, Segment, closes, header_damage};
+    #[pymodule_export]
+    use super::meters::Meters;
     #[pymodule_export]
     use super::pool::{Pool, Request};
     #[pymodule_export]

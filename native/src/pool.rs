@@ -2,6 +2,7 @@
 use std::collections::VecDeque;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Instant;
 
 use kimberlite_core::group::{Stream, make_ahead};
 use kimberlite_core::log::{self, Part, Receipt};
@@ -13,6 +14,7 @@ use pyo3::types::PyList;
 use pyo3::{PyTraverseError, PyVisit};
 
 use crate::batch::Batch;
+use crate::meters::Meters;
 use crate::records::{self, Ending};
 use crate::session::Session;
 use crate::writer::lock;
@@ -43,6 +45,7 @@ pub struct Request {
     size: usize,
     #[pyo3(get)]
     bound: usize,
+    born: Instant,
     /// Offset and position of each part's first record, once it is admitted.
     pub places: OnceLock<Vec<(u64, u64)>>,
 }
@@ -87,7 +90,8 @@ impl Request {
         if let Some((id, _)) = &producer {
             bound += id.len() + PRODUCER + if several { SEVERAL + 16 * parts.len() } else { 0 };
         }
-        Self { caller, parts, producer, several, policy, size, bound, places: OnceLock::new() }
+        let born = Instant::now();
+        Self { caller, parts, producer, several, policy, size, bound, born, places: OnceLock::new() }
     }
 
     /// The highest number of a stream that it goes to.
@@ -104,17 +108,21 @@ fn waits(future: &Bound<'_, PyAny>) -> PyResult<bool> {
 pub struct Answers<'py, 'a> {
     py: Python<'py>,
     log: &'a log::Log,
+    meters: &'a Meters,
+    now: Instant,
     ending: Option<Ending<'py>>,
     sessions: Vec<(Py<Session>, receipts::Ending)>,
 }
 
 impl<'py, 'a> Answers<'py, 'a> {
-    pub fn new(py: Python<'py>, log: &'a log::Log) -> Self {
-        Self { py, log, ending: None, sessions: Vec::new() }
+    pub fn new(py: Python<'py>, log: &'a log::Log, meters: &'a Meters) -> Self {
+        Self { py, log, meters, now: Instant::now(), ending: None, sessions: Vec::new() }
     }
 
     /// With a receipt for each of its parts.
     pub fn answer(&mut self, request: &Request, receipts: &[Receipt]) -> PyResult<()> {
+        let records = request.parts.iter().map(|part| part.batch.ends.len()).sum();
+        self.meters.appended(request.born, self.now, records, request.size);
         match &request.caller {
             Caller::Client { session, id, weight } => {
                 if session.get().answer(*id, *weight, receipts, self.log) {

@@ -2,7 +2,7 @@
 //! and their answers leave, with Python once a read and once a group.
 use std::collections::HashMap;
 use std::ffi::c_int;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use kimberlite_core::log::{self, Part, Receipt};
@@ -34,6 +34,10 @@ pub struct Limits {
     inbox_bytes: usize,
     /// Of all inboxes, beyond what is usual.
     grown: AtomicUsize,
+    received: AtomicU64,
+    sent: AtomicU64,
+    /// Errors that requests were answered with, by their code.
+    refused: Mutex<HashMap<String, u64>>,
 }
 
 #[pymethods]
@@ -43,13 +47,36 @@ impl Limits {
     #[new]
     #[pyo3(signature = (*, requests, bytes, pool_bytes, inbox_bytes))]
     fn new(requests: usize, bytes: usize, pool_bytes: usize, inbox_bytes: usize) -> Self {
-        Self { requests, bytes, pool_bytes, inbox_bytes, grown: AtomicUsize::new(0) }
+        let (grown, received, sent, refused) = Default::default();
+        Self { requests, bytes, pool_bytes, inbox_bytes, grown, received, sent, refused }
     }
 
     /// Bytes that inboxes have grown by.
     #[getter]
     fn grown(&self) -> usize {
         self.grown.load(Relaxed)
+    }
+
+    /// Errors that requests were answered with, by their code.
+    #[getter]
+    fn refused(&self) -> HashMap<String, u64> {
+        lock(&self.refused).clone()
+    }
+
+    /// Bytes that have arrived of all clients, and that were sent to them.
+    #[getter]
+    fn passed(&self) -> (u64, u64) {
+        (self.received.load(Relaxed), self.sent.load(Relaxed))
+    }
+}
+
+impl Limits {
+    fn count(&self, code: &str) {
+        let mut refused = lock(&self.refused);
+        match refused.get_mut(code) {
+            Some(count) => *count += 1,
+            None => drop(refused.insert(code.to_owned(), 1)),
+        }
     }
 }
 
@@ -187,6 +214,7 @@ impl Session {
     fn arrived(&self, count: usize) -> PyResult<()> {
         let mut state = lock(&self.state);
         state.counted.1 += count as u64;
+        self.limits.get().received.fetch_add(count as u64, Relaxed);
         let Some(inbox) = &mut state.inbox else { return Ok(()) };
         if count > inbox.room().len() {
             return Err(PyValueError::new_err("more was read than there was room for"));
@@ -225,7 +253,10 @@ impl Session {
             let refused = matches!(taken, Taken::Refused(..));
             match taken {
                 Taken::Pushed => pushed = true,
-                Taken::Refused(code, message) => put_refusal(&mut state.out, header.id, code, &message),
+                Taken::Refused(code, message) => {
+                    this.limits.get().count(code);
+                    put_refusal(&mut state.out, header.id, code, &message);
+                }
                 Taken::Frame => {
                     let answered = !matches!(header.kind, kind::HELLO | kind::CREDIT | kind::STOP);
                     if answered && state.handed.insert(header.id, header.length).is_some() {
@@ -294,9 +325,7 @@ impl Session {
     /// Answers a request with an error.
     #[pyo3(signature = (id, error))]
     fn fail(&self, py: Python<'_>, id: u32, error: &Bound<'_, PyAny>) -> PyResult<()> {
-        let mut out = Vec::new();
-        put_error(&mut out, id, error)?;
-        self.write(py, &out);
+        self.write_error(py, id, error)?;
         self.close_handed(py, id);
         Ok(())
     }
@@ -479,10 +508,15 @@ impl Session {
     }
 
     pub fn refuse(&self, py: Python<'_>, id: u32, weight: usize, error: &Bound<'_, PyAny>) -> PyResult<()> {
-        let mut out = Vec::new();
-        put_error(&mut out, id, error)?;
-        self.write(py, &out);
+        self.write_error(py, id, error)?;
         self.close_request(py, weight);
+        Ok(())
+    }
+
+    fn write_error(&self, py: Python<'_>, id: u32, error: &Bound<'_, PyAny>) -> PyResult<()> {
+        let mut out = Vec::new();
+        self.limits.get().count(&put_error(&mut out, id, error)?);
+        self.write(py, &out);
         Ok(())
     }
 
@@ -528,6 +562,7 @@ impl Session {
         if bytes.is_empty() {
             return;
         }
+        self.limits.get().sent.fetch_add(bytes.len() as u64, Relaxed);
         let write = lock(&self.state).write.as_ref().map(|write| write.clone_ref(py));
         if let Some(write) = write
             && let Err(error) = write.bind(py).call1((PyBytes::new(py, bytes),))
@@ -562,16 +597,17 @@ fn put_refusal(out: &mut Vec<u8>, id: u32, code: &str, message: &str) {
     });
 }
 
-/// An error of `kimberlite.errors`, by its code and what it says of itself.
-fn put_error(out: &mut Vec<u8>, id: u32, error: &Bound<'_, PyAny>) -> PyResult<()> {
+/// An error of `kimberlite.errors`, by its code, which is given back, and what it says of itself.
+fn put_error(out: &mut Vec<u8>, id: u32, error: &Bound<'_, PyAny>) -> PyResult<String> {
     let py = error.py();
     let body = PyDict::new(py);
-    body.set_item(intern!(py, "code"), error.getattr(intern!(py, "code"))?)?;
+    let code = error.getattr(intern!(py, "code"))?;
+    body.set_item(intern!(py, "code"), &code)?;
     body.set_item(intern!(py, "message"), error.str()?)?;
     body.update(error.getattr(intern!(py, "__dict__"))?.cast::<PyMapping>()?)?;
     let mut failed = Ok(());
     put_message(out, kind::ERROR, id, |out| failed = values::put(out, &body));
-    failed
+    failed.and_then(|()| code.extract())
 }
 
 /// Of a receipt as `kimberlite.Receipt` has it.

@@ -26,7 +26,7 @@ class Daemon:
     """A daemon in a process of its own."""
 
     def __init__(self, path: Path, *more: str, **environment: str) -> None:
-        command = [sys.executable, "-m", "kimberlite.cli.main", "serve", str(path), *more]
+        command = [sys.executable, "-m", "kimberlite.cli.main", "serve", str(path), "--http", "", *more]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("KIMBERLITE_")}
         self.process = subprocess.Popen(
             command, stderr=subprocess.PIPE, text=True, env=clean | {"PYTHONPATH": str(ROOT)} | environment

@@ -115,7 +115,7 @@ def start(path: Path, port: int, *, slow: bool) -> subprocess.Popen[str]:
         command = ["strace", "-D", "-f", "-qq", "-o", "/dev/null", *late, *command, "--set=backend=threads"]
     # Small groups, many at a time: one may be on the disk before the one in front of it.
     small = {"segment_bytes": 4 << 20, "group_bytes": 4096, "largest_group": 65536, "depth": 8}
-    more = [f"--set=log.{name}={value}" for name, value in small.items()]
+    more = ["--http", "", *[f"--set=log.{name}={value}" for name, value in small.items()]]
     return subprocess.Popen([*command, *more], stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 

@@ -21,7 +21,7 @@ class Numbered:
 
 
 def flight(flights: Flights, number: int, *, durable: bool) -> Flight:
-    made = Flight(cast(_native.Sealed, Numbered(number)), _native.Buffer(4096), durable)
+    made = Flight(cast(_native.Sealed, Numbered(number)), _native.Buffer(4096), durable, 0.0)
     flights.add(made)
     return made
 

@@ -68,7 +68,7 @@ impl Log {
         let (id, sequence) = request.producer.as_ref().expect("only a producer's append is remembered");
         let receipts = py.detach(|| self.inner.reread(number, &request.parts, id, *sequence, request.several));
         let receipts = receipts.map_err(|failure| self.failure(py, failure))?;
-        let mut answers = Answers::new(py, &self.inner);
+        let mut answers = Answers::new(py, &self.inner, self.meters.get());
         answers.answer(request, &receipts)?;
         answers.leave();
         Ok(())
@@ -169,7 +169,7 @@ impl Log {
             timestamp: group.timestamp,
         };
         drop(group);
-        let mut answers = Answers::new(py, &self.inner);
+        let mut answers = Answers::new(py, &self.inner, self.meters.get());
         let mut receipts = Vec::new();
         for request in &requests {
             let request = request.get();

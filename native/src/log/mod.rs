@@ -25,6 +25,7 @@ pub use self::sealed::Sealed;
 use self::segment::segment_file;
 pub use self::segment::{Resume, Segment, closes, header_damage};
 use crate::errors::{self, os_error};
+use crate::meters::Meters;
 
 const STRANGE: &str = "it names an append that the log has not; once it is deleted, it is made again";
 const LONGER: &str = "it has records that no segment has; once it is deleted, it is made again";
@@ -43,6 +44,8 @@ pub struct Log {
     /// Of closed segments and their indexes.
     files: Arc<Files>,
     finisher: Mutex<Finisher>,
+    #[pyo3(get)]
+    meters: Py<Meters>,
 }
 
 impl Log {
@@ -91,6 +94,7 @@ impl Log {
     #[pyo3(signature = (database_id, identity, *, quantum, tagged, group_key, receipt_key, level, cache_bytes, seed=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
+        py: Python<'_>,
         database_id: &[u8],
         identity: &[u8],
         quantum: usize,
@@ -115,7 +119,8 @@ impl Log {
         let finisher = Mutex::new(Finisher { queue: None, last: None });
         let secrets = Secrets { receipt, several };
         let inner = Arc::new(log::Log::new(database, secrets, level, cache_bytes, entropy));
-        Ok(Self { inner, files: Files::new(MOST_FILES), finisher })
+        let meters = Py::new(py, Meters::default())?;
+        Ok(Self { inner, files: Files::new(MOST_FILES), finisher, meters })
     }
 
     /// The number of a stream; None if there is none of this name.

@@ -1,0 +1,85 @@
+"""Metrics and health for whoever watches, over HTTP: one request a connection."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final, cast
+
+from kimberlite.server.metrics import CONTENT
+
+if TYPE_CHECKING:
+    from kimberlite.server.server import Server
+
+#: Of a request, with all its headers.
+LONGEST: Final = 8192
+#: Seconds for it, and for taking the answer.
+DEADLINE: Final = 5.0
+#: At a time.
+MOST: Final = 64
+
+REASONS: Final = {
+    200: "OK",
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    503: "Service Unavailable",
+}
+
+
+class Http(asyncio.Protocol):
+    """Answers one request and closes."""
+
+    def __init__(self, server: Server, others: set[Http]) -> None:
+        self._server, self._others = server, others
+        self._arrived = b""
+        self._answered = False
+        self._transport: asyncio.Transport
+        self._deadline: asyncio.TimerHandle
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        if len(self._others) == MOST:
+            self._answered = True
+            self._deadline = asyncio.get_running_loop().call_later(0, self._transport.abort)
+            return
+        self._deadline = asyncio.get_running_loop().call_later(DEADLINE, self._transport.abort)
+        self._others.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._deadline.cancel()
+        self._others.discard(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._answered:
+            return
+        self._arrived += data
+        if b"\r\n\r\n" in self._arrived or b"\n\n" in self._arrived:
+            self._answer(*self._answer_to(self._arrived.split(b"\n", 1)[0].strip()))
+        elif len(self._arrived) > LONGEST:
+            self._answer(400, "text/plain", "the request is too long\n")
+
+    def _answer_to(self, asked: bytes) -> tuple[int, str, str]:
+        words = asked.split()
+        if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
+            return 400, "text/plain", "this is no request of HTTP/1.1\n"
+        method, path, _ = words
+        if method not in (b"GET", b"HEAD"):
+            return 405, "text/plain", "only GET is answered\n"
+        match path.split(b"?")[0]:
+            case b"/metrics":
+                return 200, CONTENT, self._server.metrics.shown(self._server)
+            case b"/healthz":
+                return 200, "text/plain", "ok\n"
+            case b"/readyz":
+                why = self._server.refusing
+                return (200, "text/plain", "ready\n") if why is None else (503, "text/plain", f"{why}\n")
+        return 404, "text/plain", "there are /metrics, /healthz and /readyz\n"
+
+    def _answer(self, status: int, kind: str, text: str) -> None:
+        self._answered = True
+        body = text.encode()
+        head = f"HTTP/1.1 {status} {REASONS[status]}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+        whole = head.encode() + b"Connection: close\r\n\r\n"
+        self._transport.write(whole if self._arrived.startswith(b"HEAD ") else whole + body)
+        # A close with more to read would take the answer back.
+        self._transport.write_eof()

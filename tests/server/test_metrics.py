@@ -1,0 +1,155 @@
+"""Every metric that is described is shown, and moves when what it counts happens."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kimberlite
+from kimberlite import KimberliteError, NoSpace
+from kimberlite.server.http import MOST
+from kimberlite.server.limits import Limits
+from kimberlite.wire.messages import Kind
+from tests.server.wires import Served, served, until
+
+ROOT = Path(__file__).parents[2]
+DESCRIBED = dict(
+    re.findall(r"^\| `(kimberlite_\w+)` \| (\w+) \|", (ROOT / "docs/operations.md").read_text(), flags=re.M)
+)
+#: What is as it is, whatever is done.
+STILL = {"kimberlite_backend"}
+
+
+def parsed(text: str) -> dict[str, dict[str, float]]:
+    """The samples of each family, by name and labels; refuses what is no OpenMetrics."""
+    families: dict[str, dict[str, float]] = {}
+    assert text.endswith("\n# EOF\n")
+    name = ""
+    for line in text.splitlines()[:-1]:
+        if line.startswith("# TYPE "):
+            _, _, name, kind = line.split(" ")
+            assert name not in families
+            assert DESCRIBED.get(name) == kind, line
+            families[name] = {}
+        elif not line.startswith(f"# HELP {name} "):
+            sample, value = re.fullmatch(r"(\w+(?:\{.*\})?) (\S+)", line).groups()  # type: ignore[union-attr]
+            assert sample.startswith(name)
+            families[name][sample] = float(value)
+    return families
+
+
+def shown(there: Served) -> dict[str, dict[str, float]]:
+    return parsed(there.server.metrics.shown(there.server))
+
+
+async def test_every_metric_is_described_and_moves(tmp_path: Path) -> None:
+    limits = Limits(handshake=0.5)
+    async with served(tmp_path / "db", limits, segment_bytes=64 * 1024) as there:
+        begun = shown(there)
+        assert begun.keys() == DESCRIBED.keys()
+        seen: list[dict[str, dict[str, float]]] = [begun]
+        done = False
+
+        async def look() -> None:
+            while not done:
+                seen.append(shown(there))
+                await asyncio.sleep(0.001)
+
+        looking = asyncio.create_task(look())
+        async with kimberlite.connect(f"kimberlite://127.0.0.1:{there.port}") as db:
+            for _ in range(30):
+                outcomes = await asyncio.gather(
+                    *(db.append(f"s{i % 5}", [bytes(500)] * 5, expect=i % 2 or None) for i in range(50)),
+                    return_exceptions=True,
+                )
+                assert any(isinstance(outcome, KimberliteError) for outcome in outcomes)
+            assert len([record async for record in db.read()]) > 100
+            wire = await there.greeted()
+            wire.raw(Kind.APPEND, 1, bytes(300_000), 1 << 20)
+            await until(lambda: shown(there)["kimberlite_inbox_bytes"]["kimberlite_inbox_bytes"] > 0)
+            silent = await there.connect()
+            assert await silent.broken() == "PROTOCOL_ERROR"
+            await asyncio.sleep(0.6)
+        await asyncio.sleep(0.3)
+        there.server._rolled_back = kimberlite.RolledBack("for the test")
+        seen.append(shown(there))
+        done = True
+        await looking
+    unmoved = {name for name in DESCRIBED if all(each[name] == begun[name] for each in seen)}
+    assert unmoved == STILL
+    last = seen[-1]
+    assert last["kimberlite_refusals"]['kimberlite_refusals_total{code="CONFLICT"}'] > 100
+    assert last["kimberlite_refusals"]['kimberlite_refusals_total{code="PROTOCOL_ERROR"}'] == 1
+    assert last["kimberlite_connections_closed"]['kimberlite_connections_closed_total{why="PROTOCOL_ERROR"}'] == 1
+    appends = last["kimberlite_appends"]["kimberlite_appends_total"]
+    assert last["kimberlite_append_seconds"]["kimberlite_append_seconds_count"] == appends
+    assert last["kimberlite_append_records"]["kimberlite_append_records_total"] == 5 * appends
+    buckets = [value for name, value in last["kimberlite_append_seconds"].items() if "_bucket" in name]
+    assert buckets == sorted(buckets)
+    assert max(each["kimberlite_open_requests_expected"]["kimberlite_open_requests_expected"] for each in seen) > 1
+    assert 'backend="' in next(iter(last["kimberlite_backend"]))
+
+
+async def test_a_full_disk_is_counted_by_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with served(tmp_path / "db") as there:
+        wire = await there.greeted()
+        wire.send(Kind.APPEND, 1, ["s", [b"x"], None, None, None])
+        await wire.answers(1)
+        committer = there.server.serving.committer
+
+        async def full(_: int) -> None:
+            raise NoSpace("no room")
+
+        monkeypatch.setattr(committer.tail, "has_room", lambda _: False)
+        monkeypatch.setattr(committer.tail, "make_room", full)
+        wire.send(Kind.APPEND, 2, ["s", [b"x"], None, None, None])
+        assert (await wire.answers(1))[2] == "NO_SPACE"
+        monkeypatch.undo()
+        wire.send(Kind.APPEND, 3, ["s", [b"x"], None, None, None])
+        assert not isinstance((await wire.answers(1))[3], str)
+        assert shown(there)["kimberlite_refusals"] == {'kimberlite_refusals_total{code="NO_SPACE"}': 1}
+
+
+async def asked(port: int, request: bytes) -> tuple[int, dict[str, str], str]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    whole = (await asyncio.wait_for(reader.read(), 20)).decode()
+    writer.close()
+    head, _, body = whole.partition("\r\n\r\n")
+    status, *headers = head.split("\r\n")
+    return int(status.split(" ")[1]), dict(header.split(": ", 1) for header in headers), body
+
+
+async def test_it_is_asked_over_http(tmp_path: Path) -> None:
+    async with served(tmp_path / "db") as there:
+        where = socket.create_server(("127.0.0.1", 0))
+        port = where.getsockname()[1]
+        await there.server.listen_http(where)
+        status, headers, body = await asked(port, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (status, headers["Content-Type"].split(";")[0]) == (200, "application/openmetrics-text")
+        assert parsed(body).keys() == DESCRIBED.keys()
+        assert int(headers["Content-Length"]) == len(body.encode())
+        assert (await asked(port, b"GET /healthz HTTP/1.0\n\n"))[::2] == (200, "ok\n")
+        assert (await asked(port, b"HEAD /readyz HTTP/1.1\r\n\r\n"))[::2] == (200, "")
+        requests: dict[bytes, int] = {
+            b"GET / HTTP/1.1\r\n\r\n": 404,
+            b"POST /metrics HTTP/1.1\r\n\r\n": 405,
+            b"nonsense\r\n\r\n": 400,
+            b"GET /metrics HTTP/1.1\r\n" + b"X: y\r\n" * 5_000: 400,
+            struct.pack("<III", 2, 1, 0) + b"\n\n": 400,
+        }
+        for request, expected in requests.items():
+            assert (await asked(port, request))[0] == expected
+        there.server._rolled_back = kimberlite.RolledBack("the log is behind a receipt")
+        assert (await asked(port, b"GET /readyz HTTP/1.1\r\n\r\n"))[::2] == (503, "the log is behind a receipt\n")
+        many: list[Any] = [await asyncio.open_connection("127.0.0.1", port) for _ in range(100)]
+        await until(lambda: 0 < len(there.server._asking) <= MOST)
+        for _, writer in many:
+            writer.close()
+        await until(lambda: not there.server._asking)
