@@ -22,6 +22,7 @@ from kimberlite.errors import (
     UnknownOutcome,
 )
 from kimberlite.log.log import Log
+from kimberlite.producer import Producer
 from kimberlite.records import NEW, Receipt, Record, StreamInfo
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Log",
     "Misconfigured",
     "NoSpace",
+    "Producer",
     "ProtocolError",
     "Receipt",
     "Record",

@@ -21,7 +21,7 @@ LAYERS = [
     ["wire"],
     ["log"],
     ["storage", "crypto"],
-    ["iterators"],
+    ["iterators", "producer"],
     ["arguments"],
     ["_native"],
     ["records"],

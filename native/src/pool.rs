@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use kimberlite_core::group::{Stream, make_ahead};
-use kimberlite_core::log::{self, Part, Receipt};
+use kimberlite_core::log::{self, EndingKey, Part, Receipt};
 use kimberlite_core::record;
 use kimberlite_core::wire::receipts;
 use pyo3::intern;
@@ -110,22 +110,24 @@ pub struct Answers<'py, 'a> {
     log: &'a log::Log,
     meters: &'a Meters,
     now: Instant,
+    key: Option<EndingKey>,
     ending: Option<Ending<'py>>,
     sessions: Vec<(Py<Session>, receipts::Ending)>,
 }
 
 impl<'py, 'a> Answers<'py, 'a> {
     pub fn new(py: Python<'py>, log: &'a log::Log, meters: &'a Meters) -> Self {
-        Self { py, log, meters, now: Instant::now(), ending: None, sessions: Vec::new() }
+        Self { py, log, meters, now: Instant::now(), key: None, ending: None, sessions: Vec::new() }
     }
 
     /// With a receipt for each of its parts.
     pub fn answer(&mut self, request: &Request, receipts: &[Receipt]) -> PyResult<()> {
         let records = request.parts.iter().map(|part| part.batch.ends.len()).sum();
         self.meters.appended(request.born, self.now, records, request.size);
+        let key = self.key.get_or_insert_with(|| receipts[0].ending_key(self.log));
         match &request.caller {
             Caller::Client { session, id, weight } => {
-                if session.get().answer(*id, *weight, receipts, self.log) {
+                if session.get().answer(*id, *weight, receipts, key) {
                     self.sessions.push((session.clone_ref(self.py), (&receipts[0]).into()));
                 }
                 Ok(())
@@ -138,7 +140,7 @@ impl<'py, 'a> Answers<'py, 'a> {
                 let ending = self.ending.get_or_insert_with(|| Ending::of(py, &receipts[0]));
                 let named = names.iter().zip(receipts);
                 let made: PyResult<Vec<_>> =
-                    named.map(|(name, r)| records::receipt(py, name.bind(py), r, ending, &r.mac(self.log))).collect();
+                    named.map(|(name, r)| records::receipt(py, name.bind(py), r, ending, &r.mac_under(key))).collect();
                 let mut made = made?;
                 let answer = if request.several {
                     PyList::new(py, made)?.into_any()

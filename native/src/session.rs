@@ -5,7 +5,7 @@ use std::ffi::c_int;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
-use kimberlite_core::log::{self, Part, Receipt};
+use kimberlite_core::log::{self, EndingKey, Part, Receipt};
 use kimberlite_core::record::LONGEST_PRODUCER;
 use kimberlite_core::wire::append::{Append, Refused};
 use kimberlite_core::wire::cursor::Put;
@@ -468,7 +468,7 @@ impl Session {
     }
 
     /// Puts an append's receipts to the answers that leave with `send_answers`; whether they are the first.
-    pub fn answer(&self, id: u32, weight: usize, receipts: &[Receipt], log: &log::Log) -> bool {
+    pub fn answer(&self, id: u32, weight: usize, receipts: &[Receipt], key: &EndingKey) -> bool {
         let mut state = lock(&self.state);
         if state.write.is_none() {
             return false;
@@ -480,7 +480,7 @@ impl Session {
                 last_offset: receipt.last_offset,
                 first_position: receipt.first_position,
                 last_position: receipt.last_position,
-                mac: receipt.mac(log),
+                mac: receipt.mac_under(key),
             };
             receipts::put_place(&mut state.answers, &place);
         }

@@ -233,6 +233,6 @@ def receipt_mac(
     timestamp: int,
 ) -> bytes:
     """`offsets` and `positions` are (first, last), the last one included."""
-    state = u64(group) + u64(tree_size) + root + chain + u32(incarnation) + u8(durable)
-    what = u32(stream) + b"".join(u64(value) for value in (*offsets, *positions, timestamp))
-    return blake(domain("kimberlite/receipt/1"), database, state, what, key=receipt_key, size=16)
+    ending = u64(group) + u64(tree_size) + root + chain + u32(incarnation) + u8(durable) + u64(timestamp)
+    shared = blake(domain("kimberlite/receipt/1"), database, ending, key=receipt_key, size=32)
+    return blake(u32(stream) + b"".join(map(u64, (*offsets, *positions))), key=shared, size=16)

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::batches::several_head;
 use super::segment::Index;
 use super::{End, Log, Segment};
-use crate::format::{CLOSING, Checked, Damage, Hash, SegmentHeader};
+use crate::format::{CLOSING, Checked, Damage, Hash, SegmentHeader, put};
 use crate::group::{self, Placed, Sealed};
 use crate::index::{GroupEntry, RunEntry};
 use crate::keys::{Key, domain};
@@ -239,18 +239,31 @@ pub struct Receipt {
     pub timestamp: u64,
 }
 
+/// The key of the receipts that share an ending: made once for a group.
+pub struct EndingKey([u8; 32]);
+
 impl Receipt {
-    pub fn mac(&self, log: &Log) -> [u8; 16] {
+    pub fn ending_key(&self, log: &Log) -> EndingKey {
         let mut hasher = blake3::Hasher::new_keyed(&log.keys.receipt);
         hasher.update(&domain("kimberlite/receipt/1")).update(&log.database.id);
         hasher.update(&self.group.to_le_bytes()).update(&self.tree_size.to_le_bytes());
         hasher.update(&self.root).update(&self.chain).update(&self.incarnation.to_le_bytes());
-        hasher.update(&[u8::from(self.durable)]).update(&self.stream.to_le_bytes());
-        let places = [self.first_offset, self.last_offset, self.first_position, self.last_position, self.timestamp];
-        for place in places {
-            hasher.update(&place.to_le_bytes());
-        }
-        hasher.finalize().as_bytes()[..16].try_into().unwrap()
+        hasher.update(&[u8::from(self.durable)]).update(&self.timestamp.to_le_bytes());
+        EndingKey(*hasher.finalize().as_bytes())
+    }
+
+    pub fn mac_under(&self, key: &EndingKey) -> [u8; 16] {
+        let mut places = [0; 36];
+        put(&mut places, 0, self.stream.to_le_bytes());
+        put(&mut places, 4, self.first_offset.to_le_bytes());
+        put(&mut places, 12, self.last_offset.to_le_bytes());
+        put(&mut places, 20, self.first_position.to_le_bytes());
+        put(&mut places, 28, self.last_position.to_le_bytes());
+        blake3::keyed_hash(&key.0, &places).as_bytes()[..16].try_into().unwrap()
+    }
+
+    pub fn mac(&self, log: &Log) -> [u8; 16] {
+        self.mac_under(&self.ending_key(log))
     }
 }
 

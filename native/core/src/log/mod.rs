@@ -13,7 +13,7 @@ mod streams;
 #[cfg(test)]
 mod tests;
 
-pub use append::{Admission, Part, Receipt, Refused};
+pub use append::{Admission, EndingKey, Part, Receipt, Refused};
 pub use files::{Files, Open};
 pub use read::{FEW_LEAVES, Failure, Found, MOST_LEAVES, Span, Window};
 pub use replay::{Replayed, Stop};

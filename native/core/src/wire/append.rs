@@ -1,6 +1,7 @@
 //! The body of an append: decoded into what is stored, from the bytes that arrived, and put together by a client.
 use super::cursor::{Cursor, MOST_NODES, Malformed, Parsed, Put};
 use super::records::{put_record, take_record};
+use crate::format::RECORD_HEADER;
 use crate::record::{Batch, LARGEST_BATCH, LARGEST_BATCH_BYTES, Record};
 
 /// Streams of one append.
@@ -97,6 +98,8 @@ fn take_batch(cursor: &mut Cursor) -> Result<Batch, Refused> {
     }
     let mut batch = Batch::default();
     batch.ends.reserve_exact(count);
+    // All of them are mostly as long as the first, and none is longer than what has arrived.
+    batch.bytes.reserve((count * (cursor.ahead() + RECORD_HEADER)).min(cursor.left() + count * RECORD_HEADER));
     let mut headers = Vec::new();
     for _ in 0..count {
         batch.push(&take_record(cursor, &mut headers)?);

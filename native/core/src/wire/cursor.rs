@@ -32,6 +32,17 @@ impl<'a> Cursor<'a> {
         if self.rest.is_empty() { Ok(()) } else { Err(Malformed("there are bytes behind the message")) }
     }
 
+    /// Bytes that are left.
+    pub fn left(&self) -> usize {
+        self.rest.len()
+    }
+
+    /// How long the next value is, if it is bytes.
+    pub fn ahead(&self) -> usize {
+        let mut next = self.clone();
+        next.bytes().map_or(0, <[u8]>::len)
+    }
+
     /// The first byte of the next value.
     fn peek(&self) -> Parsed<u8> {
         self.rest.first().copied().ok_or(CUT)
