@@ -67,16 +67,16 @@ def flags() -> dict[str, set[str]]:
 
 
 def test_every_command_is_described_and_no_other() -> None:
-    described = re.findall(r"`kimberlite ([a-z]+)", section(OPERATIONS, "Commands"))
+    described = re.findall(r"`kimberlite ([a-z-]+)", section(OPERATIONS, "Commands"))
     assert set(described) == main.COMMANDS.keys()
-    assert set(re.findall(r"(?:`|\n|\| )kimberlite ([a-z]+) ", DESCRIBED)) <= main.COMMANDS.keys()
+    assert set(re.findall(r"(?:`|\n|\| )kimberlite ([a-z-]+) ", DESCRIBED)) <= main.COMMANDS.keys()
 
 
 def test_every_flag_is_described_with_its_commands() -> None:
     described: dict[str, set[str]] = {}
     for cells in rows(section(OPERATIONS, "Commands")):
         for flag in re.findall(r"`(--?[a-z-]+)`", cells[0]):
-            described[flag] = set(re.findall(r"`([a-z]+)`", cells[1])) or {cells[1]}
+            described[flag] = set(re.findall(r"`([a-z-]+)`", cells[1])) or {cells[1]}
     assert described.pop("--json") == {"all"}
     assert described == flags()
 

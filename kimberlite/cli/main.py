@@ -10,12 +10,27 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Final, NoReturn
 
-from kimberlite.cli import append, config, demo, info, inspect, keys, read, serve, streams, tail, terminal, verify
+from kimberlite.cli import (
+    append,
+    config,
+    demo,
+    info,
+    inspect,
+    install_service,
+    keys,
+    read,
+    serve,
+    streams,
+    tail,
+    terminal,
+    verify,
+)
 from kimberlite.errors import Invalid, KimberliteError, Unavailable
 
 COMMANDS: Final[dict[str, ModuleType]] = {
     "serve": serve,
     "config": config,
+    "install-service": install_service,
     "append": append,
     "read": read,
     "tail": tail,
