@@ -19,6 +19,8 @@ from kimberlite.api import open_with
 from kimberlite.cli.logs import start_logging
 from kimberlite.cli.target import directory
 from kimberlite.errors import KimberliteError, UnknownOutcome
+from kimberlite.log.verify import shown, verify_directory
+from kimberlite.records import Receipt
 from kimberlite.server.listening import bind
 from kimberlite.server.notify import Notifier, handed_over
 from kimberlite.server.server import Server
@@ -81,7 +83,13 @@ async def serve(
         for note in info["notes"]:
             LOG.warning("%s", note)
         LOG.info("backend %s: %s", info["backend"], info["backend_reason"])
-        server = Server(log, settings.limits, about={"database": info["database_id"], "origin": info["origin"]})
+
+        def verify(anchor: Receipt | None) -> dict[str, Any]:
+            report = verify_directory(path, key_file=serving.key_file or None, anchor=anchor)
+            return shown(report, anchored=anchor is not None)
+
+        about = {"database": info["database_id"], "origin": info["origin"]}
+        server = Server(log, settings.limits, about=about, verify=verify)
         for each in listening:
             await server.listen(each)
             LOG.info("listening on %s", name_of(each))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+import asyncio
 from pathlib import Path
+from typing import Any
 
+from kimberlite import api
 from kimberlite.cli import forms
-from kimberlite.cli.target import add_key_file, add_target, directory
+from kimberlite.cli.target import RETRY, add_key_file, add_target, directory, is_url
 from kimberlite.cli.terminal import Progress, say, table
 from kimberlite.errors import Invalid
-from kimberlite.log.verify import verify_directory
+from kimberlite.log.verify import shown, verify_directory
+from kimberlite.records import Receipt
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,13 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    path = directory(arguments.target)
-    if not path.is_dir():
-        raise Invalid(f"there is no database at {path}")
     anchor = None if arguments.anchor is None else forms.read_receipt(Path(arguments.anchor))
-    with Progress("verify") as progress:
-        report = verify_directory(path, key_file=arguments.key_file, anchor=anchor, progress=progress)
-    found = asdict(report) | {"root": report.root.hex(), "chain": report.chain.hex(), "anchored": anchor is not None}
+    found = asyncio.run(asked(arguments, anchor)) if is_url(arguments.target) else checked(arguments, anchor)
     if arguments.json:
         say(forms.line(found))
         return 0
@@ -35,3 +33,20 @@ def run(arguments: argparse.Namespace) -> int:
     for note in notes:
         say(f"note: {note}")
     return 0
+
+
+def checked(arguments: argparse.Namespace, anchor: Receipt | None) -> dict[str, Any]:
+    path = directory(arguments.target)
+    if not path.is_dir():
+        raise Invalid(f"there is no database at {path}")
+    with Progress("verify") as progress:
+        report = verify_directory(path, key_file=arguments.key_file, anchor=anchor, progress=progress)
+    return shown(report, anchored=anchor is not None)
+
+
+async def asked(arguments: argparse.Namespace, anchor: Receipt | None) -> dict[str, Any]:
+    """The daemon reads its own disk: what it says is worth what the daemon is."""
+    if arguments.key_file is not None:
+        raise Invalid("--key-file is for a directory: the daemon has the keys")
+    async with api.connect(arguments.target, retry=RETRY) as client:
+        return await client.verify(anchor)

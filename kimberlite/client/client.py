@@ -227,6 +227,13 @@ class Client:
         told: dict[str, Any] = await self._ask(Kind.INFO, _native.pack(None), result)
         return told
 
+    async def verify(self, anchor: Receipt | None = None) -> dict[str, Any]:
+        """What the daemon says of every byte of its log, checked now; an error says what is wrong and where."""
+        self.check()
+        body = _native.pack({"anchor": None if anchor is None else list(anchor)})
+        report: dict[str, Any] = await self._ask(Kind.VERIFY, body, result)
+        return report
+
     @property
     def durable_position(self) -> int:
         """Positions below this are durable and visible; there may be more that this client has not heard of."""

@@ -6,7 +6,8 @@ import os
 import reprlib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from kimberlite import _native
 from kimberlite.crypto.master import load_master
@@ -44,6 +45,11 @@ class Report:
     #: Whether encrypted records were opened and held against their commitments.
     keys_checked: bool
     notes: list[str] = field(default_factory=list)
+
+
+def shown(report: Report, *, anchored: bool) -> dict[str, Any]:
+    """As plain values."""
+    return asdict(report) | {"root": report.root.hex(), "chain": report.chain.hex(), "anchored": anchored}
 
 
 def verify_directory(

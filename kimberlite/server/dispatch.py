@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from kimberlite import _native
 from kimberlite.errors import Invalid, KimberliteError, LimitExceeded, ProtocolError, Unavailable
 from kimberlite.log.serving import Frames
-from kimberlite.wire.messages import VERSION, Hello, Kind, Reading, count, fields, is_a
+from kimberlite.wire.messages import NONE, VERSION, Hello, Kind, Reading, count, fields, is_a, receipt
 
 if TYPE_CHECKING:
     from kimberlite.server.connection import Connection
@@ -63,6 +63,7 @@ class Dispatch:
             Kind.STREAMS: self._streams,
             Kind.INFO: self._info,
             Kind.PING: self._ping,
+            Kind.VERIFY: self._verify,
         }
 
     def take(self, kind: int, id: int, body: bytes) -> None:
@@ -238,6 +239,12 @@ class Dispatch:
             raise ProtocolError("this request says nothing")
         self._connection.access.check("inspect", None)
         self._reply(Kind.RESULT, id, _native.pack(await self._serving.info()))
+
+    async def _verify(self, id: int, body: bytes) -> None:
+        anchor = fields(body, anchor=(list, NONE))["anchor"]
+        self._connection.access.check("inspect", None)
+        report = await self._server.verify(None if anchor is None else receipt(anchor))
+        self._reply(Kind.RESULT, id, _native.pack(report))
 
     async def _ping(self, id: int, body: bytes) -> None:
         if _native.unpack(body) is not None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Callable
 from typing import Any, Final
 
 from kimberlite import _native
-from kimberlite.errors import KimberliteError, LimitExceeded, RolledBack, SlowConsumer, UnknownOutcome
+from kimberlite.errors import Invalid, KimberliteError, LimitExceeded, RolledBack, SlowConsumer, UnknownOutcome
 from kimberlite.log.log import Log
 from kimberlite.log.serving import Serving
 from kimberlite.records import Receipt
@@ -32,8 +33,19 @@ class Server:
     * A client's receipt that is sound and ahead of the log ends all appending: the log was rolled back.
     """
 
-    def __init__(self, log: Log, limits: Limits, *, about: dict[str, Any], access: Access | None = None) -> None:
+    def __init__(
+        self,
+        log: Log,
+        limits: Limits,
+        *,
+        about: dict[str, Any],
+        access: Access | None = None,
+        verify: Callable[[Receipt | None], dict[str, Any]] | None = None,
+    ) -> None:
         self.limits = limits
+        #: Checks every byte of the log, in a thread; None where nobody gave it.
+        self._verify = verify
+        self._verifying = asyncio.Lock()
         self.access: Access = access or Everything()
         shared = _native.Limits(
             requests=limits.requests,
@@ -123,6 +135,13 @@ class Server:
             self._rolled_back = error
             for connection in self._connections:
                 connection.session.forbid()
+
+    async def verify(self, anchor: Receipt | None) -> dict[str, Any]:
+        """What every byte of the log says; one such work at a time."""
+        if self._verify is None:
+            raise Invalid("this server has no way to verify")
+        async with self._verifying:
+            return await asyncio.to_thread(self._verify, anchor)
 
     def check_writable(self) -> None:
         if self._rolled_back is not None:

@@ -32,6 +32,7 @@ class Kind(IntEnum):
     STREAMS = 9
     INFO = 10
     PING = 11
+    VERIFY = 12
     WELCOME = 65
     RECEIPTS = 66
     RECORDS = 67
@@ -77,6 +78,12 @@ def bound(value: Any) -> Bound:
     return None if value is None else int(value)
 
 
+def receipt(said: list[Any]) -> Receipt:
+    if len(said) != len(Receipt._fields):
+        raise ProtocolError("an anchor is a receipt, or nil")
+    return Receipt(*said)
+
+
 @dataclass(frozen=True, slots=True)
 class Hello:
     """What a client says first."""
@@ -94,9 +101,7 @@ class Hello:
         said = fields(body, version=int, anchor=(list, NONE), database=(str, NONE))
         anchor = said["anchor"]
         if anchor is not None:
-            if len(anchor) != len(Receipt._fields):
-                raise ProtocolError("an anchor is a receipt, or nil")
-            anchor = Receipt(*anchor)
+            anchor = receipt(anchor)
         return cls(said["version"], anchor, said["database"])
 
 

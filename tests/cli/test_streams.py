@@ -40,8 +40,22 @@ def test_every_command_that_takes_a_url_asks_the_daemon(tmp_path: Path, call: Ca
     assert call("info", url, "--json").json()["records"] == 3
     refused = call("read", url, "--key-file", "/nowhere")
     assert (refused.status, b"the daemon has the keys" in refused.err) == (64, True)
-    for name in ("verify", "inspect"):
-        assert call(name, url).status == 64
+    anchor = tmp_path / "receipt"
+    anchor.write_bytes(process("append", url, "s", stdin=b"three\n").out)
+    told = call("verify", url, "--json", "--anchor", anchor).json()
+    assert (told["records"], told["anchored"], told["notes"]) == (4, True, [])
+    assert call("inspect", url).status == 64
+    [segment] = (tmp_path / "db" / "segments").iterdir()
+    with segment.open("r+b") as file:
+        file.seek(4096 + 700)
+        byte = file.read(1)
+        file.seek(4096 + 700)
+        file.write(bytes([byte[0] ^ 1]))
+    assert call("verify", url).status == 65
+    with segment.open("r+b") as file:
+        file.seek(4096 + 700)
+        file.write(byte)
+    assert call("verify", url).status == 0
     assert daemon.end() == 0
     large = tmp_path / "lines"
     large.write_bytes(b"".join(b"%08d" % i + b"x" * 1_000_000 + b"\n" for i in range(40)))

@@ -11,6 +11,7 @@ pub const STOP: u32 = 8;
 pub const STREAMS: u32 = 9;
 pub const INFO: u32 = 10;
 pub const PING: u32 = 11;
+pub const VERIFY: u32 = 12;
 
 pub const WELCOME: u32 = 65;
 pub const RECEIPTS: u32 = 66;
