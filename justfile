@@ -47,6 +47,10 @@ crash *arguments="":
     {{ if arguments == "" { "python -m tests.crash.realfaults" } else { "" } }}
     {{ if arguments == "" { "python -m tests.crash.daemonkills --kills 1000" } else { "" } }}
 
+# A daemon under load for an hour, or as long as `--seconds` says: memory and descriptors stay where they are.
+soak *arguments:
+    python -m tests.crash.soak {{ arguments }}
+
 # The benches, one after another: nothing else should run on the machine.
 bench *arguments:
     python -m benches.disk --seconds 2 --markdown
