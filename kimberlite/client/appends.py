@@ -18,6 +18,7 @@ Answer = Callable[[list[Receipt] | KimberliteError], None]
 
 #: What appends to several streams count their sequences in; no stream is called so.
 SEVERAL: Final = ""
+LARGEST_BATCH_BYTES: Final = _native.LARGEST_BATCH_BYTES
 
 
 class Call:
@@ -96,6 +97,7 @@ class Appends:
     def begin(
         self, parts: list[Part], producer: tuple[bytes, int] | None, sync: str | None, answer: Answer, *, several: bool
     ) -> Call:
+        checked_size(parts, producer, sync, several=several)
         lane = None
         if producer is None:
             stream = SEVERAL if several else parts[0][0]
@@ -251,6 +253,13 @@ class Appends:
     def _forget(self, call: Call) -> None:
         del self._calls[call.id], self._names[call.id]
         self.weight -= call.weight
+
+
+def checked_size(parts: list[Part], producer: tuple[bytes, int] | None, sync: str | None, *, several: bool) -> None:
+    """LimitExceeded now, and not when it is sent, if it may make a message that is too large."""
+    if sum(batch.size + 1024 for _, batch, _ in parts) + 4096 > LARGEST_BATCH_BYTES:
+        by = (b"" if producer is None else producer[0]).ljust(16), (1 << 63) - 1
+        _native.encode_append(NOBODY, parts, several, by, sync or "record")
 
 
 def request_ids() -> Iterator[int]:

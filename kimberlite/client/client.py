@@ -364,6 +364,7 @@ class Client:
             async with asyncio.timeout(self._retry):
                 self._welcome = await greeting
         except TimeoutError:
+            link.close()
             raise Unavailable(f"{self._address} does not answer") from None
         except BaseException:
             link.close()

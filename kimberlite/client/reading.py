@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from kimberlite import _native
+from kimberlite.errors import Closed
 from kimberlite.iterators import Records
 from kimberlite.records import Record
 from kimberlite.wire.messages import HEADER, Kind, Reading, unpack_error
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Bytes that may be on their way to an iterator.
 CREDIT: Final = 4 << 20
+#: Seconds before a server that is stopping is asked again: by then it is gone.
+PAUSE: Final = 0.05
 
 
 class Incoming:
@@ -77,6 +80,12 @@ class RemoteRecords(Records):
                 kind, body = await self._incoming.next()
             except ConnectionError:
                 self._incoming = None
+                continue
+            except Closed:
+                # The server is stopping; the next one goes on.
+                self._client.check()
+                self._incoming = None
+                await asyncio.sleep(PAUSE)
                 continue
             if kind == Kind.RESULT:
                 self._began(_native.unpack(body))

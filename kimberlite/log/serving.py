@@ -13,7 +13,7 @@ from kimberlite.errors import Invalid, LimitExceeded
 from kimberlite.log.anchor import check_anchor, check_receipt
 from kimberlite.log.committer import Committer
 from kimberlite.log.log import MANY, Log
-from kimberlite.log.reading import Following, Reading, reading_disk
+from kimberlite.log.reading import BATCH_BYTES, Following, Reading, reading_disk
 from kimberlite.records import Receipt, Time
 
 Parts = list[tuple[str, _native.Batch, int | None]]
@@ -35,6 +35,15 @@ class Serving:
         """For one client: `write` takes what is for it, `go_on` is called when it may be read from again."""
         log = self._log
         return _native.Session(log._native, self.committer.pool, self._limits, log._options.sync, write, go_on)
+
+    async def prepare(self, parts: Parts) -> None:
+        """Makes the streams that are missing, together with whoever else is waiting for one."""
+        log = self._log
+        _, streams = log._writer()
+        names = [checked_name(stream) for stream, _, expect in parts if not expect]
+        missing = [name for name in names if log._native.stream(name) is None]
+        if missing:
+            await streams.create(missing)
 
     async def enter(
         self, parts: Parts, producer: tuple[bytes, int] | None, sync: str | None, *, several: bool
@@ -93,15 +102,21 @@ class Serving:
         log._check()
         for position in positions:
             log._check_position(position)
-        for start in range(0, len(positions), MANY):
+        start = 0
+        while start < len(positions):
             piece = positions[start : start + MANY]
             with reading_disk():
-                yield await log._backend.run(partial(log._native.get_frame, id, piece))
+                frame = await log._backend.run(partial(log._native.get_frame, id, piece, BATCH_BYTES))
+            yield frame
+            start += len(frame)
             log._check()
 
     def check_anchor(self, anchor: Receipt) -> None:
         """RolledBack if the log does not reach a sound receipt; Invalid if it is not one of this database."""
         check_receipt(anchor)
+        if self._log._number(anchor.stream) is None:
+            # Nothing can be said for or against its MAC: whoever asks may have made it up.
+            raise Invalid(f"the log has no stream {anchor.stream!r}, so the anchor proves nothing here")
         check_anchor(self._log._native, anchor, keyed=True)
 
     @property

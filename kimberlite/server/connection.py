@@ -185,7 +185,7 @@ class Connection(asyncio.BufferedProtocol):
         """Takes nothing more; closes when all that was accepted is answered."""
         self._ended_at = self._loop.time()
         self._hold("ended")
-        self.dispatch.end_readings()
+        self.dispatch.stop_readings()
         self.finish_if_idle()
 
     def finish_if_idle(self) -> None:
@@ -210,6 +210,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._transport.abort()
             return
         if self._ended_at is not None:
+            self.finish_if_idle()
             if now - self._ended_at > limits.idle:
                 # It waits for credit that cannot come.
                 self.close()

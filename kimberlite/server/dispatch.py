@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 from kimberlite import _native
-from kimberlite.errors import Invalid, KimberliteError, LimitExceeded, ProtocolError, Unavailable
+from kimberlite.errors import Closed, Invalid, KimberliteError, LimitExceeded, ProtocolError, Unavailable
 from kimberlite.log.serving import Frames
 from kimberlite.wire.messages import NONE, VERSION, Hello, Kind, Reading, count, fields, is_a, receipt
 
@@ -27,6 +27,8 @@ class Credit:
     """Bytes that a client is ready to take. What is one message is sent whole."""
 
     def __init__(self, given: int) -> None:
+        #: Whether its read or tail has begun; and whether it was told to end before.
+        self.begun = self.stopped = False
         self._left = given
         self._some = asyncio.Event()
         self.give(0)
@@ -58,6 +60,12 @@ class Dispatch:
         self._tasks: set[asyncio.Task[None]] = set()
         #: Reads and tails that are open, by their ids.
         self._readings: dict[int, tuple[int, asyncio.Task[None], Credit]] = {}
+        #: Whether the server is stopping: what is cut off then is no end.
+        self._stopping = False
+        #: Done when the last append that Python took is in line, in the order in which they came.
+        self._in_line: asyncio.Future[None] | None = None
+        #: Held by requests that cost the loop something: one of them at a time.
+        self._turn = asyncio.Lock()
         self._does: Final[dict[int, Callable[[int, bytes], Awaitable[None]]]] = {
             Kind.GET: self._get,
             Kind.STREAMS: self._streams,
@@ -70,7 +78,8 @@ class Dispatch:
         """Begins what is asked for. A message that cannot be is the end of the connection."""
         try:
             if kind in (Kind.APPEND, Kind.APPEND_MANY):
-                self.start(self._answered(id, self._append(kind, id, body)))
+                before, self._in_line = self._in_line, asyncio.get_running_loop().create_future()
+                self.start(self._answered(id, self._append(kind, id, body, before, self._in_line)))
             elif kind in (Kind.READ, Kind.TAIL):
                 self._begin_reading(kind, id, Reading.unpack(body))
             elif kind == Kind.CREDIT:
@@ -93,9 +102,21 @@ class Dispatch:
         return task
 
     def end_readings(self, *, tails_only: bool = False) -> None:
-        for kind, task, _ in self._readings.values():
+        for id, (kind, _, _) in list(self._readings.items()):
             if kind == Kind.TAIL or not tails_only:
-                task.cancel()
+                self._end_reading(id)
+
+    def stop_readings(self) -> None:
+        """The server is stopping: they are told so, and may ask the next one."""
+        self._stopping = True
+        self.end_readings()
+
+    def _end_reading(self, id: int) -> None:
+        _, task, credit = self._readings[id]
+        credit.stopped = True
+        # A task that is cancelled before its first step answers nobody.
+        if credit.begun:
+            task.cancel()
 
     def close(self) -> None:
         """Nobody is there to be told. Appends go on: they were accepted."""
@@ -138,25 +159,34 @@ class Dispatch:
         self._session.send(Kind.WELCOME, 0, _native.pack(self._server.welcome()), False)
         self._connection.greet()
 
-    async def _append(self, kind: int, id: int, body: bytes) -> None:
-        entered = False
+    async def _append(
+        self, kind: int, id: int, body: bytes, before: asyncio.Future[None] | None, entered: asyncio.Future[None]
+    ) -> None:
         try:
             parts, producer, sync = _native.decode_append(kind, body)
             for stream, _, _ in parts:
                 self._connection.access.check("append", stream)
             self._server.check_writable()
+            await self._serving.prepare(parts)
+            if before is not None:
+                await before
             future = await self._serving.enter(parts, producer, sync, several=kind == Kind.APPEND_MANY)
             for stream, _, _ in parts:
                 self._session.permit(stream)
-            entered = True
-            self._session.entered()
-            receipts = await future
         finally:
-            if not entered:
-                self._session.entered()
+            if before is not None and not before.done():
+                # It was refused; those behind it still wait for those before it.
+                before.add_done_callback(lambda _: self._entered(entered))
+            else:
+                self._entered(entered)
+        receipts = await future
         if not self._connection.closing:
             self._session.acknowledge(id, receipts)
             self._connection.finish_if_idle()
+
+    def _entered(self, future: asyncio.Future[None]) -> None:
+        future.set_result(None)
+        self._session.entered()
 
     def _begin_reading(self, kind: int, id: int, asked: Reading) -> None:
         most = self._server.limits.readings
@@ -185,8 +215,9 @@ class Dispatch:
         await self._send_all(id, source, credit)
 
     async def _send_all(self, id: int, source: Frames, credit: Credit) -> None:
+        credit.begun = True
         try:
-            while True:
+            while not credit.stopped:
                 await credit.some()
                 await self._connection.writable()
                 frame = await source.more()
@@ -197,6 +228,8 @@ class Dispatch:
         except asyncio.CancelledError:
             # It was stopped, or nobody is there any more.
             pass
+        if self._stopping:
+            raise Closed("the server is stopping")
         self._reply(Kind.END, id, NIL)
 
     def _send_frame(self, frame: _native.Frame) -> None:
@@ -215,7 +248,7 @@ class Dispatch:
         if _native.unpack(body) is not None:
             raise ProtocolError("a stop says nothing")
         if id in self._readings:
-            self._readings[id][1].cancel()
+            self._end_reading(id)
 
     async def _get(self, id: int, body: bytes) -> None:
         said = fields(body, positions=list)
@@ -232,13 +265,19 @@ class Dispatch:
         said = fields(body, start=int)
         self._connection.access.check("inspect", None)
         start = count(said["start"])
-        self._reply(Kind.RESULT, id, _native.pack(self._serving.streams()[start : start + STREAMS]))
+        async with self._turn:
+            await self._connection.writable()
+            self._reply(Kind.RESULT, id, _native.pack(self._serving.streams()[start : start + STREAMS]))
+            await asyncio.sleep(0)
 
     async def _info(self, id: int, body: bytes) -> None:
         if _native.unpack(body) is not None:
             raise ProtocolError("this request says nothing")
         self._connection.access.check("inspect", None)
-        self._reply(Kind.RESULT, id, _native.pack(await self._serving.info()))
+        async with self._turn:
+            await self._connection.writable()
+            self._reply(Kind.RESULT, id, _native.pack(await self._serving.info()))
+            await asyncio.sleep(0)
 
     async def _verify(self, id: int, body: bytes) -> None:
         anchor = fields(body, anchor=(list, NONE))["anchor"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from kimberlite.errors import Invalid
 
 MIB = 1 << 20
 
@@ -31,3 +33,10 @@ class Limits:
     idle: float = 300.0
     #: Seconds for which a client may leave its replies unread.
     unread: float = 30.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if not 0 < getattr(self, field.name) < 1 << 48:
+                raise Invalid(f"{field.name} is a number above 0")
+        if self.readings * 2 >= self.requests:
+            raise Invalid("readings are less than half of requests")

@@ -65,7 +65,6 @@ class Server:
         self.failed = asyncio.Event()
         self._draining = False
         self._looking: asyncio.TimerHandle | None = None
-        self._gone = asyncio.Event()
 
     # ---- from the first to the last
 
@@ -90,12 +89,13 @@ class Server:
             listener.close()
         for connection in list(self._connections):
             connection.finish()
+        end = asyncio.get_running_loop().time() + timeout
+        while self._connections and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(0.005)
+            for connection in list(self._connections):
+                connection.finish_if_idle()
         if self._connections:
-            self._gone.clear()
-            try:
-                await asyncio.wait_for(self._gone.wait(), timeout)
-            except TimeoutError:
-                LOG.warning("%d clients did not take their answers", len(self._connections))
+            LOG.warning("%d clients did not take their answers", len(self._connections))
         for connection in list(self._connections):
             connection.abort()
         if self._looking is not None:
@@ -114,8 +114,6 @@ class Server:
     def left(self, connection: Connection) -> None:
         self._connections.discard(connection)
         self.metrics.closed[connection.why] += 1
-        if not self._connections:
-            self._gone.set()
 
     def slow(self, connection: Connection) -> None:
         error = SlowConsumer(f"replies were not read for {self.limits.unread:g} s")

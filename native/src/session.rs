@@ -245,6 +245,9 @@ impl Session {
                     break Stop::Broken("FRAME_TOO_LARGE", message);
                 }
             };
+            if header.id == kind::NOBODY {
+                break Stop::Broken("PROTOCOL_ERROR", "no request has this id".into());
+            }
             if let Some(stop) = this.held_up(py, &mut state, header.kind) {
                 break stop;
             }

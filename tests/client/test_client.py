@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import kimberlite
-from kimberlite import Conflict, Invalid, Receipt, RolledBack, Unavailable, UnknownOutcome
+from kimberlite import Conflict, Invalid, LimitExceeded, Receipt, RolledBack, Unavailable, UnknownOutcome
 from tests.client.proxies import cutting, proxied
 from tests.server.wires import served
 
@@ -176,3 +176,39 @@ async def test_more_than_may_be_open_waits_for_room(tmp_path: Path) -> None:
         await asyncio.sleep(0)
         assert db._appends.weight <= 80 << 20
         assert all(type(receipt) is Receipt for receipt in await asyncio.gather(*large))
+
+
+async def test_reads_and_tails_go_on_when_the_server_is_stopped_and_started_again(tmp_path: Path) -> None:
+    async with served(tmp_path / "db") as first, proxied(first.port) as proxy:
+        for i in range(400):
+            await first.log.append("s", [b"%d" % (10 * i + j) + b"." * 2_000 for j in range(10)])
+        async with kimberlite.connect(f"kimberlite://127.0.0.1:{proxy.port}") as db:
+            reader, tail = db.read("s"), db.tail("s", start=0)
+            begun = [(await anext(reader)).offset for _ in range(10)]
+            assert (await anext(tail)).offset == 0
+            await first.close()
+            await first.log.close()
+            async with served(tmp_path / "db") as again:
+                proxy.target = again.port
+                assert begun + [record.offset async for record in reader] == list(range(4_000))
+                assert [(await anext(tail)).offset for _ in range(3_999)] == list(range(1, 4_000))
+                await db.append("s", b"more")
+                assert (await anext(tail)).payload == b"more"
+
+
+async def test_what_is_too_large_to_be_sent_is_refused_at_once_and_alone(tmp_path: Path) -> None:
+    async with (
+        served(tmp_path / "db") as there,
+        proxied(there.port) as proxy,
+        kimberlite.connect(f"kimberlite://127.0.0.1:{proxy.port}") as db,
+    ):
+        await db.append("w", b"0")
+        target, proxy.target = proxy.target, 1
+        proxy.cut()
+        await asyncio.sleep(0.1)
+        innocent = asyncio.create_task(db.append("w", b"1"))
+        with pytest.raises(LimitExceeded):
+            await db.append("w" * 100, bytes((16 << 20) - 21), producer=("p" * 120, 0))
+        proxy.target = target
+        assert (await asyncio.wait_for(innocent, 20)).first_offset == 1
+        assert (await db.append("w", b"2")).first_offset == 2

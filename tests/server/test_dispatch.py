@@ -215,3 +215,97 @@ async def test_a_receipt_that_the_log_does_not_reach_ends_all_appending(tmp_path
             assert (await wire.answers(1))[3] == "ROLLED_BACK"
         sound.send(Kind.READ, 4, {"credit": 1 << 20, "stream": "s"})
         assert [each[3] for each in await sound.records(4)] == [b"1", b"2", b"3"]
+
+
+async def test_appends_to_new_and_old_streams_keep_the_order_in_which_they_came(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    async with served(tmp_path / "db", **options) as there:
+        wire = await there.greeted()
+        wire.send(Kind.APPEND, 0, ["old", [b"x"], None, None, None])
+        await wire.answers(1)
+        for i in range(1, 61):
+            if i % 3 == 0:
+                wire.send(
+                    Kind.APPEND_MANY, i, [[["old", [b"x"], None], [f"m{i}", [b"x"], None]], [b"p", i // 3 - 1], None]
+                )
+            else:
+                wire.send(Kind.APPEND, i, ["old" if i % 3 == 1 else f"new{i}", [b"x"], None, None, None])
+        wire.send(Kind.APPEND, 61, ["refused", [b"x"], 7, None, None])
+        wire.send(Kind.APPEND, 62, ["old", [b"x"], None, None, None])
+        answers = await wire.answers(62)
+        assert answers.pop(61) == "CONFLICT"
+        positions = [answers[i][1][0][2] for i in sorted(answers)]
+        assert positions == sorted(positions)
+
+
+async def test_what_is_stopped_at_once_is_answered_and_closed(tmp_path: Path) -> None:
+    async with served(tmp_path / "db") as there:
+        wire = await there.greeted()
+        for i in range(1_100):
+            wire.send((Kind.TAIL, Kind.READ)[i % 2], i, {"credit": 1 << 20})
+            wire.send(Kind.STOP, i, None)
+        wire.send(Kind.PING, 5_000, None)
+        ended: set[int] = set()
+        while len(ended) < 1_101:
+            kind, id, _ = await wire.next()
+            if kind != Kind.RESULT or id == 5_000:
+                ended.add(id)
+        assert ended == {*range(1_100), 5_000}
+
+
+async def test_records_by_position_come_in_messages_of_a_bounded_size(tmp_path: Path) -> None:
+    async with served(tmp_path / "db") as there:
+        for _ in range(40):
+            await there.log.append("s", os.urandom(1 << 20))
+        positions = [record.position async for record in there.log.read("s")]
+        wire = await there.greeted()
+        wire.send(Kind.GET, 1, {"positions": [*positions, *positions]})
+        found, longest = 0, 0
+        while (message := await wire.next())[0] == Kind.RECORDS:
+            found += sum(len(records) for *_, records in message[2])
+            longest = max(longest, wire.length)
+        assert (found, longest < 3 << 20) == (80, True)
+
+
+async def test_a_receipt_of_a_stream_that_is_not_there_proves_nothing(tmp_path: Path) -> None:
+    async with served(tmp_path / "db") as there:
+        await there.log.append("s", b"1")
+        forged = await there.connect()
+        anchor = ["nosuch", 0, 0, 1, 1, 1, True, 99, bytes(32), bytes(32), 0, 99, bytes(16)]
+        forged.send(Kind.HELLO, 0, {"version": 1, "anchor": anchor})
+        assert await forged.broken() == "INVALID"
+        wire = await there.greeted()
+        wire.send(Kind.APPEND, 1, ["s", [b"2"], None, None, None])
+        assert not isinstance((await wire.answers(1))[1], str)
+
+
+async def test_whoever_has_said_all_is_closed_when_all_is_answered(tmp_path: Path) -> None:
+    async with served(tmp_path / "db") as there:
+        wire = await there.greeted()
+        for i in range(20):
+            wire.send(Kind.APPEND, i, ["s", [b"x"], None, None, None])
+            await wire.answers(1)
+        wire.send(Kind.APPEND, 99, ["s", [b"x"], None, None, None])
+        wire.writer.write_eof()
+        await wire.answers(1)
+        assert await asyncio.wait_for(wire.broken(), 5) == ""
+
+
+async def test_costly_requests_of_one_client_leave_the_loop_to_the_others(tmp_path: Path) -> None:
+    async with served(tmp_path / "db") as there:
+        for start in range(0, 4_000, 500):
+            await there.log.append_many({f"{i:05}" + "n" * 250: b"x" for i in range(start, start + 500)})
+        busy, other = await there.greeted(), await there.greeted()
+        busy.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        for i in range(200):
+            busy.send(Kind.STREAMS, i, {"start": 0})
+        await asyncio.sleep(0.05)
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        for i in range(20):
+            other.send(Kind.PING, i, None)
+            await other.next()
+        assert loop.time() - begun < 3
+        [connection] = [each for each in there.server.connections if each.session.open[0] > 1]
+        assert connection._transport.get_write_buffer_size() < 6 << 20

@@ -151,18 +151,23 @@ impl Log {
         Ok((Frame::new(py, id, runs, records), left.start, left.end))
     }
 
-    /// Records in the order asked for, as a message to a client's request.
-    fn get_frame(&self, py: Python<'_>, id: u32, positions: Vec<u64>) -> PyResult<Frame> {
+    /// Records in the order asked for, as a message to a client's request: about `size` bytes of them, and one at least.
+    fn get_frame(&self, py: Python<'_>, id: u32, positions: Vec<u64>, size: usize) -> PyResult<Frame> {
         let mut runs = Runs::default();
+        let mut records = 0;
         let found = py.detach(|| {
             let mut window = log::Window::default();
-            positions.iter().try_for_each(|&position| {
+            for &position in &positions {
                 self.put_run(&mut runs, &self.inner.get(position, &mut window, MOST_LEAVES)?, false);
-                Ok(())
-            })
+                records += 1;
+                if runs.length() >= size {
+                    break;
+                }
+            }
+            Ok(())
         });
         found.map_err(|failure| self.failure(py, failure))?;
-        Ok(Frame::new(py, id, runs, positions.len()))
+        Ok(Frame::new(py, id, runs, records))
     }
 
     /// The root when the tree had so many leaves; None if its hashes are not there.

@@ -5,7 +5,7 @@ use crate::format::RECORD_HEADER;
 use crate::record::{Batch, LARGEST_BATCH, LARGEST_BATCH_BYTES, Record};
 
 /// Streams of one append.
-pub const MOST_PARTS: usize = MOST_NODES / 4;
+pub const MOST_PARTS: usize = MOST_NODES / 16;
 
 /// What is wrong with an append: the first is the end of the connection, the others only of the request.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -79,6 +79,11 @@ impl Runs {
         }
     }
 
+    /// Bytes so far.
+    pub fn length(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// The message for the request of this id.
     pub fn message(mut self, id: u32) -> Vec<u8> {
         let header = Header { length: self.bytes.len() - HEADER, kind: kind::RECORDS, id };
