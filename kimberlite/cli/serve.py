@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -18,7 +19,7 @@ from kimberlite import config
 from kimberlite.api import open_with
 from kimberlite.cli.logs import start_logging
 from kimberlite.cli.target import directory
-from kimberlite.errors import KimberliteError, UnknownOutcome
+from kimberlite.errors import KimberliteError, Misconfigured, UnknownOutcome
 from kimberlite.log.verify import shown, verify_directory
 from kimberlite.records import Receipt
 from kimberlite.server.listening import bind
@@ -30,6 +31,8 @@ LOG = logging.getLogger(__name__)
 #: Seconds between two words to systemd while a long recovery goes on, and how much more time each asks for.
 PATIENCE: Final = 5.0
 EXTEND: Final = 30.0
+#: Descriptors that clients do not get: of segments and their indexes, of whoever asks for metrics, of the process.
+BESIDES: Final = 512
 #: What may follow the drain: the log's own close.
 STOPPING: Final = 5.0
 
@@ -56,6 +59,7 @@ def loaded(arguments: argparse.Namespace) -> config.Config:
 def run(arguments: argparse.Namespace) -> int:
     path, settings = directory(arguments.directory), loaded(arguments)
     start_logging(settings.serve.log_level, settings.serve.log_format)
+    make_room_for(settings.limits.connections)
     # Before anything else is opened: these have numbers that others could get.
     notifier, handed = Notifier(os.environ), handed_over(os.environ)
     listening = handed or [bind(settings.serve.listen)]
@@ -112,6 +116,19 @@ async def serve(
                 await log.close()
             raise UnknownOutcome(f"the log has failed: {failed}") from failed
     LOG.info("stopped")
+
+
+def make_room_for(connections: int) -> None:
+    """Descriptors for so many clients, and as many as the log needs besides: without one it could not go on to its next
+    segment."""
+    wanted = connections + BESIDES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise Misconfigured(
+            f"limits.connections: {connections} clients need {wanted} descriptors, and the process may have {hard}"
+        )
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @contextlib.asynccontextmanager

@@ -143,6 +143,26 @@ def test_what_cannot_be_served_is_said_by_its_exit(
     assert not (tmp_path / "db").exists()
 
 
+@pytest.mark.skipif(shutil.which("prlimit") is None, reason="prlimit is not installed")
+@pytest.mark.parametrize(("limit", "status"), [("900:900", 78), ("256:4096", 0)])
+def test_there_are_descriptors_for_every_client_or_it_does_not_start(tmp_path: Path, limit: str, status: int) -> None:
+    serve = [sys.executable, "-m", "kimberlite.cli.main", "serve", str(tmp_path / "db"), *ANY, "--http", ""]
+    process = subprocess.Popen(
+        ["prlimit", f"--nofile={limit}", *serve],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert process.stderr is not None
+    if status == 0:
+        assert next(line for line in process.stderr if "listening on" in line)
+        limits = Path(f"/proc/{process.pid}/limits").read_text()
+        assert int(limits.partition("Max open files")[2].split()[0]) == 1024 + 512
+        process.terminate()
+    process.communicate(timeout=20)
+    assert process.returncode == status
+
+
 def test_a_second_daemon_and_a_damaged_log_are_said_by_their_exit(tmp_path: Path, daemons: list[Daemon]) -> None:
     daemons.append(Daemon(tmp_path / "db", *ANY))
     url = f"kimberlite://{daemons[0].listening()}"
