@@ -8,7 +8,9 @@ from kimberlite.errors import KimberliteError
 from kimberlite.records import Receipt, Record
 
 __all__ = [
+    "HEADER",
     "HEADER_HEAD",
+    "KINDS",
     "LARGEST_BATCH",
     "LARGEST_BATCH_BYTES",
     "LONGEST_HEADER",
@@ -39,6 +41,7 @@ __all__ = [
     "derive",
     "encode",
     "encode_append",
+    "encode_message",
     "file_system",
     "header_damage",
     "key_id",
@@ -55,6 +58,8 @@ RECORD_HEADER: Final[int]
 HEADER_HEAD: Final[int]
 LONGEST_HEADER: Final[int]
 LONGEST_PRODUCER: Final[int]
+HEADER: Final[int]
+KINDS: Final[list[tuple[str, int]]]
 NOBODY: Final[int]
 
 class _Readable(Protocol):
@@ -215,6 +220,9 @@ class Log:
     def receipt_mac(
         self, fields: tuple[str, int, int, int, int, int, bool, int, bytes, bytes, int, int]
     ) -> bytes | None: ...
+    def is_mac_of_lost_stream(
+        self, fields: tuple[str, int, int, int, int, int, bool, int, bytes, bytes, int, int], mac: bytes
+    ) -> bool: ...
     def next_segment_header(self, number: int) -> bytes: ...
     def attach(self, header: bytes, file: _Readable, upto: int = 0) -> Segment: ...
     def release(self, segment: Segment, open: _Open) -> None: ...
@@ -318,6 +326,7 @@ class Inbox:
     def __len__(self) -> int: ...
     def take(self, count: int) -> list[tuple[int, int, bytes]]: ...
 
+def encode_message(kind: int, id: int, body: bytes) -> bytes: ...
 def encode_append(
     id: int,
     parts: Sequence[tuple[str, Batch, int | None]],

@@ -67,8 +67,18 @@ def checked_bound(bound: object) -> int | Time | None:
     raise Invalid("a bound is an int or an aware datetime")
 
 
+def checked_several(batches: object, expect: object) -> list[tuple[str, _native.Batch, int | None]]:
+    """A batch for each of several streams, and the offset that its first record must get."""
+    named, expected = checked_batches(batches), checked_expect(expect)
+    if not expected.keys() <= named.keys():
+        raise Invalid("expect names a stream that gets no records")
+    return [
+        (stream, _native.encode(records), checked_offset(expected.get(stream))) for stream, records in named.items()
+    ]
+
+
 def checked_batches(batches: object) -> dict[str, Records]:
-    """A batch for each of several streams. A mapping may have a key twice by its own lights."""
+    """A mapping may have a key twice by its own lights."""
     if not isinstance(batches, Mapping):
         raise Invalid("append_many takes a mapping of streams to their records")
     named = [(checked_name(stream), records) for stream, records in batches.items()]

@@ -18,6 +18,8 @@ Answer = Callable[[list[Receipt] | KimberliteError], None]
 
 #: What appends to several streams count their sequences in; no stream is called so.
 SEVERAL: Final = ""
+#: Of a producer's batches the server remembers the last so many.
+REMEMBERED: Final = 1024
 LARGEST_BATCH_BYTES: Final = _native.LARGEST_BATCH_BYTES
 
 
@@ -53,7 +55,8 @@ class Call:
 class Lane:
     """The appends to one stream, numbered so that one that is sent again is not appended again.
 
-    * Those that are `open` have sequences in a row, and are sent in their order.
+    * Those that are `open` have sequences in a row, no more of them than the server remembers, and are sent in their
+      order.
     * When one is refused, those behind it are too: when all of them are back they are numbered anew. Until then the
       lane is `broken`, and what comes waits.
     * One that is likely to be refused, since it expects an offset, has a lane to itself as long as it is open.
@@ -107,7 +110,7 @@ class Appends:
         self._names[call.id] = tuple(name for name, _, _ in parts)
         self.weight += call.weight
         try:
-            if lane is not None and (lane.broken or self._send is None):
+            if lane is not None and (self._send is None or lane.waiting or not self._fits(lane, call)):
                 lane.waiting.append(call)
             elif lane is not None:
                 self._number(lane, call)
@@ -162,15 +165,15 @@ class Appends:
 
     # ---- answers
 
-    def receipts(self, body: bytes) -> int:
-        """The position behind the last record that is durable by these."""
-        durable = 0
+    def receipts(self, body: bytes) -> Receipt | None:
+        """One of these, if they are durable: they all say the same of the log."""
+        durable = None
         for id, receipts in _native.decode_receipts(body, self._names):
             call = self._calls.get(id)
             if call is None:
                 continue
             if receipts[-1].durable:
-                durable = max(durable, *(receipt.last_position + 1 for receipt in receipts))
+                durable = receipts[-1]
             self._forget(call)
             lane = call.lane
             if lane is not None:
@@ -225,7 +228,7 @@ class Appends:
                     call.answer(UnknownOutcome("the server has forgotten what it was sent; it may be appended"))
                 else:
                     self._number(lane, call)
-        while lane.waiting and not lane.broken:
+        while lane.waiting and self._fits(lane, lane.waiting[0]):
             call = lane.waiting.popleft()
             try:
                 self._number(lane, call)
@@ -236,8 +239,13 @@ class Appends:
             lane.taken = False
             lane.free.append(lane)
 
-    def _number(self, lane: Lane, call: Call) -> None:
+    def _fits(self, lane: Lane, call: Call) -> bool:
+        """Whether it can be sent now: of what a lane has open, the server remembers every sequence."""
         call.sync = call.sync or self._default
+        sequences = [each.producer[1] for each in lane.open[:1] if each.producer is not None]
+        return not lane.broken and all(lane.next + call.span - first <= REMEMBERED for first in sequences)
+
+    def _number(self, lane: Lane, call: Call) -> None:
         call.producer = lane.producer, lane.next
         call.doubtful = False
         self._transmit(call)

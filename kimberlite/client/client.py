@@ -16,19 +16,24 @@ from kimberlite.arguments import (
     Producer,
     Records,
     Sync,
-    checked_batches,
     checked_bound,
-    checked_expect,
     checked_limit,
     checked_name,
     checked_offset,
     checked_producer,
+    checked_several,
     checked_sync,
 )
 from kimberlite.client.appends import Appends, Part, request_ids
 from kimberlite.client.link import Link, connect
 from kimberlite.client.reading import CREDIT, Incoming, RemoteReader, RemoteTail
-from kimberlite.errors import Closed, Invalid, KimberliteError, ProtocolError, Unavailable
+from kimberlite.errors import (
+    Closed,
+    Invalid,
+    KimberliteError,
+    ProtocolError,
+    Unavailable,
+)
 from kimberlite.records import Receipt, Record, StreamInfo
 from kimberlite.wire.messages import NOBODY, VERSION, Hello, Kind, Reading, unpack_error
 
@@ -39,6 +44,10 @@ MOST_BYTES: Final = 64 << 20
 #: Seconds between two attempts to connect: the first, and the most.
 SOON: Final = 0.02
 LATE: Final = 1.0
+#: Seconds without a word from the server after which it is asked for one; after as many more it is given up.
+QUIET: Final = 15.0
+#: What a server says to a client that it will not have, now or later.
+FOR_GOOD: Final = (Invalid,)
 #: Positions asked for in one message.
 MANY: Final = 10_000
 
@@ -63,13 +72,15 @@ class Client:
         self._welcome: dict[str, Any] = {}
         #: Of the database, once it is known; another one is never written to.
         self._database: str | None = None
-        #: The durable receipt with the highest group.
+        #: The durable receipt with the highest group: a server that does not reach it is rolled back.
         self._anchor = anchor
         self._durable = 0
         self._incoming: dict[int, Incoming] = {}
         #: Set while there is a connection, or somebody must be told that there is none.
         self._changed = asyncio.Event()
         self._lost = asyncio.Event()
+        #: Why there is no connection; and why there will be none.
+        self._why = f"{self._address} does not answer"
         self._refused: KimberliteError | None = None
         self._turns: deque[asyncio.Future[None]] = deque()
         self._closing = self._closed = False
@@ -115,14 +126,10 @@ class Client:
             checked_sync(sync)
         if sync == "record":
             raise Invalid("append_many is one group; it cannot have a sync for every record")
-        named, expected = checked_batches(batches), checked_expect(expect)
-        if not expected.keys() <= named.keys():
-            raise Invalid("expect names a stream that gets no records")
-        parts = [
-            (stream, _native.encode(records), checked_offset(expected.get(stream))) for stream, records in named.items()
-        ]
+        parts = checked_several(batches, expect)
         by = None if producer is None else checked_producer(producer)
-        return dict(zip(named, await self._append(parts, by, sync, several=True), strict=True))
+        receipts = await self._append(parts, by, sync, several=True)
+        return {stream: receipt for (stream, _, _), receipt in zip(parts, receipts, strict=True)}
 
     async def _append(
         self, parts: list[Part], producer: tuple[bytes, int] | None, sync: str | None, *, several: bool
@@ -284,7 +291,7 @@ class Client:
                 async with asyncio.timeout(self._retry):
                     await self._changed.wait()
             except TimeoutError:
-                raise Unavailable(f"{self._address} does not answer") from None
+                raise Unavailable(self._why) from None
 
     def ask(self, kind: Kind, body: bytes) -> Incoming | None:
         """Sends a request; what comes of it, or None if there is no connection."""
@@ -297,7 +304,7 @@ class Client:
 
     def tell(self, kind: Kind, id: int, body: bytes) -> None:
         if self._link is not None:
-            self._link.send(message(kind, id, body))
+            self._link.send(_native.encode_message(kind, id, body))
 
     def forget(self, incoming: Incoming) -> None:
         """Nothing more that comes of this is wanted."""
@@ -325,20 +332,37 @@ class Client:
             try:
                 await self._connect()
                 delay = SOON
-                await self._lost.wait()
+                await self._watch()
                 since = self._loop.time()
-            except Unavailable as error:
-                if self._loop.time() - since > self._retry:
-                    since = self._loop.time()
-                    self._appends.give_up(f"no connection for {self._retry:g} s: {error}")
-            except KimberliteError as error:
-                # The server will not have this client, now or later.
+            except FOR_GOOD as error:
                 self._refused = error
                 self._appends.give_up(str(error))
                 self._changed.set()
                 return
+            except KimberliteError as error:
+                self._why = str(error)
+                if self._loop.time() - since > self._retry:
+                    since = self._loop.time()
+                    self._appends.give_up(f"no connection for {self._retry:g} s: {error}")
             await asyncio.sleep(delay)
             delay = min(2 * delay, LATE)
+
+    async def _watch(self) -> None:
+        """Returns when the connection is lost, or nothing comes of it, not even an answer to a ping."""
+        heard, pinged = 0, False
+        while self._link is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(QUIET):
+                    await self._lost.wait()
+            if self._link is None:
+                return
+            if self._link.heard != heard:
+                heard, pinged = self._link.heard, False
+            elif pinged:
+                self._link.lose(f"nothing was heard of it for {2 * QUIET:g} s")
+            else:
+                self.tell(Kind.PING, next(self._ids), _native.pack(None))
+                pinged = True
 
     async def _connect(self) -> None:
         greeting: asyncio.Future[dict[str, Any]] = self._loop.create_future()
@@ -359,7 +383,7 @@ class Client:
                 self._disconnected()
 
         link = await connect(self._address, received, lost)
-        link.send(message(Kind.HELLO, 0, Hello(VERSION, self._anchor, self._database).pack()))
+        link.send(_native.encode_message(Kind.HELLO, 0, Hello(VERSION, self._anchor, self._database).pack()))
         try:
             async with asyncio.timeout(self._retry):
                 self._welcome = await greeting
@@ -384,9 +408,15 @@ class Client:
             each.fail(Gone())
         self._lost.set()
 
+    def _acknowledged(self, receipt: Receipt | None) -> None:
+        if receipt is not None:
+            self._durable = max(self._durable, receipt.tree_size)
+            if self._anchor is None or receipt.group > self._anchor.group:
+                self._anchor = receipt
+
     def _received(self, kind: int, id: int, body: bytes) -> None:
         if kind == Kind.RECEIPTS:
-            self._durable = max(self._durable, self._appends.receipts(body))
+            self._acknowledged(self._appends.receipts(body))
         elif kind == Kind.ERROR and id == NOBODY:
             # The connection ends with it; what was not answered is asked again.
             return
@@ -435,10 +465,6 @@ def address_of(url: object) -> str:
     if found is None:
         raise Invalid(f"{url!r} is neither kimberlite://HOST:PORT nor kimberlite+unix:/PATH")
     return found["host"] or found["path"]
-
-
-def message(kind: Kind, id: int, body: bytes) -> bytes:
-    return b"".join([len(body).to_bytes(4, "little"), kind.to_bytes(4, "little"), id.to_bytes(4, "little"), body])
 
 
 async def result(incoming: Incoming) -> Any:

@@ -19,6 +19,8 @@ class Link(asyncio.BufferedProtocol):
         self._inbox = _native.Inbox()
         self._writable = asyncio.Event()
         self._writable.set()
+        #: Reads that had something.
+        self.heard = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -27,12 +29,13 @@ class Link(asyncio.BufferedProtocol):
         return self._inbox
 
     def buffer_updated(self, nbytes: int) -> None:
+        self.heard += 1
         try:
             for kind, id, body in self._inbox.take(nbytes):
                 self._received(kind, id, body)
         except KimberliteError as error:
             # Nothing that this connection says can be believed.
-            self._lose(f"{error.code}: {error}")
+            self.lose(f"{error.code}: {error}")
 
     def pause_writing(self) -> None:
         self._writable.clear()
@@ -54,7 +57,8 @@ class Link(asyncio.BufferedProtocol):
     def close(self) -> None:
         self._transport.close()
 
-    def _lose(self, why: str) -> None:
+    def lose(self, why: str) -> None:
+        """Gives the connection up."""
         lost, self._lost = self._lost, lambda _link, _why: None
         lost(self, why)
         self._transport.abort()

@@ -14,13 +14,12 @@ from kimberlite.arguments import (
     Producer,
     Records,
     Sync,
-    checked_batches,
     checked_bound,
-    checked_expect,
     checked_limit,
     checked_name,
     checked_offset,
     checked_producer,
+    checked_several,
     checked_sync,
 )
 from kimberlite.errors import (
@@ -142,13 +141,10 @@ class Log:
         policy = self._policy(sync)
         if policy == "record":
             raise Invalid("append_many is one group; it cannot have a sync for every record")
-        named, expected = checked_batches(batches), checked_expect(expect)
-        if not expected.keys() <= named.keys():
-            raise Invalid("expect names a stream that gets no records")
-        encoded = {stream: _native.encode(records) for stream, records in named.items()}
-        receipts = await self._append(
-            encoded, {stream: expected.get(stream) for stream in encoded}, producer, policy, several=True
-        )
+        parts = checked_several(batches, expect)
+        encoded = {stream: batch for stream, batch, _ in parts}
+        expected = {stream: offset for stream, _, offset in parts}
+        receipts = await self._append(encoded, expected, producer, policy, several=True)
         return dict(zip(encoded, receipts, strict=True))
 
     async def _append(

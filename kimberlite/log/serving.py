@@ -10,7 +10,7 @@ from typing import Any, Final
 from kimberlite import _native
 from kimberlite.arguments import Sync, checked_name, checked_producer
 from kimberlite.errors import Invalid, LimitExceeded
-from kimberlite.log.anchor import check_anchor, check_receipt
+from kimberlite.log.anchor import check_anchor, check_receipt, mac_of
 from kimberlite.log.committer import Committer
 from kimberlite.log.log import MANY, Log
 from kimberlite.log.reading import BATCH_BYTES, Following, Reading, reading_disk
@@ -37,11 +37,12 @@ class Serving:
         return _native.Session(log._native, self.committer.pool, self._limits, log._options.sync, write, go_on)
 
     async def prepare(self, parts: Parts) -> None:
-        """Makes the streams that are missing, together with whoever else is waiting for one."""
+        """Makes the streams that are missing, together with whoever else is waiting for one. Comes before `enter`."""
         log = self._log
         _, streams = log._writer()
-        names = [checked_name(stream) for stream, _, expect in parts if not expect]
-        missing = [name for name in names if log._native.stream(name) is None]
+        for stream, _, _ in parts:
+            checked_name(stream)
+        missing = [stream for stream, _, expect in parts if not expect and log._native.stream(stream) is None]
         if missing:
             await streams.create(missing)
 
@@ -51,7 +52,7 @@ class Serving:
         """The receipts to come, when the append is in line: no later one overtakes it."""
         log = self._log
         policy = log._policy(sync)  # type: ignore[arg-type]
-        batches = {checked_name(stream): batch for stream, batch, _ in parts}
+        batches = {stream: batch for stream, batch, _ in parts}
         if len(batches) != len(parts):
             raise Invalid("a stream is named twice")
         expect = {stream: offset for stream, _, offset in parts}
@@ -71,8 +72,8 @@ class Serving:
             return _listed(await log._enter({stream: batch}, {stream: expect}, producer, policy, several=False))
         if expect is not None:
             raise Invalid("sync='record' makes a batch of every record: expect needs one batch")
-        if producer is not None and len(batch) > REMEMBERED:
-            raise LimitExceeded(f"with sync='record' a producer sends at most {REMEMBERED} records at a time")
+        if len(batch) > REMEMBERED:
+            raise LimitExceeded(f"with sync='record' at most {REMEMBERED} records are sent at a time")
         named = None if producer is None else checked_producer(producer)
         return _listed(log._last_of(await log._enter_each(stream, batch.split(), named)))
 
@@ -114,10 +115,11 @@ class Serving:
     def check_anchor(self, anchor: Receipt) -> None:
         """RolledBack if the log does not reach a sound receipt; Invalid if it is not one of this database."""
         check_receipt(anchor)
-        if self._log._number(anchor.stream) is None:
-            # Nothing can be said for or against its MAC: whoever asks may have made it up.
-            raise Invalid(f"the log has no stream {anchor.stream!r}, so the anchor proves nothing here")
-        check_anchor(self._log._native, anchor, keyed=True)
+        native = self._log._native
+        if mac_of(native, anchor) is None and not native.is_mac_of_lost_stream(anchor[:12], anchor.mac):
+            # Whoever asks may have made it up.
+            raise Invalid(f"the log has no stream {anchor.stream!r}, and the anchor's MAC is not one of this database")
+        check_anchor(native, anchor, keyed=True)
 
     @property
     def meters(self) -> _native.Meters:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from kimberlite import _native
 from kimberlite.errors import FrameTooLarge, KimberliteError, LimitExceeded, ProtocolError, SlowConsumer
 from kimberlite.server.dispatch import Dispatch
-from kimberlite.wire.messages import NOBODY, Kind, pack_error
+from kimberlite.wire.messages import NOBODY
 
 if TYPE_CHECKING:
     from kimberlite.server.server import Server
@@ -33,7 +33,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport
         self.session: _native.Session
         self.dispatch: Dispatch
-        #: Why nothing is read: "full", "crowded", "memory", "unread", "hello", "closing".
+        #: Why nothing is read: "full", "crowded", "memory", "unread", "hello", "ended", "closing".
         self._held: set[str] = set()
         self._writable = asyncio.Event()
         self._writable.set()
@@ -164,10 +164,9 @@ class Connection(asyncio.BufferedProtocol):
         """The connection ends with this."""
         if self.closing:
             return
-        self._server.refused(error)
         self.why = error.code
         LOG.info("closing a connection: %s: %s", error.code, error, extra={"peer": self.peer})
-        self.session.send(Kind.ERROR, NOBODY, pack_error(error), False)
+        self.session.fail(NOBODY, error)
         self.close()
 
     def close(self) -> None:

@@ -52,7 +52,7 @@ def bind_unix(path: str) -> socket.socket:
 def is_stale(path: str) -> bool:
     with suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            return False
+            raise Misconfigured(f"unix:{path}: there is something else, and it is not a socket")
         with socket.socket(socket.AF_UNIX) as probe:
             try:
                 probe.connect(path)

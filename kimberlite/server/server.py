@@ -57,7 +57,7 @@ class Server:
         #: What clients are told of the database.
         self._about = about
         self.metrics = Metrics()
-        self._connections: set[Connection] = set()
+        self.connections: set[Connection] = set()
         self._asking: set[Http] = set()
         self._listeners: list[asyncio.Server] = []
         self._rolled_back: RolledBack | None = None
@@ -87,16 +87,16 @@ class Server:
         self._draining = True
         for listener in self._listeners:
             listener.close()
-        for connection in list(self._connections):
+        for connection in list(self.connections):
             connection.finish()
         end = asyncio.get_running_loop().time() + timeout
-        while self._connections and asyncio.get_running_loop().time() < end:
+        while self.connections and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(0.005)
-            for connection in list(self._connections):
+            for connection in list(self.connections):
                 connection.finish_if_idle()
-        if self._connections:
-            LOG.warning("%d clients did not take their answers", len(self._connections))
-        for connection in list(self._connections):
+        if self.connections:
+            LOG.warning("%d clients did not take their answers", len(self.connections))
+        for connection in list(self.connections):
             connection.abort()
         if self._looking is not None:
             self._looking.cancel()
@@ -104,25 +104,21 @@ class Server:
     # ---- what connections say
 
     def joined(self, connection: Connection) -> None:
-        self._connections.add(connection)
+        self.connections.add(connection)
         self.metrics.connected += 1
-        if len(self._connections) > self.limits.connections:
+        if len(self.connections) > self.limits.connections:
             connection.fail(LimitExceeded(f"the server has {self.limits.connections} clients already"))
         elif self._draining:
             connection.finish()
 
     def left(self, connection: Connection) -> None:
-        self._connections.discard(connection)
+        self.connections.discard(connection)
         self.metrics.closed[connection.why] += 1
 
     def slow(self, connection: Connection) -> None:
         error = SlowConsumer(f"replies were not read for {self.limits.unread:g} s")
-        self.refused(error)
-        LOG.warning("closing a connection: %s: %s", error.code, error, extra={"peer": connection.peer})
-
-    def refused(self, error: KimberliteError) -> None:
-        """A connection ends with it."""
         self.metrics.refusals[error.code] += 1
+        LOG.warning("closing a connection: %s: %s", error.code, error, extra={"peer": connection.peer})
 
     def anchored(self, anchor: Receipt) -> None:
         """A client has shown the highest durable receipt that it was given."""
@@ -131,7 +127,7 @@ class Server:
         except RolledBack as error:
             LOG.critical("a client has a receipt that the log does not reach: %s", error)
             self._rolled_back = error
-            for connection in self._connections:
+            for connection in self.connections:
                 connection.session.forbid()
 
     async def verify(self, anchor: Receipt | None) -> dict[str, Any]:
@@ -174,12 +170,8 @@ class Server:
         return None if self.failure is None else str(self.failure)
 
     @property
-    def connections(self) -> set[Connection]:
-        return self._connections
-
-    @property
     def clients(self) -> int:
-        return len(self._connections)
+        return len(self.connections)
 
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
@@ -187,6 +179,6 @@ class Server:
         if self.failure is not None:
             self.failed.set()
         self.metrics.looked(self.serving, now)
-        for connection in list(self._connections):
+        for connection in list(self.connections):
             connection.look(now)
         self._looking = loop.call_later(LOOK, self._look)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from kimberlite import _native, errors
 from kimberlite.errors import KimberliteError, ProtocolError
@@ -14,31 +14,33 @@ VERSION: Final = 1
 #: The id of what is about the connection and not about a request.
 NOBODY: Final = _native.NOBODY
 #: Bytes in front of a body.
-HEADER: Final = 12
+HEADER: Final = _native.HEADER
 
-T = TypeVar("T")
 Bound = int | Time | None
 
 
+KINDS: Final = dict(_native.KINDS)
+
+
 class Kind(IntEnum):
-    HELLO = 1
-    APPEND = 2
-    APPEND_MANY = 3
-    READ = 4
-    GET = 5
-    TAIL = 6
-    CREDIT = 7
-    STOP = 8
-    STREAMS = 9
-    INFO = 10
-    PING = 11
-    VERIFY = 12
-    WELCOME = 65
-    RECEIPTS = 66
-    RECORDS = 67
-    END = 68
-    RESULT = 69
-    ERROR = 70
+    HELLO = KINDS["HELLO"]
+    APPEND = KINDS["APPEND"]
+    APPEND_MANY = KINDS["APPEND_MANY"]
+    READ = KINDS["READ"]
+    GET = KINDS["GET"]
+    TAIL = KINDS["TAIL"]
+    CREDIT = KINDS["CREDIT"]
+    STOP = KINDS["STOP"]
+    STREAMS = KINDS["STREAMS"]
+    INFO = KINDS["INFO"]
+    PING = KINDS["PING"]
+    VERIFY = KINDS["VERIFY"]
+    WELCOME = KINDS["WELCOME"]
+    RECEIPTS = KINDS["RECEIPTS"]
+    RECORDS = KINDS["RECORDS"]
+    END = KINDS["END"]
+    RESULT = KINDS["RESULT"]
+    ERROR = KINDS["ERROR"]
 
 
 def fields(body: bytes, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
@@ -164,10 +166,6 @@ BY_CODE: Final[dict[str, type[KimberliteError]]] = {
     for each in vars(errors).values()
     if isinstance(each, type) and issubclass(each, KimberliteError) and "code" in vars(each)
 }
-
-
-def pack_error(error: KimberliteError) -> bytes:
-    return _native.pack({"code": error.code, "message": str(error), **vars(error)})
 
 
 def unpack_error(body: bytes) -> KimberliteError:

@@ -3,10 +3,12 @@ use pyo3::prelude::*;
 
 mod batch;
 mod buffer;
-mod client;
 mod crypto;
 mod errors;
+mod inbox;
+mod limits;
 mod log;
+mod messages;
 mod meters;
 mod pool;
 mod records;
@@ -31,6 +33,11 @@ mod _native {
     #[pymodule_export]
     const LONGEST_PRODUCER: usize = kimberlite_core::record::LONGEST_PRODUCER;
     #[pymodule_export]
+    const KINDS: [(&str, u32); kimberlite_core::wire::kind::ALL.len()] = kimberlite_core::wire::kind::ALL;
+    /// Bytes in front of a message's body.
+    #[pymodule_export]
+    const HEADER: usize = kimberlite_core::wire::HEADER;
+    #[pymodule_export]
     const NOBODY: u32 = kimberlite_core::wire::kind::NOBODY;
     #[pymodule_export]
     const OVERHEAD: usize = kimberlite_core::group::OVERHEAD;
@@ -39,11 +46,15 @@ mod _native {
     #[pymodule_export]
     use super::buffer::Buffer;
     #[pymodule_export]
-    use super::client::{Inbox, decode_receipts, encode_append};
-    #[pymodule_export]
     use super::crypto::{blake3, derive, key_id, xaes_open, xaes_seal};
     #[pymodule_export]
+    use super::inbox::Inbox;
+    #[pymodule_export]
+    use super::limits::Limits;
+    #[pymodule_export]
     use super::log::{Frame, Log, Resume, Sealed, Segment, closes, header_damage};
+    #[pymodule_export]
+    use super::messages::{decode_append, decode_receipts, encode_append, encode_message};
     #[pymodule_export]
     use super::meters::Meters;
     #[pymodule_export]
@@ -53,7 +64,7 @@ mod _native {
     #[pymodule_export]
     use super::ring::Ring;
     #[pymodule_export]
-    use super::session::{Limits, Session, decode_append};
+    use super::session::Session;
     #[pymodule_export]
     use super::values::{pack, unpack};
     #[pymodule_export]

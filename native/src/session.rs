@@ -2,83 +2,26 @@
 //! and their answers leave, with Python once a read and once a group.
 use std::collections::HashMap;
 use std::ffi::c_int;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 
 use kimberlite_core::log::{self, EndingKey, Part, Receipt};
 use kimberlite_core::record::LONGEST_PRODUCER;
 use kimberlite_core::wire::append::{Append, Refused};
-use kimberlite_core::wire::cursor::Put;
 use kimberlite_core::wire::inbox::{Inbox, Unfit};
 use kimberlite_core::wire::receipts::{self, Ending, Place};
 use kimberlite_core::wire::{Header, LARGEST, cursor, kind, put_message};
 use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList, PyMapping, PyTuple};
-use pyo3::{PyTraverseError, PyVisit, ffi, intern};
+use pyo3::types::{PyBytes, PyTuple};
+use pyo3::{PyTraverseError, PyVisit, ffi};
 
+use crate::inbox::{Lease, USUAL, arrived};
+use crate::limits::Limits;
 use crate::log::Log;
+use crate::messages::{ending_of, place_of, put_error, put_refusal};
 use crate::pool::{Caller, Policy, Pool, Request};
-use crate::values;
 use crate::writer::lock;
-
-/// Bytes for what arrives, as long as no message is longer.
-const USUAL: usize = 128 << 10;
-
-/// What all sessions of a server may take together or each by itself.
-#[pyclass(frozen, module = "kimberlite._native")]
-pub struct Limits {
-    requests: usize,
-    bytes: usize,
-    pool_bytes: usize,
-    inbox_bytes: usize,
-    /// Of all inboxes, beyond what is usual.
-    grown: AtomicUsize,
-    received: AtomicU64,
-    sent: AtomicU64,
-    /// Errors that requests were answered with, by their code.
-    refused: Mutex<HashMap<String, u64>>,
-}
-
-#[pymethods]
-impl Limits {
-    /// Requests and bytes that may be open of one session; bytes in the pool before nothing more is taken; and what all
-    /// inboxes may grow by together.
-    #[new]
-    #[pyo3(signature = (*, requests, bytes, pool_bytes, inbox_bytes))]
-    fn new(requests: usize, bytes: usize, pool_bytes: usize, inbox_bytes: usize) -> Self {
-        let (grown, received, sent, refused) = Default::default();
-        Self { requests, bytes, pool_bytes, inbox_bytes, grown, received, sent, refused }
-    }
-
-    /// Bytes that inboxes have grown by.
-    #[getter]
-    fn grown(&self) -> usize {
-        self.grown.load(Relaxed)
-    }
-
-    /// Errors that requests were answered with, by their code.
-    #[getter]
-    fn refused(&self) -> HashMap<String, u64> {
-        lock(&self.refused).clone()
-    }
-
-    /// Bytes that have arrived of all clients, and that were sent to them.
-    #[getter]
-    fn passed(&self) -> (u64, u64) {
-        (self.received.load(Relaxed), self.sent.load(Relaxed))
-    }
-}
-
-impl Limits {
-    fn count(&self, code: &str) {
-        let mut refused = lock(&self.refused);
-        match refused.get_mut(code) {
-            Some(count) => *count += 1,
-            None => drop(refused.insert(code.to_owned(), 1)),
-        }
-    }
-}
 
 #[derive(Default)]
 struct State {
@@ -120,7 +63,7 @@ pub struct Session {
     limits: Py<Limits>,
     policy: String,
     state: Mutex<State>,
-    exports: AtomicUsize,
+    lease: Lease,
 }
 
 /// Why `take` took no more.
@@ -163,7 +106,7 @@ impl Session {
     fn new(log: &Log, pool: Py<Pool>, limits: Py<Limits>, policy: String, write: Py<PyAny>, go_on: Py<PyAny>) -> Self {
         let inbox = Some(Inbox::new(USUAL, LARGEST));
         let state = State { inbox, write: Some(write), go_on: Some(go_on), ..State::default() };
-        Self { log: log.inner.clone(), pool, limits, policy, state: Mutex::new(state), exports: AtomicUsize::new(0) }
+        Self { log: log.inner.clone(), pool, limits, policy, state: Mutex::new(state), lease: Lease::default() }
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
@@ -184,25 +127,13 @@ impl Session {
         let mut state = lock(&this.state);
         let State { inbox, reserved, .. } = &mut *state;
         let Some(inbox) = inbox else { return Err(PyBufferError::new_err("the session is closed")) };
-        if this.exports.load(Relaxed) > 0 {
-            return Err(PyBufferError::new_err("it is being read into already"));
-        }
+        this.lease.check()?;
         this.make_room(inbox, reserved);
-        let room = inbox.room();
-        // SAFETY: the view keeps a reference to the session, and nothing moves the room while it is exported.
-        let filled = unsafe {
-            let length = room.len() as ffi::Py_ssize_t;
-            ffi::PyBuffer_FillInfo(view, slf.as_ptr(), room.as_mut_ptr().cast(), length, 0, flags)
-        };
-        if filled != 0 {
-            return Err(PyErr::fetch(slf.py()));
-        }
-        this.exports.fetch_add(1, Relaxed);
-        Ok(())
+        this.lease.lend(&slf, inbox.room(), view, flags)
     }
 
     unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
-        self.exports.fetch_sub(1, Relaxed);
+        self.lease.take_back();
     }
 
     /// A buffer that has none would be refused.
@@ -216,15 +147,11 @@ impl Session {
         state.counted.1 += count as u64;
         self.limits.get().received.fetch_add(count as u64, Relaxed);
         let Some(inbox) = &mut state.inbox else { return Ok(()) };
-        if count > inbox.room().len() {
-            return Err(PyValueError::new_err("more was read than there was room for"));
-        }
-        inbox.arrived(count);
-        Ok(())
+        arrived(inbox, count)
     }
 
     /// Takes what has arrived. Appends that can go to the pool are in it; `writing`: a group is on its way already.
-    /// Gives whether there were any, what else arrived, and why no more was taken; None if there is nothing to say.
+    /// Gives whether there were any, what else arrived, and why no more was taken, if more has.
     #[allow(clippy::type_complexity)]
     fn take<'py>(
         slf: &Bound<'py, Self>,
@@ -325,7 +252,7 @@ impl Session {
         self.write(py, bytes);
     }
 
-    /// Answers a request with an error.
+    /// Answers a request with an error, or nobody's.
     #[pyo3(signature = (id, error))]
     fn fail(&self, py: Python<'_>, id: u32, error: &Bound<'_, PyAny>) -> PyResult<()> {
         self.write_error(py, id, error)?;
@@ -378,7 +305,7 @@ impl Session {
         let ended = std::mem::take(&mut *state);
         drop(state);
         if let Some(inbox) = &ended.inbox {
-            self.limits.get().grown.fetch_sub(inbox.capacity() - USUAL + ended.reserved, Relaxed);
+            self.limits.get().give_back(inbox.capacity() - USUAL + ended.reserved);
         }
     }
 }
@@ -399,25 +326,19 @@ impl Session {
 
     /// Whether there is room for what arrives next, or may be: then that much of what all inboxes may grow by is taken.
     fn has_memory(&self, inbox: &Inbox, reserved: &mut usize) -> bool {
-        let limits = self.limits.get();
         if !inbox.is_full() || *reserved > 0 {
             return true;
         }
-        let more = inbox.capacity();
-        if limits.grown.fetch_add(more, Relaxed) + more > limits.inbox_bytes {
-            limits.grown.fetch_sub(more, Relaxed);
-            return false;
+        if self.limits.get().reserve(inbox.capacity()) {
+            *reserved = inbox.capacity();
         }
-        *reserved = more;
-        true
+        *reserved > 0
     }
 
     fn make_room(&self, inbox: &mut Inbox, reserved: &mut usize) {
         let before = inbox.capacity() + std::mem::take(reserved);
         inbox.make_room();
-        let grown = &self.limits.get().grown;
-        grown.fetch_add(inbox.capacity(), Relaxed);
-        grown.fetch_sub(before, Relaxed);
+        self.limits.get().settle(before, inbox.capacity());
     }
 
     fn taken(
@@ -438,6 +359,7 @@ impl Session {
                 return Ok(Taken::Frame);
             }
             kind::APPEND => {}
+            kind::HELLO => return Ok(Taken::Broken("it has said hello already".into())),
             _ => return Ok(Taken::Frame),
         }
         if state.slow > 0 {
@@ -588,73 +510,4 @@ fn unfit(expect: Option<u64>, producer: Option<(&[u8], u64)>, sync: &str) -> Opt
         Some((_, sequence)) if sequence >= 1 << 63 => Some("a producer's sequence counts from 0"),
         _ => None,
     }
-}
-
-fn put_refusal(out: &mut Vec<u8>, id: u32, code: &str, message: &str) {
-    put_message(out, kind::ERROR, id, |out| {
-        out.put_map(2);
-        out.put_text("code");
-        out.put_text(code);
-        out.put_text("message");
-        out.put_text(message);
-    });
-}
-
-/// An error of `kimberlite.errors`, by its code, which is given back, and what it says of itself.
-fn put_error(out: &mut Vec<u8>, id: u32, error: &Bound<'_, PyAny>) -> PyResult<String> {
-    let py = error.py();
-    let body = PyDict::new(py);
-    let code = error.getattr(intern!(py, "code"))?;
-    body.set_item(intern!(py, "code"), &code)?;
-    body.set_item(intern!(py, "message"), error.str()?)?;
-    body.update(error.getattr(intern!(py, "__dict__"))?.cast::<PyMapping>()?)?;
-    let mut failed = Ok(());
-    put_message(out, kind::ERROR, id, |out| failed = values::put(out, &body));
-    failed.and_then(|()| code.extract())
-}
-
-/// Of a receipt as `kimberlite.Receipt` has it.
-fn ending_of(receipt: &Bound<'_, PyTuple>) -> PyResult<Ending> {
-    Ok(Ending {
-        timestamp: receipt.get_item(5)?.extract()?,
-        durable: receipt.get_item(6)?.extract()?,
-        tree_size: receipt.get_item(7)?.extract()?,
-        root: receipt.get_item(8)?.extract()?,
-        chain: receipt.get_item(9)?.extract()?,
-        incarnation: receipt.get_item(10)?.extract()?,
-        group: receipt.get_item(11)?.extract()?,
-    })
-}
-
-fn place_of(receipt: &Bound<'_, PyTuple>) -> PyResult<Place> {
-    Ok(Place {
-        first_offset: receipt.get_item(1)?.extract()?,
-        last_offset: receipt.get_item(2)?.extract()?,
-        first_position: receipt.get_item(3)?.extract()?,
-        last_position: receipt.get_item(4)?.extract()?,
-        mac: receipt.get_item(12)?.extract()?,
-    })
-}
-
-/// An append's body for Python: name, batch and expected offset of each part, producer and sync.
-#[pyfunction]
-#[allow(clippy::type_complexity)]
-pub fn decode_append<'py>(
-    py: Python<'py>,
-    kind: u32,
-    body: &[u8],
-) -> PyResult<(Bound<'py, PyList>, Option<(Bound<'py, PyBytes>, u64)>, Option<String>)> {
-    let append = if kind == kind::APPEND { Append::to_one(body) } else { Append::to_several(body) };
-    let append = append.map_err(|refused| match refused {
-        Refused::Malformed(cursor::Malformed(what)) => crate::errors::raise(py, "ProtocolError", what),
-        Refused::Invalid(what) => crate::errors::raise(py, "Invalid", what),
-        Refused::TooLarge(what) => crate::errors::raise(py, "LimitExceeded", &what),
-    })?;
-    let parts = PyList::empty(py);
-    for part in append.parts {
-        let batch = crate::batch::Batch { inner: Arc::new(part.batch) };
-        parts.append((part.stream, Bound::new(py, batch)?, part.expect))?;
-    }
-    let producer = append.producer.map(|(id, sequence)| (PyBytes::new(py, id), sequence));
-    Ok((parts, producer, append.sync.map(str::to_owned)))
 }

@@ -129,6 +129,7 @@ def test_a_unix_socket_is_its_owners_and_one_that_was_left_is_replaced(tmp_path:
         (["--listen", "nothing"], 78),
         (["--listen", "127.0.0.1:99999"], 78),
         (["--listen", "unix:/no/such/directory/s"], 78),
+        (["--listen", f"unix:{__file__}"], 78),
         (["--set", "log.depth=99"], 78),
         (["--config", "/no/such/file"], 78),
         (["--key-file", "/no/such/file"], 77),

@@ -17,6 +17,9 @@ class Proxy:
         self.cuts = 0
         #: Bytes after which a connection is cut, taken anew for each.
         self.most: int | None = None
+        #: Cleared, nothing is passed on, and nobody is told.
+        self.passes = asyncio.Event()
+        self.passes.set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -45,6 +48,7 @@ class Proxy:
                 if left is not None:
                     data = data[: left[0]]
                     left[0] -= len(data)
+                await self.passes.wait()
                 if writer.is_closing():
                     return
                 writer.write(data)

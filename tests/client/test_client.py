@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 
 import kimberlite
 from kimberlite import Conflict, Invalid, LimitExceeded, Receipt, RolledBack, Unavailable, UnknownOutcome
+from kimberlite.client.client import Client
+from kimberlite.server.limits import Limits
 from tests.client.proxies import cutting, proxied
 from tests.server.wires import served
 
@@ -150,6 +153,101 @@ async def test_a_log_that_was_rolled_back_is_noticed_by_its_client(tmp_path: Pat
             with pytest.raises(RolledBack):
                 await db.append("s", b"3")
             assert await payloads(db.read("s")) == [b"1", b"2"]
+
+
+@pytest.mark.parametrize("stream", ["s", "made later"])
+async def test_a_copy_of_an_hour_ago_in_the_place_of_the_log_is_noticed_by_a_client_that_connects_again(
+    tmp_path: Path, stream: str
+) -> None:
+    async with served(tmp_path / "db") as there:
+        await there.log.append("s", b"1")
+    shutil.copytree(tmp_path / "db", tmp_path / "copy")
+    async with (
+        served(tmp_path / "db") as there,
+        proxied(there.port) as proxy,
+        kimberlite.connect(f"kimberlite://127.0.0.1:{proxy.port}") as db,
+    ):
+        await db.append(stream, b"2")
+        async with served(tmp_path / "copy") as old:
+            proxy.target = old.port
+            proxy.cut()
+            with pytest.raises(RolledBack):
+                await db.append(stream, b"3")
+            assert await payloads(db.read("s")) == [b"1"]
+            async with kimberlite.connect(f"kimberlite://127.0.0.1:{old.port}") as other:
+                with pytest.raises(RolledBack):
+                    await other.append("s", b"4")
+
+
+async def test_a_receipt_of_a_stream_that_never_was_is_refused(tmp_path: Path) -> None:
+    async with served(tmp_path / "db") as there:
+        receipt = await there.log.append("s", b"1")
+        forged = receipt._replace(stream="t", tree_size=99, group=99)
+        with pytest.raises(Invalid):
+            await kimberlite.connect(f"kimberlite://127.0.0.1:{there.port}", anchor=forged)
+        await there.log.append("s", b"2")
+
+
+async def test_a_server_that_says_nothing_any_more_is_left_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kimberlite.client.client.QUIET", 0.2)
+    async with (
+        served(tmp_path / "db") as there,
+        proxied(there.port) as proxy,
+        kimberlite.connect(f"kimberlite://127.0.0.1:{proxy.port}", retry=1) as db,
+    ):
+        await db.append("s", b"1")
+        held_from_here_on = proxy.passes
+        held_from_here_on.clear()
+        proxy.passes = asyncio.Event()
+        with pytest.raises(UnknownOutcome):
+            await asyncio.wait_for(db.append("s", b"2"), 20)
+        proxy.passes.set()
+        assert (await asyncio.wait_for(db.append("s", b"3"), 20)).first_offset in (1, 2)
+        # One that has nothing to say is heard of all the same.
+        link = db._link
+        await asyncio.sleep(1)
+        assert db._link is link
+        held_from_here_on.set()
+
+
+async def test_a_client_that_is_one_too_many_waits_for_its_turn(tmp_path: Path) -> None:
+    async with served(tmp_path / "db", Limits(connections=1)) as there:
+        first = await kimberlite.connect(f"kimberlite://127.0.0.1:{there.port}")
+        with pytest.raises(Unavailable):
+            await kimberlite.connect(f"kimberlite://127.0.0.1:{there.port}", retry=0.2)
+        second = asyncio.create_task(connected(there.port))
+        await asyncio.sleep(0.2)
+        await first.close()
+        db = await asyncio.wait_for(second, 20)
+        await db.append("s", b"1")
+        await db.close()
+
+
+async def connected(port: int) -> Client:
+    return await kimberlite.connect(f"kimberlite://127.0.0.1:{port}")
+
+
+async def test_of_records_by_themselves_no_more_are_on_their_way_than_are_remembered(tmp_path: Path) -> None:
+    async with (
+        served(tmp_path / "db") as there,
+        proxied(there.port) as proxy,
+        kimberlite.connect(f"kimberlite://127.0.0.1:{proxy.port}") as db,
+    ):
+        await db.append("s", b"first")
+        many = [b"%d" % i for i in range(600)]
+        calls = [asyncio.create_task(db.append("s", many, sync="record")) for _ in range(4)]
+        await asyncio.sleep(0)
+        [lane] = db._appends._lanes.values()
+        assert (len(lane.open), len(lane.waiting)) == (1, 3)
+        proxy.cut()
+        receipts = await asyncio.wait_for(asyncio.gather(*calls), 60)
+        assert [(each.first_offset, each.last_offset) for each in receipts] == [
+            (1 + 600 * i, 600 + 600 * i) for i in range(4)
+        ]
+        with pytest.raises(LimitExceeded):
+            await db.append("s", [b"."] * 1025, sync="record")
 
 
 async def test_another_database_in_the_place_of_the_first_is_not_written_to(tmp_path: Path) -> None:

@@ -309,3 +309,10 @@ async def test_costly_requests_of_one_client_leave_the_loop_to_the_others(tmp_pa
         assert loop.time() - begun < 3
         [connection] = [each for each in there.server.connections if each.session.open[0] > 1]
         assert connection._transport.get_write_buffer_size() < 6 << 20
+
+
+async def test_a_hello_comes_once(tmp_path: Path) -> None:
+    async with served(tmp_path / "db") as there:
+        wire = await there.greeted()
+        wire.send(Kind.HELLO, 0, {"version": 1})
+        assert await wire.broken() == "PROTOCOL_ERROR"

@@ -177,7 +177,7 @@ async def test_open_requests_are_bounded(tmp_path: Path) -> None:
         wire.send(Kind.STOP, 0, None)
         seen = [await wire.next() for _ in range(35)]
         assert sorted(id for _, id, _ in seen) == [0, *range(6, 40)]
-        assert there.server._connections.pop().session.open == (3, 3 * len(msgpack.packb({"credit": 1})))
+        assert there.server.connections.pop().session.open == (3, 3 * len(msgpack.packb({"credit": 1})))
 
 
 async def test_large_messages_of_many_share_a_bounded_memory(tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ use pyo3::types::{PyBytes, PyList, PyString};
 use super::Log;
 use crate::records::append_records;
 
+/// Numbers before and behind the next that a stream which was lost may have had.
+const LOST_STREAMS: u32 = 4096;
+
 /// Of a receipt, all but its MAC, as `kimberlite.Receipt` has them.
 type Fields<'py> = (&'py str, u64, u64, u64, u64, u64, bool, u64, Hash, Hash, u32, u64);
 
@@ -183,14 +186,32 @@ impl Log {
 
     /// The MAC that a receipt of these fields has; None if its stream is not there.
     fn receipt_mac<'py>(&self, py: Python<'py>, fields: Fields<'_>) -> Option<Bound<'py, PyBytes>> {
-        let (name, first_offset, last_offset, first_position, last_position, timestamp, ..) = fields;
-        let (.., durable, tree_size, root, chain, incarnation, group) = fields;
-        let stream = self.stream(name)?;
-        #[rustfmt::skip]
-        let receipt = Receipt {
-            group, tree_size, root, chain, incarnation, durable, stream,
-            first_offset, last_offset, first_position, last_position, timestamp,
-        };
+        let receipt = receipt_of(fields, self.stream(fields.0)?);
         Some(PyBytes::new(py, &receipt.mac(&self.inner)))
     }
+
+    /// Whether this is the MAC of a receipt of these fields for a stream that is not there, but was: of the numbers near
+    /// the next one, which is where those are that a log has lost.
+    fn is_mac_of_lost_stream(&self, py: Python<'_>, fields: Fields<'_>, mac: [u8; 16]) -> bool {
+        let next = self.inner.streams.read().unwrap().list.len() as u32;
+        let mut receipt = receipt_of(fields, 0);
+        let key = receipt.ending_key(&self.inner);
+        py.detach(|| {
+            (next.saturating_sub(LOST_STREAMS)..next.saturating_add(LOST_STREAMS)).any(|stream| {
+                receipt.stream = stream;
+                receipt.mac_under(&key) == mac
+            })
+        })
+    }
+}
+
+fn receipt_of(fields: Fields<'_>, stream: u32) -> Receipt {
+    let (_, first_offset, last_offset, first_position, last_position, timestamp, ..) = fields;
+    let (.., durable, tree_size, root, chain, incarnation, group) = fields;
+    #[rustfmt::skip]
+    let receipt = Receipt {
+        group, tree_size, root, chain, incarnation, durable, stream,
+        first_offset, last_offset, first_position, last_position, timestamp,
+    };
+    receipt
 }
