@@ -7,8 +7,6 @@ median over the rounds. The bytes written are random: a host may store zeros as 
 from __future__ import annotations
 
 import argparse
-import errno
-import mmap
 import os
 import select
 import shutil
@@ -25,10 +23,20 @@ from random import Random
 
 from benches.table import Table, byte_count, machine, microseconds, quantile, show, write_json
 from kimberlite import _native
-
-BLOCK = 4096
-KIB = 1 << 10
-MIB = 1 << 20
+from kimberlite.load.disk import (
+    BEST,
+    KIB,
+    MIB,
+    PLAIN,
+    REGION,
+    Call,
+    best_writes,
+    payload,
+    plain_writes,
+    prepare,
+    rate,
+    timed_writes,
+)
 
 SIZES = (4 * KIB, 28 * KIB, 256 * KIB, MIB)
 FILES = ("growing", "fallocated", "zeroed")
@@ -37,35 +45,12 @@ DEPTH_SIZES = (4 * KIB, 28 * KIB, MIB)
 SUSTAINED_SIZES = (28 * KIB, MIB)
 PREPARATIONS = ("zero, then write", "fallocate, then write", "overwrite old files")
 
-#: Bytes of one file in a round of the burst: a round ends with it, since a second pass would meet other blocks.
-REGION = 128 * MIB
 #: Bytes of one file of the sustained run, and how many of them each candidate keeps.
 SEGMENT = 256 * MIB
 SEGMENTS = 4
 #: A disk faster than this, in seconds a write, ends its round before the time is up.
 FASTEST = 20e-6
-#: Bytes after which `plain` begins a new file.
-TURN = 1 << 30
 
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One way to ask for a durable write."""
-
-    name: str
-    flags: int = 0
-    each: int = 0
-    sync_after: bool = False
-
-    def write(self, fd: int, buffer: mmap.mmap, place: int) -> None:
-        if os.pwritev(fd, [buffer], place, self.each) != len(buffer):
-            raise OSError(errno.EIO, "short write")
-        if self.sync_after:
-            os.fdatasync(fd)
-
-
-PLAIN = Call("buffered, fdatasync", sync_after=True)
-BEST = Call("O_DIRECT | O_DSYNC", flags=os.O_DIRECT | os.O_DSYNC)
 CALLS = (
     PLAIN,
     Call("buffered, RWF_DSYNC", each=os.RWF_DSYNC),
@@ -108,50 +93,6 @@ class Sustained:
     slowest_mib_per_second: float
     p50_ns: int
     p99_ns: int
-
-
-def payload(size: int) -> mmap.mmap:
-    """Random bytes at an aligned address, as O_DIRECT wants."""
-    buffer = mmap.mmap(-1, size)
-    buffer.write(os.urandom(size))
-    return buffer
-
-
-def prepare(path: Path, file: str, length: int) -> None:
-    """Make the file anew and have it, and what it is made of, on disk before anybody looks at a clock."""
-    path.unlink(missing_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | (os.O_DIRECT if file == "zeroed" else 0), 0o600)
-    try:
-        if file == "fallocated":
-            os.posix_fallocate(fd, 0, length)
-        elif file == "zeroed":
-            zeros = mmap.mmap(-1, MIB)
-            for place in range(0, length, MIB):
-                part = memoryview(zeros)[: min(MIB, length - place)]
-                if os.pwrite(fd, part, place) != len(part):
-                    raise OSError(errno.EIO, "short write")
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def timed_writes(path: Path, call: Call, size: int, length: int, seconds: float) -> list[int]:
-    """Nanoseconds of each write, from the start of the file until the time or the file is over."""
-    buffer = payload(size)
-    fd = os.open(path, os.O_RDWR | call.flags)
-    samples: list[int] = []
-    try:
-        end = time.perf_counter_ns() + int(seconds * 1e9)
-        for place in range(0, length - size + 1, size):
-            before = time.perf_counter_ns()
-            call.write(fd, buffer, place)
-            after = time.perf_counter_ns()
-            samples.append(after - before)
-            if after >= end:
-                break
-    finally:
-        os.close(fd)
-    return samples
 
 
 def burst(directory: Path, seconds: float, rounds: int = 5, region: int = REGION) -> list[Write]:
@@ -276,39 +217,13 @@ def sustained(directory: Path, seconds: float, segment: int = SEGMENT, segments:
 
 
 def plain(directory: Path, batch_bytes: int, seconds: float) -> float:
-    """Batches a second: `pwrite` and `fdatasync` on a growing file, as anybody would do it."""
-    return rate(_writes(directory / "plain", PLAIN, batch_bytes, seconds, TURN))
+    """Batches a second, as anybody would write them."""
+    return rate(plain_writes(directory, batch_bytes, seconds))
 
 
 def best(directory: Path, batch_bytes: int, seconds: float, region: int = REGION) -> float:
-    """Batches a second, padded to whole blocks: O_DIRECT | O_DSYNC on blocks zeroed before the clock ran."""
+    """Batches a second, as well as can be."""
     return rate(best_writes(directory, batch_bytes, seconds, region))
-
-
-def best_writes(directory: Path, batch_bytes: int, seconds: float, region: int = REGION) -> list[int]:
-    """Nanoseconds of each write of `best`."""
-    return _writes(directory / "best", BEST, -(-batch_bytes // BLOCK) * BLOCK, seconds, region)
-
-
-def rate(samples: Sequence[int]) -> float:
-    """Writes a second, one after another."""
-    return len(samples) / sum(samples) * 1e9
-
-
-def _writes(path: Path, call: Call, size: int, seconds: float, length: int) -> list[int]:
-    """Goes on from the start of the file, or of a new one if it should grow; preparation does not count."""
-    found: list[int] = []
-    file = "zeroed" if call is BEST else "growing"
-    length = max(length, size)
-    spent = 0
-    while spent < seconds * 1e9:
-        if file == "growing" or not found:
-            prepare(path, file, length)
-        samples = timed_writes(path, call, size, length, seconds - spent / 1e9)
-        found += samples
-        spent += sum(samples)
-    path.unlink()
-    return found
 
 
 def _median(rounds: Sequence[Sequence[int]], part: float) -> int:

@@ -24,6 +24,8 @@ import kimberlite
 from benches import disk, limits, peers
 from benches.table import Table, machine, microseconds, quantile, show, write_json
 from kimberlite.crypto.master import create_master
+from kimberlite.load.disk import best_writes, rate
+from kimberlite.load.plan import events
 
 Mode = Literal["plain", "encrypted", "json", "json+zstd"]
 
@@ -93,12 +95,7 @@ class Aim:
 def payloads(cell: Cell) -> list[bytes]:
     """A batch: random bytes, or JSON events that compress as events do."""
     if cell.mode.startswith("json"):
-        events = (
-            f'{{"id":{i},"type":"order.updated","customer":"c-{i % 97}","total":{i * 17 % 9973},"currency":"EUR",'
-            f'"items":[{{"sku":"A-{i % 13}","quantity":{i % 5}}}],"status":"confirmed","source":"checkout"}}'
-            for i in range(cell.batch)
-        )
-        return [event.encode().ljust(cell.size)[: cell.size] for event in events]
+        return events(cell.batch, cell.size)
     return [os.urandom(cell.size) for _ in range(cell.batch)]
 
 
@@ -189,8 +186,8 @@ def matrix() -> Iterator[Cell]:
 def raw(directory: Path, batch: int, size: int, seconds: float) -> Raw:
     length = batch * size
     plain = disk.plain(directory, length, seconds)
-    writes = disk.best_writes(directory, length, seconds)
-    return Raw(batch, size, plain * batch, disk.rate(writes) * batch, quantile(writes, 0.5))
+    writes = best_writes(directory, length, seconds)
+    return Raw(batch, size, plain * batch, rate(writes) * batch, quantile(writes, 0.5))
 
 
 def aims(found: Sequence[Outcome], raws: Mapping[tuple[int, int], Raw]) -> dict[Cell, Aim]:

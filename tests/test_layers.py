@@ -13,7 +13,7 @@ PACKAGE = ROOT / "kimberlite"
 #: From the top; an import may only point down, and names on one line are strangers to each other.
 LAYERS = [
     ["cli"],
-    ["config"],
+    ["load", "config"],
     ["sync"],
     ["__init__"],
     ["api"],

@@ -12,6 +12,7 @@ from typing import Final, NoReturn
 
 from kimberlite.cli import (
     append,
+    bench,
     config,
     demo,
     info,
@@ -37,6 +38,7 @@ COMMANDS: Final[dict[str, ModuleType]] = {
     "streams": streams,
     "info": info,
     "verify": verify,
+    "bench": bench,
     "inspect": inspect,
     "keys": keys,
     "demo": demo,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from kimberlite.cli import forms
 from kimberlite.errors import Conflict, Corrupt, KimberliteError
@@ -68,27 +68,41 @@ def clear() -> None:
         sys.stderr.flush()
 
 
-class Progress:
-    """A bar on stderr while it is a terminal; nothing anywhere else. `with` takes it away in the end."""
+class Status:
+    """A line on stderr while it is a terminal; nothing anywhere else. `with` takes it away in the end."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self) -> None:
         self._shown = sys.stderr is not None and sys.stderr.isatty()
         self._drawn = 0.0
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, text: str) -> None:
         now = time.monotonic()
-        if not self._shown or now - self._drawn < INTERVAL:
-            return
-        self._drawn = now
-        share = min(1.0, done / total) if total else 1.0
-        bar = ("#" * int(share * WIDTH)).ljust(WIDTH, ".")
-        sys.stderr.write(f"\r{self._what} [{bar}] {share:4.0%}")
-        sys.stderr.flush()
+        if self._shown and now - self._drawn >= INTERVAL:
+            self._drawn = now
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._drawn:
             clear()
+
+
+class Progress:
+    """A bar as a status."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._status = what, Status()
+
+    def __call__(self, done: int, total: int) -> None:
+        share = min(1.0, done / total) if total else 1.0
+        bar = ("#" * int(share * WIDTH)).ljust(WIDTH, ".")
+        self._status(f"{self._what} [{bar}] {share:4.0%}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._status.__exit__()

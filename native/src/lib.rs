@@ -7,6 +7,7 @@ mod crypto;
 mod errors;
 mod inbox;
 mod limits;
+mod load;
 mod log;
 mod messages;
 mod meters;
@@ -51,6 +52,8 @@ mod _native {
     use super::inbox::Inbox;
     #[pymodule_export]
     use super::limits::Limits;
+    #[pymodule_export]
+    use super::load::{Swarm, Times};
     #[pymodule_export]
     use super::log::{Frame, Log, Resume, Sealed, Segment, closes, header_damage};
     #[pymodule_export]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from benches import disk, limits, peers, table
+from kimberlite.load import disk as raw
 
 MIB = 1 << 20
 DOCUMENT = Path(__file__).parents[2] / "docs" / "disk.md"
@@ -48,7 +49,7 @@ def test_the_sustained_run_counts_preparation(place: Path, monkeypatch: pytest.M
         time.sleep(0.1)
         prepare(path, file, length)
 
-    prepare = disk.prepare
+    prepare = raw.prepare
     monkeypatch.setattr(disk, "prepare", slow)
     found = disk.sustained(place, seconds=0, segment=2 * MIB, segments=2)
     assert [(each.size, each.preparation) for each in found] == [
@@ -73,15 +74,15 @@ def test_the_raw_disk_is_measured_in_batches(
 
 def test_a_prepared_file_is_what_its_name_says(place: Path) -> None:
     for file, size, blocks in (("growing", 0, 0), ("fallocated", MIB, MIB), ("zeroed", MIB, MIB)):
-        disk.prepare(place / file, file, MIB)
+        raw.prepare(place / file, file, MIB)
         found = (place / file).stat()
         assert (found.st_size, found.st_blocks * 512 >= blocks) == (size, True)
         assert not (place / file).read_bytes().strip(b"\0")
 
 
 def test_a_full_file_ends_the_round_before_the_time_is_up(place: Path) -> None:
-    disk.prepare(place / "file", "zeroed", MIB)
-    assert len(disk.timed_writes(place / "file", disk.BEST, 4096, MIB, seconds=3600)) == MIB // 4096
+    raw.prepare(place / "file", "zeroed", MIB)
+    assert len(raw.timed_writes(place / "file", raw.BEST, 4096, MIB, seconds=3600)) == MIB // 4096
     assert (place / "file").stat().st_size == MIB
 
 

@@ -3,6 +3,7 @@ pub mod format;
 pub mod group;
 pub mod index;
 pub mod keys;
+pub mod load;
 pub mod log;
 pub mod producers;
 pub mod record;

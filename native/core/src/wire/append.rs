@@ -141,12 +141,17 @@ pub fn put_several(
 
 fn put_part(out: &mut Vec<u8>, (stream, batch, expect): (&str, &Batch, Option<u64>)) {
     out.put_text(stream);
+    put_records(out, batch);
+    out.put_optional(expect, |out, offset| out.put_count(offset));
+}
+
+/// A batch's records.
+pub fn put_records(out: &mut Vec<u8>, batch: &Batch) {
     out.put_array(batch.ends.len());
     for i in 0..batch.ends.len() {
         let (record, _) = Record::decode(batch.record(i)).expect("a batch holds what it was given");
         put_record(out, &record);
     }
-    out.put_optional(expect, |out, offset| out.put_count(offset));
 }
 
 fn put_how(out: &mut Vec<u8>, producer: Option<(&[u8], u64)>, sync: Option<&str>) {

@@ -1,0 +1,65 @@
+"""`kimberlite bench`, on a daemon."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.cli.conftest import Call
+from tests.cli.test_serve import ANY, Daemon
+
+#: What programs find in its JSON whatever else there is.
+KEYS = {
+    "records_per_s",
+    "p50_ms",
+    "p99_ms",
+    "p999_ms",
+    "disk_plain_batch_records_per_s",
+    "disk_best_batch_records_per_s",
+    "disk_plain_1mib_records_per_s",
+    "disk_best_1mib_records_per_s",
+}
+
+
+def test_it_loads_a_daemon_and_says_what_came_of_it(tmp_path: Path, process: Call) -> None:
+    daemon = Daemon(tmp_path / "db", *ANY)
+    url = f"kimberlite://{daemon.listening()}"
+    few = ("--clients", "2", "--batch", "20", "--seconds", "0.4", "--disk", tmp_path)
+    curve, plot = tmp_path / "curve.csv", tmp_path / "curve.svg"
+    said = process("bench", "append", url, *few, "--json", "--csv", curve, "--plot", plot, "--payload", "json").json()
+    assert all(said[key] > 0 for key in KEYS)
+    assert said["p50_ms"] <= said["p99_ms"] <= said["p999_ms"] <= said["max_ms"]
+    assert said["records"] == 20 * said["requests"]
+    rows = list(csv.DictReader(curve.read_text().splitlines()))
+    assert [rows[0]["work"], float(rows[-1]["share"])] == ["append", 1.0]
+    shares = [float(row["share"]) for row in rows]
+    assert shares == sorted(shares)
+    assert ElementTree.parse(plot).getroot().tag.endswith("svg")
+    mixed = process("bench", "mixed", url, *few, "--json", "--rate", "4000").json()
+    assert mixed["append"]["records_per_s"] > 0
+    assert mixed["read"]["records_per_s"] > 0
+    text = process("bench", "read", url, *few).out.decode()
+    assert "best, 1 MiB" in text
+    assert text.splitlines()[3].split()[0] == "read"
+    assert daemon.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "status"),
+    [
+        (["append", "./directory"], 64),
+        (["append", "kimberlite://127.0.0.1:1"], 74),
+        (["write", "kimberlite://127.0.0.1:1"], 64),
+        (["append", "kimberlite://127.0.0.1:1", "--clients", "0"], 64),
+        (["append", "kimberlite://127.0.0.1:1", "--seconds", "nan"], 64),
+        (["append", "kimberlite://127.0.0.1:1", "--rate", "-1"], 64),
+        (["mixed", "kimberlite://127.0.0.1:1"], 64),
+        (["append", "kimberlite://127.0.0.1:1", "--disk", "/no/such/directory"], 64),
+    ],
+)
+def test_what_it_cannot_do_is_said(process: Call, more: list[str], status: int) -> None:
+    outcome = process("bench", *more)
+    assert (outcome.status, len(outcome.err.splitlines())) == (status, 1)
