@@ -16,7 +16,7 @@ import pytest
 
 import kimberlite
 from kimberlite import arguments, config, errors
-from kimberlite.cli import append, main
+from kimberlite.cli import append, main, shells
 from kimberlite.cli.config import shown
 from kimberlite.crypto.master import CREDENTIAL
 from kimberlite.log import options
@@ -85,6 +85,12 @@ def test_no_flag_is_mentioned_that_is_not_there() -> None:
     mentioned = set(re.findall(r"(?<![-\w])--[a-z][a-z-]*", DESCRIBED))
     of_pip = {"--quiet"}
     assert mentioned - of_pip == {flag for flag in flags() if flag.startswith("--")} | {"--json"}
+
+
+def test_every_shell_is_described_with_what_it_is_told() -> None:
+    table = section(OPERATIONS, "Commands").partition("\n### Completion\n")[2]
+    described = {shell: re.findall(r"`kimberlite completion (\w+) > ", told) for shell, told in rows(table)}
+    assert described == {shell: [shell] for shell in shells.SCRIPTS}
 
 
 def test_every_setting_of_the_daemon_is_described_with_its_default() -> None:

@@ -37,7 +37,7 @@ Batch = list[bytes | Record]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target(parser)
     parser.add_argument("stream", metavar="STREAM")
-    parser.add_argument("--file", metavar="F", help="read F and not stdin")
+    parser.add_argument("--file", metavar="FILE", help="read FILE and not stdin")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--jsonl", action="store_true", help="every line is a JSON object with a payload")
     form.add_argument("--whole", action="store_true", help="the whole input is one record")

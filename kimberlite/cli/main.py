@@ -13,6 +13,7 @@ from typing import Final, NoReturn
 from kimberlite.cli import (
     append,
     bench,
+    completion,
     config,
     demo,
     info,
@@ -41,6 +42,7 @@ COMMANDS: Final[dict[str, ModuleType]] = {
     "bench": bench,
     "inspect": inspect,
     "keys": keys,
+    "completion": completion,
     "demo": demo,
 }
 #: What a shell shows for a command that a signal ended.
