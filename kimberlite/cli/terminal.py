@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
-from typing import Any, Final, Self
+from enum import Enum
+from typing import Any, Final, Self, TextIO
 
 from kimberlite.cli import forms
 from kimberlite.errors import Conflict, Corrupt, KimberliteError
@@ -13,6 +15,20 @@ from kimberlite.errors import Conflict, Corrupt, KimberliteError
 WIDTH: Final = 40
 #: Seconds between two drawings.
 INTERVAL: Final = 0.1
+
+
+class Ink(Enum):
+    """What a word is written in for whoever looks at a terminal that has colours, and wants them (no-color.org)."""
+
+    BOLD = 1
+    DIM = 2
+    RED = 31
+    GREEN = 32
+
+    def on(self, stream: TextIO, text: str) -> str:
+        """The text must be harmless already."""
+        plain = not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM", "") in ("", "dumb")
+        return text if plain else f"\x1b[{self.value}m{text}\x1b[0m"
 
 
 def say(data: bytes | str) -> None:
@@ -24,9 +40,9 @@ def say(data: bytes | str) -> None:
 
 
 def table(rows: dict[str, Any]) -> str:
-    """Names and values, one pair a line."""
+    """Names and values for stdout, one pair a line."""
     width = max(map(len, rows)) + 2
-    return "\n".join(f"{name:{width}}{value}" for name, value in rows.items())
+    return "\n".join(f"{Ink.BOLD.on(sys.stdout, f'{name:{width}}')}{value}" for name, value in rows.items())
 
 
 def harmless(data: bytes) -> bytes:
@@ -45,7 +61,8 @@ def complain(error: KimberliteError, *, as_json: bool) -> None:
         text = forms.line(error_form(error), escape=sys.stderr.isatty())
     else:
         # It may cite a name that somebody else has put into the directory.
-        text = f"kimberlite: {error.code}: {escaped(' '.join(str(error).split()))}\n".encode()
+        message = escaped(" ".join(str(error).split()))
+        text = f"kimberlite: {Ink.RED.on(sys.stderr, error.code)}: {message}\n".encode()
     # What it exits with says the most of it.
     with contextlib.suppress(OSError):
         clear()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 from pathlib import Path
 from typing import Any
 
 from kimberlite import api
 from kimberlite.cli import forms
 from kimberlite.cli.target import RETRY, add_key_file, add_target, directory, is_url
-from kimberlite.cli.terminal import Progress, say, table
+from kimberlite.cli.terminal import Ink, Progress, say, table
 from kimberlite.errors import Invalid
 from kimberlite.log.verify import shown, verify_directory
 from kimberlite.records import Receipt
@@ -29,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
         say(forms.line(found))
         return 0
     notes = found.pop("notes")
-    say(table(found))
+    say(table({"verdict": Ink.GREEN.on(sys.stdout, "sound")} | found))
     for note in notes:
         say(f"note: {note}")
     return 0
