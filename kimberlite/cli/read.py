@@ -1,6 +1,7 @@
 """read: print records, of one stream or of the whole log.
 
-Without `--json` a record is its payload as it is and a newline; on a terminal control characters are escaped.
+Without `--json` a record is its payload as it is and a newline; on a terminal control characters are escaped, and
+its stream and offset stand before it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from datetime import datetime
 
 from kimberlite.cli import forms
 from kimberlite.cli.target import add_key_file, add_target, open_reader
-from kimberlite.cli.terminal import harmless, say
+from kimberlite.cli.terminal import located, plain, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     shown = sys.stdout.isatty()
-    escape = harmless if shown else bytes
+    text = located if shown else plain
     with open_reader(arguments) as database:
         found = database.read(
             arguments.stream,
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
             if arguments.json:
                 say(b"".join(forms.line(forms.record_form(record), escape=shown) for record in batch))
             else:
-                say(b"".join(escape(record.payload) + b"\n" for record in batch))
+                say(b"".join(map(text, batch)))
     return 0
 
 

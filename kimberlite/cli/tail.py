@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from kimberlite.cli import forms
 from kimberlite.cli.target import add_key_file, add_target, open_reader
-from kimberlite.cli.terminal import harmless, say
+from kimberlite.cli.terminal import located, plain, say
 from kimberlite.records import Record
 
 
@@ -24,13 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     shown = sys.stdout.isatty()
-    escape = harmless if shown else bytes
+    text = located if shown else plain
 
     def show(records: Iterable[Record]) -> None:
         if arguments.json:
             say(b"".join(forms.line(forms.record_form(record), escape=shown) for record in records))
         else:
-            say(b"".join(escape(record.payload) + b"\n" for record in records))
+            say(b"".join(map(text, records)))
 
     with open_reader(arguments) as database:
         last = list(database.read(arguments.stream, reverse=True, limit=max(1, arguments.lines)))[::-1]

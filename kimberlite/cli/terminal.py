@@ -11,6 +11,7 @@ from typing import Any, Final, Self, TextIO
 
 from kimberlite.cli import forms
 from kimberlite.errors import Conflict, Corrupt, KimberliteError
+from kimberlite.records import Record
 
 WIDTH: Final = 40
 #: Seconds between two drawings.
@@ -27,8 +28,8 @@ class Ink(Enum):
 
     def on(self, stream: TextIO, text: str) -> str:
         """The text must be harmless already."""
-        plain = not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM", "") in ("", "dumb")
-        return text if plain else f"\x1b[{self.value}m{text}\x1b[0m"
+        colourless = os.environ.get("NO_COLOR") or os.environ.get("TERM", "") in ("", "dumb")
+        return text if colourless or not stream.isatty() else f"\x1b[{self.value}m{text}\x1b[0m"
 
 
 def say(data: bytes | str) -> None:
@@ -52,6 +53,16 @@ def harmless(data: bytes) -> bytes:
 
 def escaped(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in text)
+
+
+def located(record: Record) -> bytes:
+    """A line for a terminal: where the record stands, and a payload that is only shown."""
+    place = Ink.DIM.on(sys.stdout, escaped(f"{record.stream}:{record.offset}"))
+    return place.encode() + b"  " + harmless(record.payload) + b"\n"
+
+
+def plain(record: Record) -> bytes:
+    return record.payload + b"\n"
 
 
 def complain(error: KimberliteError, *, as_json: bool) -> None:

@@ -54,6 +54,15 @@ def test_a_log_that_is_not_sound_is_red(ledger: Path) -> None:
     assert terminal("verify", ledger).startswith("kimberlite: \x1b[31mCORRUPT\x1b[0m: segments/")
 
 
+@pytest.mark.parametrize("name", ["read", "tail"])
+def test_a_record_stands_behind_its_dim_stream_and_offset(path: Path, process: Call, name: str) -> None:
+    assert process("append", path, "s\u202e", stdin=b"one\n\x1b[31mtwo\n").status == 0
+    shown = "\x1b[2ms\\u202e:0\x1b[0m  one\n\x1b[2ms\\u202e:1\x1b[0m  \\x1b[31mtwo\n"
+    assert terminal(name, path, "s\u202e") == shown
+    assert terminal(name, path, NO_COLOR="1") == ink_removed(shown)
+    assert process(name, path).out == b"one\n\x1b[31mtwo\n"
+
+
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"NO_COLOR": "0"}, {"TERM": "dumb"}, {"TERM": ""}])
 @pytest.mark.parametrize("arguments", [["verify", "ledger"], ["info", "ledger"], ["info", "nowhere"]])
 def test_whoever_wants_no_colours_gets_the_same_words(
