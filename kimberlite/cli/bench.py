@@ -31,7 +31,7 @@ MOST_CLIENTS: Final = 10_000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     number = forms.parse_number
     parser.add_argument("work", choices=get_args(Work), help="mixed: every second client reads")
-    parser.add_argument("target", metavar="TARGET", help="kimberlite://HOST:PORT; what is appended stays in its log")
+    parser.add_argument("target", metavar="URL", help="kimberlite://HOST:PORT; what is appended stays in its log")
     parser.add_argument("--clients", metavar="N", type=number, default=1)
     parser.add_argument("--batch", metavar="N", type=number, default=100, help="records of a request; 100 by default")
     parser.add_argument("--size", metavar="BYTES", type=number, default=256, help="of a record; 256 by default")
@@ -39,10 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--payload", choices=("random", "json"), default="random", help="json: events that compress as events do"
     )
     parser.add_argument("--depth", metavar="N", type=number, default=1, help="open requests of each client")
-    parser.add_argument("--seconds", metavar="S", type=float, default=10.0, help="of load; 10 by default")
+    parser.add_argument("--seconds", metavar="SECONDS", type=float, default=10.0, help="of load; 10 by default")
     parser.add_argument(
         "--rate",
-        metavar="R",
+        metavar="RATE",
         type=float,
         help="records a second of all clients, sent when they are due, whatever is answered; else as fast as possible",
     )

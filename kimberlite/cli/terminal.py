@@ -107,7 +107,7 @@ class Status:
         now = time.monotonic()
         if self._shown and now - self._drawn >= INTERVAL:
             self._drawn = now
-            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.write(f"\r{text}\x1b[K")
             sys.stderr.flush()
 
     def __enter__(self) -> Self:

@@ -46,7 +46,7 @@ COMPLETED = {
     "nonsense --sy": ["nonsense", "--sy"],
 }
 #: What a parser's names of values are, besides paths: only the user knows them.
-UNKNOWN = {"STREAM", "N", "ID:SEQ", "AT", "WHERE", "HOST:PORT", "NAME=VALUE"}
+UNKNOWN = {"STREAM", "NAME", "URL", "N", "BYTES", "SECONDS", "RATE", "ID:SEQ", "AT", "WHERE", "HOST:PORT", "NAME=VALUE"}
 WAYS = ["bash", "zsh", "zsh with fpath", "fish"]
 
 

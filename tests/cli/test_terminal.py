@@ -28,7 +28,7 @@ def terminal(*arguments: object, **variables: str) -> str:
     os.close(parent)
     done.wait(60)
     # The bar that is drawn on stderr, and taken away.
-    return re.sub(r"(\r\w+ \[[#.]+\] +\d+%)*\r\x1b\[K", "", shown.decode()).replace("\r\n", "\n")
+    return re.sub(r"(\r\w+ \[[#.]+\] +\d+%\x1b\[K)*\r\x1b\[K", "", shown.decode()).replace("\r\n", "\n")
 
 
 def read(fd: int) -> bytes:
