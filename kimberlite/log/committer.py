@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
@@ -69,7 +70,7 @@ class Committer:
         self._loop = asyncio.get_running_loop()
         self._marks, self._mark, self._marking = marks, mark, False
         self._marked_at = mark.group
-        self.pool = log.pool()
+        self.pool = log.pool(self.entered, options.group_bytes)
         #: Out of the pool, and in no flight yet.
         self._taken: list[_native.Request] = []
         #: Appends that wait for room in the pool, in their order.
@@ -77,7 +78,6 @@ class Committer:
         self._flights = Flights()
         self._syncing = False
         self._busy: asyncio.Task[None] | None = None
-        self._pump_due = False
         self._idle: asyncio.TimerHandle | None = None
         self._os_timer: asyncio.TimerHandle | None = None
         self._waiting: list[asyncio.Future[None]] = []
@@ -115,13 +115,8 @@ class Committer:
         self.check()
         if self.closed:
             raise Closed("the database was closed before this was appended")
-        self.pool.push(request, self.writing)
+        self.pool.push(request)
         self.entered()
-
-    @property
-    def writing(self) -> bool:
-        """Whether a group is on its way, so that the next will wait a little."""
-        return bool(self._flights.writing)
 
     @property
     def pulse(self) -> tuple[int, ...] | None:
@@ -141,8 +136,8 @@ class Committer:
         if self.pool.bytes >= self.options.group_bytes and self._busy is None:
             # Sealed while the others are still asking, so that it is written while the next is sealed.
             self._pump()
-        elif not self._pump_due:
-            self._pump_due = True
+        elif not self.pool.due:
+            self.pool.due = True
             if self.options.max_delay and not self._flights:
                 self._loop.call_later(self.options.max_delay, self._pump)
             else:
@@ -152,11 +147,13 @@ class Committer:
         """Waits for room in the pool, behind whoever waits already."""
         turn = self._loop.create_future()
         self._turns.append(turn)
+        self.pool.turns += 1
         try:
             self.check()
             await turn
         finally:
             self._turns.remove(turn)
+            self.pool.turns -= 1
             # When this one is in the pool, or gone.
             self._loop.call_soon(self._let_in)
 
@@ -173,7 +170,7 @@ class Committer:
     # ---- pool to disk
 
     def _pump(self) -> None:
-        self._pump_due = False
+        self.pool.due = False
         try:
             self._pump_all()
         except BaseException as error:
@@ -267,8 +264,9 @@ class Committer:
         sealed = self.log.seal(self.segment, self.tail.place, self.durable, now, closing, buffer)
         self.tail.advance(sealed.padded)
         self.written += sealed.padded
-        flight = Flight(sealed, buffer, durable, self._loop.time())
+        flight = Flight(sealed, buffer, durable, time.monotonic())
         self._flights.add(flight)
+        self.pool.writing = True
         return flight
 
     def _write(self, flight: Flight) -> None:
@@ -282,6 +280,7 @@ class Committer:
                 self.poison(error)
                 return
             self._flights.written(flight)
+            self.pool.writing = bool(self._flights.writing)
             view.release()
             if len(self._buffers) < SPARE_BUFFERS:
                 self._buffers.append(buffer)
@@ -356,7 +355,7 @@ class Committer:
         if self.poisoned is not None:
             return
         synced = self._flights.synced()
-        now = self._loop.time() if synced else 0.0
+        now = time.monotonic() if synced else 0.0
         for flight in synced:
             self.durable = flight.sealed.number
             self.log.publish(flight.sealed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from functools import partial
 from typing import Any, Final
 
@@ -31,10 +31,10 @@ class Serving:
         self._log, self._limits = log, limits
         self.committer: Final[Committer] = committer
 
-    def session(self, write: Callable[[bytes], object], go_on: Callable[[], object]) -> _native.Session:
-        """For one client: `write` takes what is for it, `go_on` is called when it may be read from again."""
+    def session(self, connection: _native._Connection) -> _native.Session:
+        """For one client."""
         log = self._log
-        return _native.Session(log._native, self.committer.pool, self._limits, log._options.sync, write, go_on)
+        return _native.Session(log._native, self.committer.pool, self._limits, log._options.sync, connection)
 
     async def prepare(self, parts: Parts) -> None:
         """Makes the streams that are missing, together with whoever else is waiting for one. Comes before `enter`."""

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, cast
 
-from kimberlite import _native
 from kimberlite.errors import FrameTooLarge, KimberliteError, LimitExceeded, ProtocolError, SlowConsumer
 from kimberlite.server.dispatch import Dispatch
 from kimberlite.wire.messages import NOBODY
@@ -31,8 +30,11 @@ class Connection(asyncio.BufferedProtocol):
         self._server, self.access = server, server.access
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
-        self.session: _native.Session
-        self.dispatch: Dispatch
+        self.session = server.serving.session(self)
+        self.dispatch = Dispatch(self, server)
+        # Reads go from the loop to the session without a step of Python.
+        self.get_buffer = self.session.get_buffer  # type: ignore[method-assign]
+        self.buffer_updated = self.session.buffer_updated  # type: ignore[method-assign]
         #: Why nothing is read: "full", "crowded", "memory", "unread", "hello", "ended", "closing".
         self._held: set[str] = set()
         self._writable = asyncio.Event()
@@ -55,17 +57,8 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=self._server.limits.outbox_bytes)
-        self.session = self._server.serving.session(self._transport.write, self._go_on_soon)
-        self.dispatch = Dispatch(self, self._server)
+        self.session.begin(self._transport.write)
         self._server.joined(self)
-
-    def get_buffer(self, sizehint: int) -> _native.Session:
-        return self.session
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self.session.arrived(nbytes)
-        if not self._held:
-            self._take()
 
     def eof_received(self) -> bool:
         # What was asked for is still answered: the other half may be open. What would never end does.
@@ -96,18 +89,8 @@ class Connection(asyncio.BufferedProtocol):
 
     # ---- taking
 
-    def _take(self) -> None:
-        committer = self._server.serving.committer
-        if committer.crowded:
-            self._wait_for_room()
-            return
-        try:
-            pushed, frames, stop, message = self.session.take(committer.writing)
-        except KimberliteError as error:
-            self.fail(error)
-            return
-        if pushed:
-            committer.entered()
+    def took(self, frames: list[tuple[int, int, bytes]], stop: str | None, message: str) -> None:
+        """The session has these requests for us, and took no more for this reason."""
         for kind, id, body in frames:
             self.dispatch.take(kind, id, body)
         if stop is None:
@@ -130,7 +113,8 @@ class Connection(asyncio.BufferedProtocol):
         finally:
             self._release("crowded")
 
-    def _go_on_soon(self) -> None:
+    def go_on(self) -> None:
+        """The session has room for requests again."""
         self._loop.call_soon(self._release, "full")
 
     def greet(self) -> None:
@@ -142,6 +126,7 @@ class Connection(asyncio.BufferedProtocol):
     def _hold(self, why: str) -> None:
         if not self._held:
             self._transport.pause_reading()
+            self.session.hold(True)
         self._held.add(why)
 
     def _release(self, why: str) -> None:
@@ -150,7 +135,8 @@ class Connection(asyncio.BufferedProtocol):
         self._held.discard(why)
         if self._held or self.closing:
             return
-        self._take()
+        self.session.hold(False)
+        self.session.take()
         if not self._held and not self.closing:
             self._transport.resume_reading()
 

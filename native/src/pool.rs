@@ -1,5 +1,6 @@
 //! Appends on their way to a group: Python runs once for each of them, and what is done for many is done here.
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
@@ -224,6 +225,15 @@ const WORTH_A_THREAD: usize = 32;
 pub struct Pool {
     log: Arc<log::Log>,
     state: Mutex<Waiting>,
+    /// Is called when appends have come, unless it was and has not yet looked at them: `due`.
+    entered: Mutex<Option<Py<PyAny>>>,
+    due: AtomicBool,
+    /// Bytes that are worth a group of their own, even beside one that is being written.
+    group_bytes: usize,
+    /// Whether a group is being written: the next waits a little.
+    writing: AtomicBool,
+    /// Appends that wait for room in here; none passes them.
+    turns: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -234,8 +244,33 @@ struct Waiting {
 }
 
 impl Pool {
-    pub fn new(log: Arc<log::Log>) -> Self {
-        Self { log, state: Mutex::default() }
+    pub fn new(log: Arc<log::Log>, entered: Py<PyAny>, group_bytes: usize) -> Self {
+        Self {
+            log,
+            state: Mutex::default(),
+            entered: Mutex::new(Some(entered)),
+            due: AtomicBool::new(false),
+            group_bytes,
+            writing: AtomicBool::new(false),
+            turns: AtomicUsize::new(0),
+        }
+    }
+
+    /// Whether whoever comes has to wait for its turn.
+    pub fn crowded(&self, most: usize) -> bool {
+        self.turns.load(Relaxed) > 0 || self.bytes() >= most
+    }
+
+    /// Appends have come.
+    pub fn pushed(&self, py: Python<'_>) -> PyResult<()> {
+        if self.due.load(Relaxed) && self.bytes() < self.group_bytes {
+            return Ok(());
+        }
+        let entered = lock(&self.entered).as_ref().map(|entered| entered.clone_ref(py));
+        if let Some(entered) = entered {
+            entered.bind(py).call0()?;
+        }
+        Ok(())
     }
 }
 
@@ -263,8 +298,45 @@ impl Waiting {
 impl Pool {
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         // What cannot be looked at now is not garbage.
+        if let Ok(entered) = self.entered.try_lock() {
+            visit.call(&*entered)?;
+        }
         let Ok(state) = self.state.try_lock() else { return Ok(()) };
         state.queue.iter().try_for_each(|request| visit.call(request))
+    }
+
+    fn __clear__(&self) {
+        lock(&self.entered).take();
+    }
+
+    #[getter]
+    fn due(&self) -> bool {
+        self.due.load(Relaxed)
+    }
+
+    #[setter]
+    fn set_due(&self, due: bool) {
+        self.due.store(due, Relaxed);
+    }
+
+    #[getter]
+    fn writing(&self) -> bool {
+        self.writing.load(Relaxed)
+    }
+
+    #[setter]
+    fn set_writing(&self, writing: bool) {
+        self.writing.store(writing, Relaxed);
+    }
+
+    #[getter]
+    fn turns(&self) -> usize {
+        self.turns.load(Relaxed)
+    }
+
+    #[setter]
+    fn set_turns(&self, turns: usize) {
+        self.turns.store(turns, Relaxed);
     }
 
     fn __len__(&self) -> usize {
@@ -290,10 +362,9 @@ impl Pool {
         std::mem::take(&mut *lock(&self.state)).queue.into()
     }
 
-    /// `waits`: it will not be sealed at once, even if it is the first.
-    pub fn push(&self, request: Bound<'_, Request>, waits: bool) {
+    pub fn push(&self, request: Bound<'_, Request>) {
         let mut state = lock(&self.state);
-        if (waits || !state.queue.is_empty()) && !self.log.seeded {
+        if (self.writing.load(Relaxed) || !state.queue.is_empty()) && !self.log.seeded {
             state.make_ahead(&self.log, request.get());
         }
         state.bytes += request.get().size;

@@ -14,7 +14,7 @@ use kimberlite_core::wire::{Header, LARGEST, cursor, kind, put_message};
 use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
-use pyo3::{PyTraverseError, PyVisit, ffi};
+use pyo3::{PyTraverseError, PyVisit, ffi, intern};
 
 use crate::inbox::{Lease, USUAL, arrived};
 use crate::limits::Limits;
@@ -46,9 +46,12 @@ struct State {
     answered: usize,
     /// What leaves with the next write.
     out: Vec<u8>,
-    /// None when it is closed.
+    /// Takes bytes for the client; None before there is a socket, and when it is closed.
     write: Option<Py<PyAny>>,
-    go_on: Option<Py<PyAny>>,
+    /// Is told what is not ours to do; None when it is closed.
+    connection: Option<Py<PyAny>>,
+    /// Whether nothing is taken of what arrives.
+    held: bool,
     /// Messages and bytes that have arrived.
     counted: (u64, u64),
 }
@@ -101,11 +104,11 @@ enum Taken {
 
 #[pymethods]
 impl Session {
-    /// `write` takes bytes for the client; `go_on` is called when there is room for requests again.
+    /// The connection's `took` is called with what is not ours to do, its `go_on` when there is room for requests again.
     #[new]
-    fn new(log: &Log, pool: Py<Pool>, limits: Py<Limits>, policy: String, write: Py<PyAny>, go_on: Py<PyAny>) -> Self {
+    fn new(log: &Log, pool: Py<Pool>, limits: Py<Limits>, policy: String, connection: Py<PyAny>) -> Self {
         let inbox = Some(Inbox::new(USUAL, LARGEST));
-        let state = State { inbox, write: Some(write), go_on: Some(go_on), ..State::default() };
+        let state = State { inbox, connection: Some(connection), ..State::default() };
         Self { log: log.inner.clone(), pool, limits, policy, state: Mutex::new(state), lease: Lease::default() }
     }
 
@@ -114,11 +117,39 @@ impl Session {
         // What cannot be looked at now is not garbage.
         let Ok(state) = self.state.try_lock() else { return Ok(()) };
         visit.call(&state.write)?;
-        visit.call(&state.go_on)
+        visit.call(&state.connection)
     }
 
     fn __clear__(&self) {
         self.close();
+    }
+
+    /// From here on there is a socket, and `write` takes bytes for the client.
+    fn begin(&self, write: Py<PyAny>) {
+        lock(&self.state).write = Some(write);
+    }
+
+    /// As a protocol of asyncio: the memory for the next read.
+    #[allow(unused_variables)]
+    fn get_buffer<'py>(slf: &Bound<'py, Self>, sizehint: isize) -> Bound<'py, Self> {
+        slf.clone()
+    }
+
+    /// As a protocol of asyncio: so many bytes were read. They are taken, unless it is held.
+    fn buffer_updated(slf: &Bound<'_, Self>, nbytes: usize) -> PyResult<()> {
+        let mut state = lock(&slf.get().state);
+        state.counted.1 += nbytes as u64;
+        slf.get().limits.get().received.fetch_add(nbytes as u64, Relaxed);
+        let Some(inbox) = &mut state.inbox else { return Ok(()) };
+        arrived(inbox, nbytes)?;
+        let held = state.held;
+        drop(state);
+        if held { Ok(()) } else { Self::take(slf) }
+    }
+
+    /// From here on what arrives is taken, or not.
+    fn hold(&self, held: bool) {
+        lock(&self.state).held = held;
     }
 
     /// Where the next read goes.
@@ -141,25 +172,16 @@ impl Session {
         lock(&self.state).inbox.as_ref().map_or(0, Inbox::capacity)
     }
 
-    /// So many bytes were read.
-    fn arrived(&self, count: usize) -> PyResult<()> {
-        let mut state = lock(&self.state);
-        state.counted.1 += count as u64;
-        self.limits.get().received.fetch_add(count as u64, Relaxed);
-        let Some(inbox) = &mut state.inbox else { return Ok(()) };
-        arrived(inbox, count)
-    }
-
-    /// Takes what has arrived. Appends that can go to the pool are in it; `writing`: a group is on its way already.
-    /// Gives whether there were any, what else arrived, and why no more was taken, if more has.
-    #[allow(clippy::type_complexity)]
-    fn take<'py>(
-        slf: &Bound<'py, Self>,
-        writing: bool,
-    ) -> PyResult<(bool, Vec<(u32, u32, Bound<'py, PyBytes>)>, Option<&'static str>, String)> {
+    /// Takes what has arrived. Appends that can go to the pool are in it then; of everything else, and of why no more
+    /// was taken though more has arrived, the connection is told.
+    fn take(slf: &Bound<'_, Self>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
+        let pool = this.pool.get();
+        if pool.crowded(this.limits.get().pool_bytes) {
+            return this.tell(py, Vec::new(), &Stop::Crowded);
+        }
         let mut state = lock(&this.state);
-        let Some(mut inbox) = state.inbox.take() else { return Ok((false, Vec::new(), None, String::new())) };
+        let Some(mut inbox) = state.inbox.take() else { return Ok(()) };
         let (mut pushed, mut frames) = (false, Vec::new());
         let stop = loop {
             let (header, body) = match inbox.next() {
@@ -175,11 +197,11 @@ impl Session {
             if header.id == kind::NOBODY {
                 break Stop::Broken("PROTOCOL_ERROR", "no request has this id".into());
             }
-            if let Some(stop) = this.held_up(py, &mut state, header.kind) {
+            if let Some(stop) = this.held_up(&state, header.kind) {
                 break stop;
             }
             state.counted.0 += 1;
-            let taken = this.taken(slf, &mut state, header, body, writing)?;
+            let taken = this.taken(slf, &mut state, header, body)?;
             let refused = matches!(taken, Taken::Refused(..));
             match taken {
                 Taken::Pushed => pushed = true,
@@ -210,9 +232,13 @@ impl Session {
         let out = std::mem::take(&mut state.out);
         drop(state);
         this.write(py, &out);
-        let name = stop.name();
-        let message = if let Stop::Broken(_, message) = stop { message } else { String::new() };
-        Ok((pushed, frames, name, message))
+        if pushed {
+            pool.pushed(py)?;
+        }
+        if frames.is_empty() && matches!(stop, Stop::Empty) {
+            return Ok(());
+        }
+        this.tell(py, frames, &stop)
     }
 
     /// From here on it may append.
@@ -311,8 +337,16 @@ impl Session {
 }
 
 impl Session {
+    fn tell(&self, py: Python<'_>, frames: Vec<(u32, u32, Bound<'_, PyBytes>)>, stop: &Stop) -> PyResult<()> {
+        let connection = lock(&self.state).connection.as_ref().map(|connection| connection.clone_ref(py));
+        let Some(connection) = connection else { return Ok(()) };
+        let message = if let Stop::Broken(_, message) = stop { message } else { "" };
+        connection.bind(py).call_method1(intern!(py, "took"), (frames, stop.name(), message))?;
+        Ok(())
+    }
+
     /// Why the next request, of this kind, has to wait.
-    fn held_up(&self, py: Python<'_>, state: &mut State, kind: u32) -> Option<Stop> {
+    fn held_up(&self, state: &State, kind: u32) -> Option<Stop> {
         let limits = self.limits.get();
         if matches!(kind, kind::CREDIT | kind::STOP) {
             return None;
@@ -321,7 +355,7 @@ impl Session {
             return Some(Stop::Full);
         }
         let append = matches!(kind, kind::APPEND | kind::APPEND_MANY);
-        (append && self.pool.bind(py).get().bytes() >= limits.pool_bytes).then_some(Stop::Crowded)
+        (append && self.pool.get().bytes() >= limits.pool_bytes).then_some(Stop::Crowded)
     }
 
     /// Whether there is room for what arrives next, or may be: then that much of what all inboxes may grow by is taken.
@@ -341,14 +375,7 @@ impl Session {
         self.limits.get().settle(before, inbox.capacity());
     }
 
-    fn taken(
-        &self,
-        slf: &Bound<'_, Self>,
-        state: &mut State,
-        header: Header,
-        body: &[u8],
-        writing: bool,
-    ) -> PyResult<Taken> {
+    fn taken(&self, slf: &Bound<'_, Self>, state: &mut State, header: Header, body: &[u8]) -> PyResult<Taken> {
         if !state.greeted {
             let hello = header.kind == kind::HELLO;
             return Ok(if hello { Taken::Frame } else { Taken::Broken("the first message is a hello".into()) });
@@ -388,14 +415,14 @@ impl Session {
         let producer = producer.map(|(id, sequence)| (id.to_vec(), sequence));
         let quantum = self.log.database.quantum;
         let request = Request::build(caller, vec![part], Policy::named(sync), producer, false, quantum);
-        self.pool.bind(slf.py()).get().push(Bound::new(slf.py(), request)?, writing);
+        self.pool.get().push(Bound::new(slf.py(), request)?);
         Ok(Taken::Pushed)
     }
 
     /// Puts an append's receipts to the answers that leave with `send_answers`; whether they are the first.
     pub fn answer(&self, id: u32, weight: usize, receipts: &[Receipt], key: &EndingKey) -> bool {
         let mut state = lock(&self.state);
-        if state.write.is_none() {
+        if state.connection.is_none() {
             return false;
         }
         receipts::put_answer(&mut state.answers, id, receipts.len());
@@ -455,7 +482,7 @@ impl Session {
 
     fn close_request(&self, py: Python<'_>, weight: usize) {
         let mut state = lock(&self.state);
-        if state.write.is_some() {
+        if state.connection.is_some() {
             state.requests -= 1;
             state.bytes -= weight;
         }
@@ -473,10 +500,10 @@ impl Session {
             return;
         }
         state.full = false;
-        let go_on = state.go_on.as_ref().map(|go_on| go_on.clone_ref(py));
+        let connection = state.connection.as_ref().map(|connection| connection.clone_ref(py));
         drop(state);
-        if let Some(go_on) = go_on
-            && let Err(error) = go_on.bind(py).call0()
+        if let Some(connection) = connection
+            && let Err(error) = connection.bind(py).call_method0(intern!(py, "go_on"))
         {
             error.write_unraisable(py, None);
         }
