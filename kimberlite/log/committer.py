@@ -70,7 +70,7 @@ class Committer:
         self._loop = asyncio.get_running_loop()
         self._marks, self._mark, self._marking = marks, mark, False
         self._marked_at = mark.group
-        self.pool = log.pool(self.entered, options.group_bytes)
+        self.pool = log.pool(options.group_bytes)
         #: Out of the pool, and in no flight yet.
         self._taken: list[_native.Request] = []
         #: Appends that wait for room in the pool, in their order.

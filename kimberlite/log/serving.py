@@ -33,8 +33,10 @@ class Serving:
 
     def session(self, connection: _native._Connection) -> _native.Session:
         """For one client."""
-        log = self._log
-        return _native.Session(log._native, self.committer.pool, self._limits, log._options.sync, connection)
+        log, committer = self._log, self.committer
+        return _native.Session(
+            log._native, committer.pool, self._limits, log._options.sync, committer.entered, connection
+        )
 
     async def prepare(self, parts: Parts) -> None:
         """Makes the streams that are missing, together with whoever else is waiting for one. Comes before `enter`."""

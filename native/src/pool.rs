@@ -225,8 +225,7 @@ const WORTH_A_THREAD: usize = 32;
 pub struct Pool {
     log: Arc<log::Log>,
     state: Mutex<Waiting>,
-    /// Is called when appends have come, unless it was and has not yet looked at them: `due`.
-    entered: Mutex<Option<Py<PyAny>>>,
+    /// Whether the committer is to look at those that have come, and has not yet.
     due: AtomicBool,
     /// Bytes that are worth a group of their own, even beside one that is being written.
     group_bytes: usize,
@@ -244,11 +243,10 @@ struct Waiting {
 }
 
 impl Pool {
-    pub fn new(log: Arc<log::Log>, entered: Py<PyAny>, group_bytes: usize) -> Self {
+    pub fn new(log: Arc<log::Log>, group_bytes: usize) -> Self {
         Self {
             log,
             state: Mutex::default(),
-            entered: Mutex::new(Some(entered)),
             due: AtomicBool::new(false),
             group_bytes,
             writing: AtomicBool::new(false),
@@ -261,16 +259,9 @@ impl Pool {
         self.turns.load(Relaxed) > 0 || self.bytes() >= most
     }
 
-    /// Appends have come.
-    pub fn pushed(&self, py: Python<'_>) -> PyResult<()> {
-        if self.due.load(Relaxed) && self.bytes() < self.group_bytes {
-            return Ok(());
-        }
-        let entered = lock(&self.entered).as_ref().map(|entered| entered.clone_ref(py));
-        if let Some(entered) = entered {
-            entered.bind(py).call0()?;
-        }
-        Ok(())
+    /// Whether the committer wants to know that appends have come: unless it is to look at them already.
+    pub fn matters(&self) -> bool {
+        !self.due.load(Relaxed) || self.bytes() >= self.group_bytes
     }
 }
 
@@ -298,15 +289,8 @@ impl Waiting {
 impl Pool {
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         // What cannot be looked at now is not garbage.
-        if let Ok(entered) = self.entered.try_lock() {
-            visit.call(&*entered)?;
-        }
         let Ok(state) = self.state.try_lock() else { return Ok(()) };
         state.queue.iter().try_for_each(|request| visit.call(request))
-    }
-
-    fn __clear__(&self) {
-        lock(&self.entered).take();
     }
 
     #[getter]

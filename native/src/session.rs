@@ -48,6 +48,8 @@ struct State {
     out: Vec<u8>,
     /// Takes bytes for the client; None before there is a socket, and when it is closed.
     write: Option<Py<PyAny>>,
+    /// Is called when appends have come into the pool; None when it is closed.
+    entered: Option<Py<PyAny>>,
     /// Is told what is not ours to do; None when it is closed.
     connection: Option<Py<PyAny>>,
     /// Whether nothing is taken of what arrives.
@@ -104,11 +106,18 @@ enum Taken {
 
 #[pymethods]
 impl Session {
-    /// The connection's `took` is called with what is not ours to do, its `go_on` when there is room for requests again.
+    /// `entered` is called when appends have come into the pool. The connection's `took` is called with what is not ours to do, its `go_on` when there is room for requests again.
     #[new]
-    fn new(log: &Log, pool: Py<Pool>, limits: Py<Limits>, policy: String, connection: Py<PyAny>) -> Self {
+    fn new(
+        log: &Log,
+        pool: Py<Pool>,
+        limits: Py<Limits>,
+        policy: String,
+        entered: Py<PyAny>,
+        connection: Py<PyAny>,
+    ) -> Self {
         let inbox = Some(Inbox::new(USUAL, LARGEST));
-        let state = State { inbox, connection: Some(connection), ..State::default() };
+        let state = State { inbox, entered: Some(entered), connection: Some(connection), ..State::default() };
         Self { log: log.inner.clone(), pool, limits, policy, state: Mutex::new(state), lease: Lease::default() }
     }
 
@@ -117,6 +126,7 @@ impl Session {
         // What cannot be looked at now is not garbage.
         let Ok(state) = self.state.try_lock() else { return Ok(()) };
         visit.call(&state.write)?;
+        visit.call(&state.entered)?;
         visit.call(&state.connection)
     }
 
@@ -232,8 +242,9 @@ impl Session {
         let out = std::mem::take(&mut state.out);
         drop(state);
         this.write(py, &out);
-        if pushed {
-            pool.pushed(py)?;
+        if pushed && pool.matters() {
+            let entered = lock(&this.state).entered.as_ref().map(|entered| entered.clone_ref(py));
+            entered.map(|entered| entered.call0(py)).transpose()?;
         }
         if frames.is_empty() && matches!(stop, Stop::Empty) {
             return Ok(());

@@ -15,8 +15,8 @@ use crate::pool::{Answers, Pool, Request};
 #[pymethods]
 impl Log {
     /// Where appends wait for a group.
-    fn pool(&self, entered: Py<PyAny>, group_bytes: usize) -> Pool {
-        Pool::new(self.inner.clone(), entered, group_bytes)
+    fn pool(&self, group_bytes: usize) -> Pool {
+        Pool::new(self.inner.clone(), group_bytes)
     }
 
     /// An append of records to one stream; None if there is no stream of this name.
