@@ -56,8 +56,13 @@ bench *arguments:
     python -m benches.disk --seconds 2 --markdown
     python -m benches.engine --peers {{ arguments }}
     python -m benches.engine --matrix --rounds 1 --seconds 1 {{ arguments }}
+    python -m benches.network --modes
     python -m benches.reads
     python -m benches.startup
+
+# The network rows, beside Redis Streams and PostgreSQL, which it fetches, starts and stops itself.
+bench-peers *arguments:
+    python -m benches.network --modes --peers {{ arguments }}
 
 # The tour: append, kill, recover, verify, tamper.
 demo:

@@ -15,8 +15,7 @@ LISTENS = re.compile(r"listening on (127\.0\.0\.1:\d+)")
 
 
 class Daemon:
-    """`kimberlite serve` on a free port, from its first word to its exit. What it says goes to `log` beside the
-    database."""
+    """`kimberlite serve` on a free port, from its first word to its exit."""
 
     def __init__(self, path: Path, *settings: str) -> None:
         flags = [flag for setting in settings for flag in ("--set", setting)]
@@ -35,7 +34,7 @@ class Daemon:
             if found := LISTENS.search(line):
                 self.address = found[1]
                 return self
-        self._process.wait()
+        self._process.communicate()
         raise RuntimeError(f"the daemon did not start: {''.join(said)}")
 
     def __exit__(

@@ -1,8 +1,8 @@
 """How fast clients over loopback append and read, beside the raw disk, and what a user would pick instead, in one run.
 
 Every cell is a fresh database and a daemon of its own, driven natively from processes on the same cores; the clock
-stops when the last answer is there. Cells are run in shuffled rounds, with the raw disk and the peers between them;
-medians over rounds.
+stops when the last answer is there. Cells are run in shuffled rounds, with the raw disk and other servers between
+them; medians over rounds.
 """
 
 from __future__ import annotations
@@ -11,18 +11,23 @@ import argparse
 import random
 import shutil
 import statistics
+import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
 import uvloop
 
 import kimberlite.sync
+from benches.clients import Load
 from benches.daemon import Daemon
 from benches.engine import AIM_ALONE, AIM_ENCRYPTED, AIMS
+from benches.rivals import Figures, Rival, rivals, settings_table
 from benches.table import Table, machine, show, write_json
 from kimberlite.crypto.master import create_master
 from kimberlite.load.plan import Plan
@@ -106,14 +111,10 @@ def append(cell: Cell, directory: Path, seconds: float) -> Outcome:
             with Processes(plan) as processes:
                 processes.run(min(seconds, 0.5), warm=True)
                 outcome = processes.run(seconds)
-        times = outcome.times
-        return Outcome(
-            cell,
-            outcome.records_per_s,
-            *(times.quantile(share) / 1e6 for share in (0.5, 0.99, 0.999)),
-            *(1e9 * cell.batch / statistics.mean(writes) for writes in (disk.plain_batch, disk.best_batch)),
-            statistics.median(disk.best_batch) / 1e6,
-        )
+        p50, p99, p999 = (outcome.times.quantile(share) / 1e6 for share in (0.5, 0.99, 0.999))
+        plain, best = (1e9 * cell.batch / statistics.mean(writes) for writes in (disk.plain_batch, disk.best_batch))
+        best_p50 = statistics.median(disk.best_batch) / 1e6
+        return Outcome(cell, outcome.records_per_s, p50, p99, p999, plain, best, best_p50)
     finally:
         shutil.rmtree(path)
 
@@ -228,6 +229,48 @@ async def read_all(url: str) -> float:
         return count / (time.perf_counter() - begun)
 
 
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another server at the work of a cell."""
+
+    cell: Cell
+    name: str
+    figures: Figures
+
+
+def peer_table(found: Sequence[Outcome], peers: Sequence[Peer]) -> Table:
+    """Each work with ours first."""
+    rows = []
+    for ours in found:
+        rows.append((f"{ours.cell.label()}: Kimberlite", *shown(ours), "", f"{ours.records_per_s / ours.plain:.2f}"))
+        for peer in peers:
+            if peer.cell == ours.cell:
+                figures = peer.figures
+                ratio = ours.records_per_s / figures.records_per_s
+                words = f"{peer.cell.label()}: {peer.name}"
+                rows.append((words, *shown(figures), f"{ratio:.2f}", f"{figures.records_per_s / ours.plain:.2f}"))
+    headings = (
+        "clients × in flight × batch: server",
+        "records/s",
+        "p50 ms",
+        "p99 ms",
+        "p99.9 ms",
+        "ours ÷ it",
+        "÷ raw plain",
+    )
+    return Table(f"Durable appends of {SIZE}-byte records over loopback, beside other servers", headings, tuple(rows))
+
+
+def shown(figures: Outcome | Figures) -> tuple[str, ...]:
+    times = (figures.p50_ms, figures.p99_ms, figures.p999_ms)
+    return (f"{figures.records_per_s:,.0f}", *(f"{ms:.3f}" for ms in times))
+
+
+def middle_peer(cell: Cell, name: str, figures: Sequence[Figures]) -> Peer:
+    values = zip(*(astuple(each) for each in figures), strict=True)
+    return Peer(cell, name, Figures(*map(statistics.median, values)))
+
+
 def read_table(found: Sequence[Reading]) -> Table:
     rows = tuple(
         (each.kind, f"{each.records_per_s:,.0f}", f"≥ {each.aim:,.0f}", f"{each.records_per_s / each.aim:.2f}")
@@ -242,28 +285,50 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=3.0, help="of load, for each cell of a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--modes", action="store_true", help="encrypted, and JSON compressed, besides")
+    parser.add_argument("--peers", action="store_true", help="Redis Streams and PostgreSQL at the same work")
     parser.add_argument("--records", type=int, default=READ, help="that are read")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", action="store_true")
     return parser
 
 
+def measure(
+    directory: Path, wanted: Sequence[Cell], peers: Sequence[Rival], seconds: float, rounds: int
+) -> tuple[list[Outcome], list[Peer]]:
+    """Everybody at everything in turns."""
+    ours: dict[Cell, list[Outcome]] = {cell: [] for cell in wanted}
+    theirs: dict[tuple[Cell, str], list[Figures]] = defaultdict(list)
+    turns: list[tuple[Cell, Rival | None]] = [(cell, None) for cell in wanted]
+    turns += [(cell, peer) for cell in wanted for peer in peers if cell.mode == "plain"]
+    for number in range(rounds):
+        for cell, peer in random.Random(number).sample(turns, len(turns)):
+            name = "Kimberlite" if peer is None else peer.name
+            print(f"round {number + 1}/{rounds}: {cell.label()}: {name}", file=sys.stderr, flush=True)
+            if peer is None:
+                ours[cell].append(append(cell, directory, seconds))
+            else:
+                load = Load(cell.clients, cell.depth, cell.batch, SIZE, seconds, PROCESSES)
+                theirs[cell, name].append(peer.run(load))
+    outcomes = [middle(each) for each in ours.values()]
+    return outcomes, [middle_peer(cell, peer.name, theirs[cell, peer.name]) for cell, peer in turns if peer is not None]
+
+
 def main() -> None:
     options = arguments().parse_args()
-    wanted = cells(every_mode=options.modes)
-    found: dict[Cell, list[Outcome]] = {cell: [] for cell in wanted}
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=options.directory) as name:
-        directory = Path(name)
-        for number in range(options.rounds):
-            for cell in random.Random(number).sample(wanted, len(wanted)):
-                found[cell].append(append(cell, directory, options.seconds))
-                print(f"round {number + 1}/{options.rounds}: {cell.label()}", flush=True)
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=options.directory)))
+        peers, missing = stack.enter_context(rivals(directory)) if options.peers else ([], [])
+        print(*missing, sep="\n", end="\n" if missing else "", file=sys.stderr)
+        outcomes, others = measure(directory, cells(every_mode=options.modes), peers, options.seconds, options.rounds)
         readings = read(directory, options.records, options.rounds)
         where = machine(directory)
-    outcomes = [middle(each) for each in found.values()]
-    show(where, [append_table(outcomes), read_table(readings)], markdown=options.markdown)
+    tables = [append_table(outcomes), read_table(readings)]
+    if peers:
+        plain = [outcome for outcome in outcomes if outcome.cell.mode == "plain"]
+        tables += [peer_table(plain, others), settings_table(peers)]
+    show(where, tables, markdown=options.markdown)
     if options.json:
-        write_json(options.json, where, {"append": outcomes, "read": readings})
+        write_json(options.json, where, {"append": outcomes, "read": readings, "peers": others})
 
 
 if __name__ == "__main__":

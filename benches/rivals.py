@@ -6,29 +6,20 @@ on a new server with an empty directory, and afterwards the server is asked whet
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import sys
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from itertools import product
+from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import Protocol
 
-from benches import disk, servers
+from benches import servers
 from benches.clients import Lane, Tally, drive
 from benches.clients import Load as Load
 from benches.dialects import Copy, Insert, Resp, command, query
 from benches.packages import Installed, Missing, had
-from benches.table import Table, machine, quantile, show, write_json
+from benches.table import Table, quantile
 
-#: Clients, batches in flight of each, records of a batch.
-SHAPES = ((1, 1, 100), (1, 8, 100), (32, 1, 100), (1, 1, 1), (64, 1, 1), (64, 16, 1))
-SIZE = 256
 #: Seconds before those that count, unless those are fewer.
 WARM = 0.5
 #: Each is a process of PostgreSQL's; on two cores 200 append no more, and nor do 32.
@@ -147,89 +138,5 @@ def rivals(directory: Path) -> Iterator[tuple[list[Rival], list[str]]]:
     yield found, missing
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    rival: str
-    load: Load
-    figures: Figures
-    #: Records a second of the disk alone: one such batch a sync, one at a time.
-    raw_plain: float
-    raw_best: float
-
-
-def compare(directory: Path, found: Sequence[Rival], loads: Sequence[Load], rounds: int) -> list[Row]:
-    """All loads in turns, the disk alone in every round too; medians over the rounds."""
-    runs: dict[tuple[Load, Rival], list[Figures]] = {key: [] for key in product(loads, found)}
-    raw: dict[tuple[int, int], list[tuple[float, float]]] = defaultdict(list)
-    for number in range(rounds):
-        print(f"rivals, round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-        for batch, size in dict.fromkeys((load.batch, load.size) for load in loads):
-            seconds = min(1.0, loads[0].seconds)
-            both = (write(directory, batch * size, seconds) * batch for write in (disk.plain, disk.best))
-            raw[batch, size].append((next(both), next(both)))
-        for load, rival in Random(number).sample(list(runs), len(runs)):
-            runs[load, rival].append(rival.run(load))
-    return [
-        Row(
-            rival.name,
-            load,
-            Figures(*(statistics.median(getattr(each, field.name) for each in those) for field in fields(Figures))),
-            *(statistics.median(rates) for rates in zip(*raw[load.batch, load.size], strict=True)),
-        )
-        for (load, rival), those in runs.items()
-    ]
-
-
-def table(found: Sequence[Row]) -> Table:
-    rows = []
-    for each in found:
-        load, figure = each.load, each.figures
-        rows.append(
-            (
-                f"{load.clients} × {load.depth} × {load.batch} × {load.size} B: {each.rival}",
-                f"{figure.records_per_s:,.0f}",
-                *(f"{value:,.2f}" for value in (figure.p50_ms, figure.p99_ms, figure.p999_ms)),
-                f"{each.raw_plain:,.0f}",
-                f"{each.raw_best:,.0f}",
-                f"{figure.records_per_s / each.raw_plain:.2f}",
-            )
-        )
-    headings = (
-        "clients × in flight × batch × size: server",
-        *("records/s", "p50 ms", "p99 ms", "p99.9 ms", "raw plain/s", "raw best/s", "÷ plain"),
-    )
-    return Table("Durable appends over the loopback; raw: one such batch a sync, one at a time", headings, tuple(rows))
-
-
 def settings_table(found: Sequence[Rival]) -> Table:
     return Table("What was run", ("server: version and settings",), tuple((f"{r.name}: {r.settings}",) for r in found))
-
-
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benches.rivals", description="Other servers doing the same work.")
-    parser.add_argument("--directory", type=Path, default=Path(), help="where to write; nothing is left there")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of appending, for each run")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--processes", type=int, default=2, help="that the clients are spread over")
-    parser.add_argument("--markdown", action="store_true")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    return parser
-
-
-def main() -> None:
-    options = arguments().parse_args()
-    where = machine(options.directory)
-    loads = [Load(*shape, SIZE, options.seconds, options.processes) for shape in SHAPES]
-    with (
-        tempfile.TemporaryDirectory(dir=options.directory, prefix="bench-rivals-") as name,
-        rivals(Path(name)) as (found, missing),
-    ):
-        print(*missing, sep="\n", end="\n" if missing else "", file=sys.stderr)
-        rows = compare(Path(name), found, loads, options.rounds)
-    show(where, [table(rows), settings_table(found)], markdown=options.markdown)
-    if options.json:
-        write_json(options.json, where, {"rivals": rows})
-
-
-if __name__ == "__main__":
-    main()

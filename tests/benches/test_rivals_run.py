@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, suppress
@@ -28,7 +26,7 @@ def there(program: Program) -> Installed:
     """Without a download."""
     found = packages.installed(program)
     if found is None:
-        pytest.skip(f"no {program.name} on PATH or in {packages.cache()}, where python -m benches.rivals puts it")
+        pytest.skip(f"no {program.name} on PATH or in {packages.cache()}, where just bench-peers puts it")
     return found
 
 
@@ -155,27 +153,3 @@ def test_batches_in_flight_share_a_bounded_number_of_connections() -> None:
     assert [lane.in_flight for lane in rivals.spread(3)] == [1, 1, 1]
     many = rivals.spread(1024)
     assert (len(many), sum(lane.in_flight for lane in many)) == (rivals.CONNECTIONS, 1024)
-
-
-def test_the_command_line_prints_every_shape_beside_the_raw_disk(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    redis = there(servers.REDIS)
-
-    def had(program: Program) -> Installed:
-        if program is servers.REDIS:
-            return redis
-        raise Missing(program.name)
-
-    monkeypatch.setattr(rivals, "had", had)
-    monkeypatch.setattr(rivals, "SHAPES", rivals.SHAPES[:2])
-    small = ["--directory", str(place), "--seconds", "0.1", "--rounds", "1", "--json", str(place / "rows.json")]
-    monkeypatch.setattr(sys, "argv", ["rivals", *small, "--markdown"])
-    rivals.main()
-    rows = json.loads((place / "rows.json").read_text(encoding="utf-8"))["rivals"]
-    printed, said = capsys.readouterr()
-    assert "PostgreSQL is left out: missing: postgres" in said
-    assert [each["load"]["depth"] for each in rows] == [1, 8]
-    assert all(each["figures"]["records_per_s"] > 0 < each["raw_plain"] for each in rows)
-    assert all(f"1 × {depth} × 100 × 256 B: Redis Streams" in printed for depth in (1, 8))
-    assert [path.name for path in place.iterdir()] == ["rows.json"]
