@@ -46,6 +46,7 @@ crash *arguments="":
     {{ if arguments == "" { "python -m tests.crash.powercut --cuts 2000 --jobs 2" } else { "" } }}
     {{ if arguments == "" { "python -m tests.crash.realfaults" } else { "" } }}
     {{ if arguments == "" { "python -m tests.crash.daemonkills --kills 1000" } else { "" } }}
+    {{ if arguments == "" { "python -m tests.crash.daemonkills --cuts 200" } else { "" } }}
 
 # A daemon under load for an hour, or as long as `--seconds` says: memory and descriptors stay where they are.
 soak *arguments:

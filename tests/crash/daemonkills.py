@@ -1,7 +1,9 @@
 """Kills a daemon under load, again and again, while clients outside of it go on and keep their own list.
 
     python -m tests.crash.daemonkills --kills 1000
+    python -m tests.crash.daemonkills --cuts 200
 
+With `--cuts` the disk loses power under the daemon first, and is mounted again before the next one starts.
 Every append that was acknowledged must be there, where its receipt says; every payload once; those of each client and
 stream in the order in which they were sent.
 """
@@ -21,15 +23,18 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import kimberlite
 from kimberlite import Client, KimberliteError
+from tests.crash.mounts import Shut, isolate, lacking, mounts
 
 ROOT = Path(__file__).parents[2]
 STRACE = shutil.which("strace") is not None
 CLIENTS = 6
+#: After which a disk is full of what was appended between them, or nearly.
+CUTS_OF_A_DISK = 5
 DEPTH = 24
 
 
@@ -46,6 +51,10 @@ class Outcome:
     twice: int = 0
     reordered: int = 0
     errors: list[str] = field(default_factory=list)
+
+    def add(self, other: Outcome) -> None:
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
 
     @property
     def sound(self) -> bool:
@@ -133,8 +142,19 @@ def free_port() -> int:
         return port
 
 
-def hunt(kills: int, directory: Path, *, quiet: bool = True) -> Outcome:
-    path, report, port = directory / "db", directory / "report", free_port()
+def end(daemon: subprocess.Popen[str], disk: Shut | None) -> None:
+    """At once; with a disk of its own the power goes first, and whatever the daemon still says is held against it."""
+    if disk is not None:
+        disk.cut(random.Random())
+        time.sleep(random.choice([0, 0, 0.002, 0.05]))
+    daemon.kill()
+    daemon.communicate()
+    if disk is not None:
+        disk.again()
+
+
+def hunt(kills: int, directory: Path, disk: Shut | None = None, *, quiet: bool = True) -> Outcome:
+    path, report, port = (directory if disk is None else disk.path) / "db", directory / "report", free_port()
     outcome = Outcome()
     daemon = start(path, port, slow=False)
     ready(daemon)
@@ -151,8 +171,7 @@ def hunt(kills: int, directory: Path, *, quiet: bool = True) -> Outcome:
             time.sleep(random.uniform(0.05, 0.4))
             load.send_signal(signal.SIGUSR1)
             outcome.in_flight += int(load.stdout.readline()) > 0
-            daemon.kill()
-            daemon.communicate()
+            end(daemon, disk)
             outcome.kills += 1
             daemon = start(path, port, slow=STRACE and kill % 3 == 0)
             ready(daemon)
@@ -194,19 +213,42 @@ async def judge(path: Path, told: list[tuple[list[tuple[str, int, int, int]], li
     outcome.torn = len(os.listdir(path / "quarantine"))
 
 
+def hunt_with_power_cuts(cuts: int, directory: Path) -> Outcome:
+    """On every kind of disk in turn, until so many; a disk has room for some."""
+    isolate()
+    total = Outcome()
+    with mounts() as made:
+        while total.kills < cuts:
+            for disk in made:
+                share = min(CUTS_OF_A_DISK, cuts - total.kills)
+                if share > 0:
+                    total.add(hunt(share, directory, disk))
+                    shutil.rmtree(disk.path / "db")
+                    print(f"{total.kills} cuts: {disk.name}", file=sys.stderr, flush=True)
+    return total
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=1000)
+    parser.add_argument("--cuts", type=int, help="of power, with a kill each, instead")
     parser.add_argument("--directory", type=Path)
     parser.add_argument("--clients", nargs=2, metavar=("URL", "REPORT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.clients:
         asyncio.run(clients(arguments.clients[0], Path(arguments.clients[1])))
         return
-    with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
-        outcome = hunt(arguments.kills, Path(directory), quiet=False)
+    if arguments.cuts is not None and (why := lacking()) is not None:
+        sys.exit(f"no power cuts: {why}")
+    with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
+        directory = Path(name)
+        if arguments.cuts is None:
+            outcome = hunt(arguments.kills, directory, quiet=False)
+        else:
+            outcome = hunt_with_power_cuts(arguments.cuts, directory)
+    ends = "kills" if arguments.cuts is None else "power cuts"
     print(
-        f"{outcome.kills} kills, {outcome.in_flight} with requests in flight, {outcome.torn} torn tails; "
+        f"{outcome.kills} {ends}, {outcome.in_flight} with requests in flight, {outcome.torn} torn tails; "
         f"{outcome.acknowledged} records acknowledged of {outcome.records}: "
         f"{outcome.lost} lost, {outcome.twice} twice, {outcome.reordered} streams reordered"
     )
