@@ -26,6 +26,13 @@ class Daemon:
         )
         self.address = ""
 
+    @property
+    def cpu(self) -> float:
+        """Seconds of processor that it has spent."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        # From the third on: utime and stime are the fourteenth and the fifteenth.
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def __enter__(self) -> Self:
         assert self._process.stderr is not None
         said = []

@@ -8,6 +8,7 @@ them; medians over rounds.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
 import statistics
@@ -17,25 +18,36 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, fields, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import uvloop
 
 import kimberlite.sync
 from benches.clients import Load
 from benches.daemon import Daemon
-from benches.engine import AIM_ALONE, AIM_ENCRYPTED, AIMS
+from benches.engine import AIMS
+from benches.network_tables import (
+    SIZE,
+    Cell,
+    Encoding,
+    Mode,
+    Outcome,
+    Peer,
+    Reading,
+    append_table,
+    encoding_table,
+    peer_table,
+    read_table,
+)
 from benches.rivals import Figures, Rival, rivals, settings_table
-from benches.table import Table, machine, show, write_json
+from benches.table import machine, show, write_json
+from kimberlite import _native
 from kimberlite.crypto.master import create_master
 from kimberlite.load.plan import Plan
 from kimberlite.load.run import Disk, Processes
 
-Mode = Literal["plain", "encrypted", "json+zstd"]
-
-SIZE: Final = 256
 PROCESSES: Final = 2
 #: Of a cell's seconds, those that the raw disk gets before it.
 DISK_SHARE: Final = 0.5
@@ -44,34 +56,6 @@ READ: Final = 1_000_000
 READ_BATCH: Final = 10_000
 AIM_BATCHES: Final = 2_000_000
 AIM_RECORDS: Final = 400_000
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    clients: int
-    depth: int
-    batch: int
-    mode: Mode = "plain"
-
-    def label(self) -> str:
-        return f"{self.clients} × {self.depth} × {self.batch}, {self.mode}"
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.clients, self.depth, self.batch
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    cell: Cell
-    records_per_s: float
-    p50_ms: float
-    p99_ms: float
-    p999_ms: float
-    #: One such batch a sync, one at a time, in the same minutes: records a second, and how long the best write takes.
-    plain: float
-    best: float
-    best_p50_ms: float
 
 
 CELLS: Final = [Cell(1, 1, 1), *(Cell(*shape) for shape in AIMS)]
@@ -110,87 +94,38 @@ def append(cell: Cell, directory: Path, seconds: float) -> Outcome:
             )
             with Processes(plan) as processes:
                 processes.run(min(seconds, 0.5), warm=True)
+                spent = daemon.cpu
                 outcome = processes.run(seconds)
+                spent = daemon.cpu - spent
         p50, p99, p999 = (outcome.times.quantile(share) / 1e6 for share in (0.5, 0.99, 0.999))
         plain, best = (1e9 * cell.batch / statistics.mean(writes) for writes in (disk.plain_batch, disk.best_batch))
         best_p50 = statistics.median(disk.best_batch) / 1e6
-        return Outcome(cell, outcome.records_per_s, p50, p99, p999, plain, best, best_p50)
+        cpu_us = 1e6 * spent / outcome.appends.records
+        return Outcome(cell, outcome.records_per_s, p50, p99, p999, plain, best, best_p50, cpu_us)
     finally:
         shutil.rmtree(path)
 
 
 def middle(outcomes: Sequence[Outcome]) -> Outcome:
     """The medians, each by itself."""
-    numbers = zip(
-        *((o.records_per_s, o.p50_ms, o.p99_ms, o.p999_ms, o.plain, o.best, o.best_p50_ms) for o in outcomes),
-        strict=True,
-    )
-    return Outcome(outcomes[0].cell, *map(statistics.median, numbers))
+    _cell, *numbers = (field.name for field in fields(Outcome))
+    medians = {name: statistics.median(getattr(outcome, name) for outcome in outcomes) for name in numbers}
+    return replace(outcomes[0], **medians)
 
 
-@dataclass(frozen=True, slots=True)
-class Aim:
-    words: str
-    #: Figure ÷ aim.
-    reached: float
-
-
-def aim(outcome: Outcome, found: Sequence[Outcome]) -> Aim | None:
-    cell = outcome.cell
-    twin = next((each for each in found if each.cell == replace(cell, mode="plain")), None)
-    if cell.mode != "plain":
-        if twin is None:
-            return None
-        wanted = twin.records_per_s * (AIM_ENCRYPTED if cell.mode == "encrypted" else 1)
-    elif cell.shape == (1, 1, 1):
-        longest = AIM_ALONE * outcome.best_p50_ms
-        return Aim(f"p50 ≤ {longest:.3f} ms", longest / outcome.p50_ms)
-    else:
-        wanted = AIMS[cell.shape]
-    return Aim(f"≥ {wanted:,.0f}", outcome.records_per_s / wanted)
-
-
-def append_table(found: Sequence[Outcome]) -> Table:
-    rows = []
-    for each in found:
-        wanted = aim(each, found)
-        rows.append(
-            (
-                each.cell.label(),
-                f"{each.records_per_s:,.0f}",
-                f"{each.p50_ms:.3f}",
-                f"{each.p99_ms:.3f}",
-                f"{each.p999_ms:.3f}",
-                "" if wanted is None else wanted.words,
-                "" if wanted is None else f"{wanted.reached:.2f}",
-                f"{each.plain:,.0f}",
-                f"{each.best:,.0f}",
-                f"{each.records_per_s / each.best:.2f}",
-            )
-        )
-    headings = (
-        "clients × in flight × batch",
-        "records/s",
-        "p50 ms",
-        "p99 ms",
-        "p99.9 ms",
-        "aim",
-        "reached",
-        "raw plain/s",
-        "raw best/s",
-        "÷ best",
-    )
-    title = f"Appends of {SIZE}-byte records over loopback; raw: one such batch a sync, one at a time"
-    return Table(title, headings, tuple(rows))
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """Records a second, from one end of the log to the other."""
-
-    kind: str
-    records_per_s: float
-    aim: float
+def encoding(found: Sequence[Outcome], rounds: int = 5, batches: int = 1_000) -> Encoding | None:
+    """None where nobody appended such batches."""
+    beside = [outcome.cpu_us for outcome in found if outcome.cell.batch == 100 and outcome.cell.mode == "plain"]
+    if not beside:
+        return None
+    records = [os.urandom(SIZE) for _ in range(100)]
+    took = []
+    for _ in range(rounds):
+        begun = time.process_time()
+        for i in range(batches):
+            _native.encode_append(i, [("stream", _native.encode(records), None)], False, (bytes(16), i), "group")
+        took.append(time.process_time() - begun)
+    return Encoding(1e6 * statistics.median(took) / batches / 100, min(beside))
 
 
 def read(directory: Path, records: int, rounds: int) -> list[Reading]:
@@ -229,54 +164,9 @@ async def read_all(url: str) -> float:
         return count / (time.perf_counter() - begun)
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Another server at the work of a cell."""
-
-    cell: Cell
-    name: str
-    figures: Figures
-
-
-def peer_table(found: Sequence[Outcome], peers: Sequence[Peer]) -> Table:
-    """Each work with ours first."""
-    rows = []
-    for ours in found:
-        rows.append((f"{ours.cell.label()}: Kimberlite", *shown(ours), "", f"{ours.records_per_s / ours.plain:.2f}"))
-        for peer in peers:
-            if peer.cell == ours.cell:
-                figures = peer.figures
-                ratio = ours.records_per_s / figures.records_per_s
-                words = f"{peer.cell.label()}: {peer.name}"
-                rows.append((words, *shown(figures), f"{ratio:.2f}", f"{figures.records_per_s / ours.plain:.2f}"))
-    headings = (
-        "clients × in flight × batch: server",
-        "records/s",
-        "p50 ms",
-        "p99 ms",
-        "p99.9 ms",
-        "ours ÷ it",
-        "÷ raw plain",
-    )
-    return Table(f"Durable appends of {SIZE}-byte records over loopback, beside other servers", headings, tuple(rows))
-
-
-def shown(figures: Outcome | Figures) -> tuple[str, ...]:
-    times = (figures.p50_ms, figures.p99_ms, figures.p999_ms)
-    return (f"{figures.records_per_s:,.0f}", *(f"{ms:.3f}" for ms in times))
-
-
 def middle_peer(cell: Cell, name: str, figures: Sequence[Figures]) -> Peer:
     values = zip(*(astuple(each) for each in figures), strict=True)
     return Peer(cell, name, Figures(*map(statistics.median, values)))
-
-
-def read_table(found: Sequence[Reading]) -> Table:
-    rows = tuple(
-        (each.kind, f"{each.records_per_s:,.0f}", f"≥ {each.aim:,.0f}", f"{each.records_per_s / each.aim:.2f}")
-        for each in found
-    )
-    return Table("Reading in order over loopback, one client", ("", "records/s", "aim", "reached"), rows)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -323,12 +213,19 @@ def main() -> None:
         readings = read(directory, options.records, options.rounds)
         where = machine(directory)
     tables = [append_table(outcomes), read_table(readings)]
+    encoded = encoding(outcomes)
+    if encoded is not None:
+        tables.append(encoding_table(encoded))
     if peers:
         plain = [outcome for outcome in outcomes if outcome.cell.mode == "plain"]
         tables += [peer_table(plain, others), settings_table(peers)]
     show(where, tables, markdown=options.markdown)
     if options.json:
-        write_json(options.json, where, {"append": outcomes, "read": readings, "peers": others})
+        write_json(
+            options.json,
+            where,
+            {"append": outcomes, "read": readings, "peers": others, "encoding": [] if encoded is None else [encoded]},
+        )
 
 
 if __name__ == "__main__":

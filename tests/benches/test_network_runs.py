@@ -13,7 +13,7 @@ import pytest
 from benches import network
 from benches.clients import Load
 from benches.daemon import Daemon
-from benches.network import Cell, Outcome
+from benches.network_tables import Cell, Outcome, aim
 from benches.rivals import Figures, Rival
 
 
@@ -50,18 +50,20 @@ def test_every_work_is_measured_beside_the_raw_disk_its_aim_and_the_peers(
         assert 0 < row["p50_ms"] <= row["p99_ms"] <= row["p999_ms"]
     assert all(row["records_per_s"] > 0 for row in rows["read"])
     assert [row["figures"]["records_per_s"] for row in rows["peers"]] == [1.0, 100.0]
+    [encoding] = rows["encoding"]
+    assert 0 < encoding["client_us"] < encoding["daemon_us"]
     assert "≥ 1,200,000" in printed
     assert "1 × 8 × 100, plain: Slow" in printed
 
 
 def outcome(cell: Cell, records_per_s: float, p50_ms: float = 1.0) -> Outcome:
-    return Outcome(cell, records_per_s, p50_ms, 2.0, 3.0, 1.0, 1.0, 0.5)
+    return Outcome(cell, records_per_s, p50_ms, 2.0, 3.0, 1.0, 1.0, 0.5, 1.0)
 
 
 def test_a_lone_writer_is_held_against_the_disk_and_encryption_against_none() -> None:
     alone, other = Cell(1, 1, 1), Cell(1, 1, 100)
     found = [outcome(alone, 10), outcome(Cell(1, 1, 100, "encrypted"), 90), outcome(other, 100)]
-    reached = [aim.reached for each in found if (aim := network.aim(each, found)) is not None]
+    reached = [wanted.reached for each in found if (wanted := aim(each, found)) is not None]
     assert reached == pytest.approx([0.65, 1.0, 100 / 400_000])
 
 
