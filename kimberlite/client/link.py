@@ -48,7 +48,9 @@ class Link(asyncio.BufferedProtocol):
         self._lost(self, str(exc or "the server closed the connection"))
 
     def send(self, message: bytes) -> None:
-        self._transport.write(message)
+        # What is lost with the connection is sent again over the next one.
+        if not self._transport.is_closing():
+            self._transport.write(message)
 
     async def writable(self) -> None:
         """Returns when the server has taken enough of what it was sent."""

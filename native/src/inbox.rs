@@ -13,8 +13,10 @@ use pyo3::types::PyBytes;
 use crate::errors;
 use crate::writer::lock;
 
-/// Bytes for what arrives, as long as no message is longer.
+/// Bytes for what arrives at a server, as long as no message is longer.
 pub const USUAL: usize = 128 << 10;
+/// The same for a client: a message of records is no longer. They are taken when they are used.
+const OF_A_CLIENT: usize = 2 << 20;
 
 /// Whether the room for the next read is lent to whoever reads: nothing moves it until it is back.
 #[derive(Default)]
@@ -72,7 +74,7 @@ pub struct Inbox {
 impl Inbox {
     #[new]
     fn new() -> Self {
-        Self { bytes: Mutex::new(Bytes::new(USUAL, LARGEST_REPLY)), lease: Lease::default() }
+        Self { bytes: Mutex::new(Bytes::new(OF_A_CLIENT, LARGEST_REPLY)), lease: Lease::default() }
     }
 
     /// A buffer that has none would be refused.

@@ -10,8 +10,8 @@ use super::poll::Poll;
 use crate::wire::LARGEST_REPLY;
 use crate::wire::inbox::{Inbox, Unfit};
 
-/// Bytes for what arrives, as long as no message is longer.
-const USUAL: usize = 256 << 10;
+/// Bytes for what arrives, as long as no message is longer; a message of records is not. They are taken when they are used.
+const USUAL: usize = 2 << 20;
 
 /// A client and its socket, which does not block.
 struct Link {
