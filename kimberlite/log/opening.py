@@ -17,12 +17,12 @@ from kimberlite.errors import (
     Invalid,
     Misconfigured,
     RolledBack,
-    Unavailable,
 )
 from kimberlite.log import creation
 from kimberlite.log.anchor import check_anchor, check_receipt
 from kimberlite.log.checkpoint import Checkpointer, Derived
 from kimberlite.log.committer import Committer
+from kimberlite.log.description import describe
 from kimberlite.log.following import Follower
 from kimberlite.log.identity import Identity, origin_fault
 from kimberlite.log.log import Log
@@ -391,7 +391,7 @@ class Opener:
                 self._close_backend()
 
         def info() -> dict[str, Any]:
-            return describe(identity, native, self.backend, committer, self.notes)
+            return describe(identity, native, self.backend, self.notes)
 
         log = Log(self.backend, native, committer, streams, options, info, close, None, identity.quantum)
 
@@ -423,7 +423,7 @@ class Opener:
             self._close_backend()
 
         def info() -> dict[str, Any]:
-            return describe(identity, native, self.backend, None, self.notes)
+            return describe(identity, native, self.backend, self.notes)
 
         return Log(self.backend, native, None, None, self.options, info, close, follower.refresh, identity.quantum)
 
@@ -442,43 +442,3 @@ class Opener:
 
 def nothing(*_: object) -> None:
     """Is told, and does not mind."""
-
-
-def describe(
-    identity: Identity, native: _native.Log, backend: Backend, committer: Committer | None, notes: list[str]
-) -> dict[str, Any]:
-    size, root = native.root()
-    if size > native.durable:
-        # The rest is sealed, and a cut may take it back.
-        size = native.durable
-        durable = native.root_at(size)
-        if durable is None:
-            raise Unavailable(f"the root at {size} records does not follow from the hashes on the disk")
-        root = durable
-    group, chain = native.durable_group()
-    names = backend.list("segments")
-    return {
-        "origin": identity.origin,
-        "database_id": identity.database_id.hex(),
-        "records": native.durable,
-        "streams": len(native.streams()),
-        "tree_size": size,
-        "root": root.hex(),
-        "chain": chain.hex(),
-        "group": group,
-        "segments": len(names),
-        "bytes": sum(size_of(backend, f"segments/{name}") for name in names),
-        "encrypted": identity.tagged,
-        "backend": backend.name,
-        "backend_reason": backend.reason,
-        "durable_position": native.durable,
-        "notes": list(notes),
-    }
-
-
-def size_of(backend: Backend, name: str) -> int:
-    file = backend.open(name, "r")
-    try:
-        return file.size()
-    finally:
-        file.close()

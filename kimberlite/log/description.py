@@ -1,0 +1,49 @@
+"""What a log is and where it stands, in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kimberlite import _native
+from kimberlite.errors import Unavailable
+from kimberlite.log.identity import Identity
+from kimberlite.storage.backend import Backend
+
+
+def describe(identity: Identity, native: _native.Log, backend: Backend, notes: list[str]) -> dict[str, Any]:
+    """What `info` says."""
+    size, root = native.root()
+    if size > native.durable:
+        # The rest is sealed, and a cut may take it back.
+        size = native.durable
+        durable = native.root_at(size)
+        if durable is None:
+            raise Unavailable(f"the root at {size} records does not follow from the hashes on the disk")
+        root = durable
+    group, chain = native.durable_group()
+    names = backend.list("segments")
+    return {
+        "origin": identity.origin,
+        "database_id": identity.database_id.hex(),
+        "records": native.durable,
+        "streams": len(native.streams()),
+        "tree_size": size,
+        "root": root.hex(),
+        "chain": chain.hex(),
+        "group": group,
+        "segments": len(names),
+        "bytes": sum(size_of(backend, f"segments/{name}") for name in names),
+        "encrypted": identity.tagged,
+        "backend": backend.name,
+        "backend_reason": backend.reason,
+        "durable_position": native.durable,
+        "notes": list(notes),
+    }
+
+
+def size_of(backend: Backend, name: str) -> int:
+    file = backend.open(name, "r")
+    try:
+        return file.size()
+    finally:
+        file.close()
