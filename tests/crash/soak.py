@@ -3,7 +3,7 @@
     python -m tests.crash.soak --seconds 3600
 
 Clients append, read, follow, come and go, and some misbehave. What `/metrics` says is drawn from time to time; the end
-is held against the time after the beginning.
+is held against the time after the beginning. What a log remembers of producers is bounded, and filled before.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ SAMPLED = ("kimberlite_resident_bytes", "kimberlite_descriptors", "kimberlite_co
 #: By how much the last quarter's median may be above the second's.
 GROWTH = 1.05
 SLACK = 8 << 20
+#: That a log remembers, batches of each that a worker makes, and how many are filled in together.
+PRODUCERS = 10_000
+BATCHES = 64
+TOGETHER = 200
 
 
 @dataclass
@@ -81,7 +85,18 @@ async def nuisance(port: int) -> None:
             writer.transport.abort()
 
 
-async def load(port: int) -> None:
+async def fill(port: int, producers: int) -> None:
+    """As many producers as a log remembers, with as many batches as one of the workers makes."""
+    async with kimberlite.connect(f"kimberlite://127.0.0.1:{port}") as db:
+        for first in range(0, producers, TOGETHER):
+            names = [f"producer-{i}" for i in range(first, min(first + TOGETHER, producers))]
+            calls = (db.append("s0", b".", producer=(name, i)) for i in range(BATCHES) for name in names)
+            await asyncio.gather(*calls)
+
+
+async def load(port: int, producers: int) -> None:
+    await fill(port, producers)
+    print("filled", flush=True)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     tasks = [asyncio.create_task(worker(i, port)) for i in range(8)] + [asyncio.create_task(nuisance(port))]
@@ -98,7 +113,7 @@ def drawn(port: int) -> dict[str, float]:
     return {name: float(value) for name, value in found}
 
 
-def run(seconds: float, directory: Path, *, every: float) -> Course:
+def run(seconds: float, directory: Path, *, every: float, producers: int = PRODUCERS) -> Course:
     port, http = free_port(), free_port()
     serve = ["serve", str(directory / "db"), "--listen", f"127.0.0.1:{port}", "--http", f"127.0.0.1:{http}"]
     more = [
@@ -121,7 +136,10 @@ def run(seconds: float, directory: Path, *, every: float) -> Course:
                 drawn(http)
                 break
             time.sleep(0.05)
-        clients = subprocess.Popen([sys.executable, "-m", "tests.crash.soak", "--load", str(port)], cwd=ROOT)
+        command = [sys.executable, "-m", "tests.crash.soak", "--load", str(port), str(producers)]
+        clients = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert clients.stdout is not None
+        assert clients.stdout.readline() == "filled\n"
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             time.sleep(every)
@@ -139,6 +157,7 @@ def run(seconds: float, directory: Path, *, every: float) -> Course:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(20)
                 process.kill()
+                process.communicate()
     if daemon.returncode:
         course.wrong.append(f"the daemon ended with {daemon.returncode}")
     return course
@@ -148,10 +167,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=3600)
     parser.add_argument("--directory", type=Path)
-    parser.add_argument("--load", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--load", nargs=2, type=int, metavar=("PORT", "PRODUCERS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.load:
-        asyncio.run(load(arguments.load))
+        asyncio.run(load(*arguments.load))
         return
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
         course = run(arguments.seconds, Path(directory), every=max(0.2, arguments.seconds / 400))

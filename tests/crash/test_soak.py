@@ -8,7 +8,7 @@ from tests.crash.soak import SAMPLED, Course, run
 
 
 def test_a_daemon_at_work_neither_grows_nor_ends(tmp_path: Path) -> None:
-    course = run(8, tmp_path, every=0.2)
+    course = run(8, tmp_path, every=0.2, producers=100)
     # Caches fill at first: what is judged here is that it works, and that no descriptor is left.
     assert [wrong for wrong in course.wrong if "resident" not in wrong] == []
     assert course.appends > 100
