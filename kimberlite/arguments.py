@@ -8,7 +8,7 @@ from typing import Final, Literal, get_args
 
 from kimberlite import _native
 from kimberlite.errors import Invalid
-from kimberlite.records import Record, Time, nanoseconds
+from kimberlite.records import Receipt, Record, Time, nanoseconds
 
 Sync = Literal["record", "batch", "group", "os"]
 POLICIES: Final[tuple[str, ...]] = get_args(Sync)
@@ -113,3 +113,18 @@ def checked_offset(offset: object) -> int | None:
 def checked_sync(sync: object) -> None:
     if sync not in POLICIES:
         raise Invalid(f"sync is one of {', '.join(POLICIES)}, not {sync!r}")
+
+
+def check_receipt(anchor: object) -> None:
+    """Whether this can be a receipt at all."""
+    if anchor is None:
+        return
+    if not isinstance(anchor, Receipt):
+        raise Invalid(f"an anchor is a receipt, not {type(anchor).__name__}")
+    numbers = (*anchor[1:6], anchor.tree_size, anchor.incarnation, anchor.group)
+    hashes = ((anchor.root, 32), (anchor.chain, 32), (anchor.mac, 16))
+    sound = all(type(n) is int and 0 <= n < 1 << 63 for n in numbers) and anchor.incarnation < 1 << 32
+    if not sound or not all(type(data) is bytes and len(data) == length for data, length in hashes):
+        raise Invalid("the anchor is not as a receipt is given")
+    if anchor.durable is not True:
+        raise Invalid("an anchor is a durable receipt")

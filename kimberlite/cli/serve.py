@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import socket
+import threading
 from collections.abc import AsyncIterator
 from typing import Any, Final, cast
 
@@ -19,7 +20,7 @@ from kimberlite import config
 from kimberlite.api import open_with
 from kimberlite.cli.logs import start_logging
 from kimberlite.cli.target import directory
-from kimberlite.errors import KimberliteError, Misconfigured, UnknownOutcome
+from kimberlite.errors import Closed, KimberliteError, Misconfigured, UnknownOutcome
 from kimberlite.log.verify import shown, verify_directory
 from kimberlite.records import Receipt
 from kimberlite.server.listening import bind
@@ -88,8 +89,12 @@ async def serve(
             LOG.warning("%s", note)
         LOG.info("backend %s: %s", info["backend"], info["backend_reason"])
 
-        def verify(anchor: Receipt | None) -> dict[str, Any]:
-            report = verify_directory(path, key_file=serving.key_file or None, anchor=anchor)
+        def verify(anchor: Receipt | None, wanted: threading.Event) -> dict[str, Any]:
+            def go_on(_done: int, _total: int) -> None:
+                if not wanted.is_set():
+                    raise Closed("nobody wants to know any more")
+
+            report = verify_directory(path, key_file=serving.key_file or None, anchor=anchor, progress=go_on)
             return shown(report, anchored=anchor is not None)
 
         about = {"database": info["database_id"], "origin": info["origin"]}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from kimberlite import _native
-from kimberlite.errors import Closed, Conflict, KimberliteError, Unavailable, UnknownOutcome
+from kimberlite.errors import Closed, Conflict, KimberliteError, ProtocolError, Unavailable, UnknownOutcome
 from kimberlite.records import Receipt
 from kimberlite.wire.messages import NOBODY
 
@@ -172,6 +172,8 @@ class Appends:
             call = self._calls.get(id)
             if call is None:
                 continue
+            if len(receipts) != len(call.parts):
+                raise ProtocolError("an append gets a receipt for each of its parts")
             if receipts[-1].durable:
                 durable = receipts[-1]
             self._forget(call)

@@ -16,6 +16,7 @@ from kimberlite.arguments import (
     Producer,
     Records,
     Sync,
+    check_receipt,
     checked_bound,
     checked_limit,
     checked_name,
@@ -26,16 +27,17 @@ from kimberlite.arguments import (
 )
 from kimberlite.client.appends import Appends, Part, request_ids
 from kimberlite.client.link import Link, connect
-from kimberlite.client.reading import CREDIT, Incoming, RemoteReader, RemoteTail
+from kimberlite.client.reading import CREDIT, PAUSE, Incoming, RemoteReader, RemoteTail
 from kimberlite.errors import (
     Closed,
+    FrameTooLarge,
     Invalid,
     KimberliteError,
     ProtocolError,
     Unavailable,
 )
 from kimberlite.records import Receipt, Record, StreamInfo
-from kimberlite.wire.messages import NOBODY, VERSION, Hello, Kind, Reading, unpack_error
+from kimberlite.wire.messages import NOBODY, VERSION, Hello, Kind, Reading, unpack_error, welcome
 
 URL: Final = re.compile(r"kimberlite(?:://(?P<host>[^/]+:\d+)/?|\+unix:(?://)?(?P<path>/.+))")
 #: Appends that wait for their receipts, and their bytes; more wait for room.
@@ -46,6 +48,8 @@ SOON: Final = 0.02
 LATE: Final = 1.0
 #: Seconds without a word from the server after which it is asked for one; after as many more it is given up.
 QUIET: Final = 15.0
+#: Connections in a row that end by what was sent over them, after which whoever waits is told.
+MOST_FAULTS: Final = 3
 #: What a server says to a client that it will not have, now or later.
 FOR_GOOD: Final = (Invalid,)
 #: Positions asked for in one message.
@@ -64,6 +68,7 @@ class Client:
 
     def __init__(self, url: str, *, retry: float, anchor: Receipt | None) -> None:
         self._address = address_of(url)
+        check_receipt(anchor)
         self._retry = retry
         self._loop = asyncio.get_running_loop()
         self._ids = request_ids()
@@ -82,6 +87,10 @@ class Client:
         #: Why there is no connection; and why there will be none.
         self._why = f"{self._address} does not answer"
         self._refused: KimberliteError | None = None
+        #: Whether anything was answered over this connection; and connections in a row that ended by what was sent over
+        #: them, one way or the other.
+        self._useful = False
+        self._faults = 0
         self._turns: deque[asyncio.Future[None]] = deque()
         self._closing = self._closed = False
         #: Set when no append is open any more.
@@ -214,7 +223,8 @@ class Client:
     def tail(
         self, stream: str | None = None, *, start: int | datetime | None = None, system: bool = False
     ) -> RemoteTail:
-        """A live iterator: what is durable, from the end as of this call unless `start` says otherwise."""
+        """A live iterator: what is durable, from the end as of this call unless `start` says otherwise; as of the next
+        connection if there is none now."""
         self.check()
         name = None if stream is None else checked_name(stream)
         return RemoteTail(self, Reading(name, checked_bound(start), None, None, False, bool(system), CREDIT))
@@ -237,6 +247,7 @@ class Client:
     async def verify(self, anchor: Receipt | None = None) -> dict[str, Any]:
         """What the daemon says of every byte of its log, checked now; an error says what is wrong and where."""
         self.check()
+        check_receipt(anchor)
         body = _native.pack({"anchor": None if anchor is None else list(anchor)})
         report: dict[str, Any] = await self._ask(Kind.VERIFY, body, result)
         return report
@@ -322,6 +333,11 @@ class Client:
                 return await take(incoming)
             except ConnectionError:
                 continue
+            except Closed:
+                # The server is stopping; the next one answers.
+                if self._closing:
+                    raise
+                await asyncio.sleep(PAUSE)
             finally:
                 self._incoming.pop(incoming.id, None)
 
@@ -331,9 +347,10 @@ class Client:
         while not self._closed:
             try:
                 await self._connect()
-                delay = SOON
                 await self._watch()
                 since = self._loop.time()
+                if self._useful:
+                    delay = SOON
             except FOR_GOOD as error:
                 self._refused = error
                 self._appends.give_up(str(error))
@@ -372,14 +389,16 @@ class Client:
             if greeting.done():
                 self._received(kind, id, body)
             elif kind == Kind.WELCOME:
-                greeting.set_result(_native.unpack(body))
+                greeting.set_result(welcome(body))
             else:
                 greeting.set_exception(unpack_error(body))
 
-        def lost(link: Link, why: str) -> None:
+        def lost(link: Link, why: str, fault: KimberliteError | None) -> None:
             if not greeting.done():
                 greeting.set_exception(Unavailable(f"{self._address}: {why}"))
             elif link is self._link:
+                if fault is not None:
+                    self._faulty(fault)
                 self._disconnected()
 
         link = await connect(self._address, received, lost)
@@ -396,6 +415,7 @@ class Client:
         self._database = self._welcome["database"]
         self._durable = max(self._durable, self._welcome["position"])
         self._link = link
+        self._useful = False
         self._appends.connected(link.send, self._welcome["sync"])
         self._changed.set()
 
@@ -408,6 +428,17 @@ class Client:
             each.fail(Gone())
         self._lost.set()
 
+    def _faulty(self, error: KimberliteError) -> None:
+        """This connection ends by what was sent over it. After some of those whoever waits is told."""
+        self._faults += 1
+        if self._faults < MOST_FAULTS:
+            return
+        self._faults = 0
+        self._appends.give_up(f"{error.code}: {error}")
+        incoming, self._incoming = self._incoming, {}
+        for each in incoming.values():
+            each.fail(error)
+
     def _acknowledged(self, receipt: Receipt | None) -> None:
         if receipt is not None:
             self._durable = max(self._durable, receipt.tree_size)
@@ -415,17 +446,23 @@ class Client:
                 self._anchor = receipt
 
     def _received(self, kind: int, id: int, body: bytes) -> None:
+        if kind == Kind.ERROR and id == NOBODY:
+            # The connection ends with it; what was not answered is asked again.
+            error = unpack_error(body)
+            if isinstance(error, ProtocolError | FrameTooLarge):
+                self._faulty(error)
+            return
         if kind == Kind.RECEIPTS:
             self._acknowledged(self._appends.receipts(body))
-        elif kind == Kind.ERROR and id == NOBODY:
-            # The connection ends with it; what was not answered is asked again.
-            return
         elif kind == Kind.ERROR and id in self._appends:
             if not self._appends.refused(id, unpack_error(body)) and self._link is not None:
                 # The server cannot tell; the next one can.
                 self._link.close()
         elif (incoming := self._incoming.get(id)) is not None:
             incoming.arrived(kind, body)
+        else:
+            return
+        self._useful, self._faults = True, 0
 
 
 class Gone(ConnectionError):
@@ -464,7 +501,10 @@ def address_of(url: object) -> str:
     found = URL.fullmatch(url) if isinstance(url, str) else None
     if found is None:
         raise Invalid(f"{url!r} is neither kimberlite://HOST:PORT nor kimberlite+unix:/PATH")
-    return found["host"] or found["path"]
+    where: str = found["host"] or found["path"]
+    if found["host"] and int(where.rpartition(":")[2]) > 65535:
+        raise Invalid(f"{url!r} has a port above 65535")
+    return where
 
 
 async def result(incoming: Incoming) -> Any:

@@ -7,13 +7,17 @@ from collections.abc import Callable
 from typing import cast
 
 from kimberlite import _native
-from kimberlite.errors import KimberliteError, Unavailable
+from kimberlite.errors import KimberliteError, ProtocolError, Unavailable
+
+Received = Callable[[int, int, bytes], None]
+#: Is told why, and what was wrong with what came, if that was it.
+Lost = Callable[["Link", str, KimberliteError | None], None]
 
 
 class Link(asyncio.BufferedProtocol):
-    """Gives every message as it arrives, and says once that it is lost."""
+    """Gives every message as it arrives, and says once that it is lost, and whether by what was sent."""
 
-    def __init__(self, received: Callable[[int, int, bytes], None], lost: Callable[[Link, str], None]) -> None:
+    def __init__(self, received: Received, lost: Lost) -> None:
         self._received, self._lost = received, lost
         self._transport: asyncio.Transport
         self._inbox = _native.Inbox()
@@ -33,9 +37,10 @@ class Link(asyncio.BufferedProtocol):
         try:
             for kind, id, body in self._inbox.take(nbytes):
                 self._received(kind, id, body)
-        except KimberliteError as error:
+        except Exception as error:
             # Nothing that this connection says can be believed.
-            self.lose(f"{error.code}: {error}")
+            fault = error if isinstance(error, KimberliteError) else ProtocolError(f"{type(error).__name__}: {error}")
+            self.lose(f"{fault.code}: {fault}", fault)
 
     def pause_writing(self) -> None:
         self._writable.clear()
@@ -45,7 +50,7 @@ class Link(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._writable.set()
-        self._lost(self, str(exc or "the server closed the connection"))
+        self._lost(self, str(exc or "the server closed the connection"), None)
 
     def send(self, message: bytes) -> None:
         # What is lost with the connection is sent again over the next one.
@@ -59,14 +64,14 @@ class Link(asyncio.BufferedProtocol):
     def close(self) -> None:
         self._transport.close()
 
-    def lose(self, why: str) -> None:
+    def lose(self, why: str, fault: KimberliteError | None = None) -> None:
         """Gives the connection up."""
-        lost, self._lost = self._lost, lambda _link, _why: None
-        lost(self, why)
+        lost, self._lost = self._lost, lambda _link, _why, _fault: None
+        lost(self, why, fault)
         self._transport.abort()
 
 
-async def connect(address: str, received: Callable[[int, int, bytes], None], lost: Callable[[Link, str], None]) -> Link:
+async def connect(address: str, received: Received, lost: Lost) -> Link:
     """A link to `host:port`, or to the path of a Unix socket."""
     loop = asyncio.get_running_loop()
     link = Link(received, lost)
@@ -76,6 +81,6 @@ async def connect(address: str, received: Callable[[int, int, bytes], None], los
         else:
             host, _, port = address.rpartition(":")
             await loop.create_connection(lambda: link, host.strip("[]"), int(port))
-    except OSError as error:
-        raise Unavailable(f"{address}: {error.strerror or error}") from error
+    except (OSError, UnicodeError) as error:
+        raise Unavailable(f"{address}: {getattr(error, 'strerror', None) or error}") from error
     return link

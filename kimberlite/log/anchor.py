@@ -8,21 +8,6 @@ from kimberlite.log.names import HASHES
 from kimberlite.records import Receipt
 
 
-def check_receipt(anchor: object) -> None:
-    """Whether this can be a receipt at all."""
-    if anchor is None:
-        return
-    if not isinstance(anchor, Receipt):
-        raise Invalid(f"an anchor is a receipt, not {type(anchor).__name__}")
-    numbers = (*anchor[1:6], anchor.tree_size, anchor.incarnation, anchor.group)
-    hashes = ((anchor.root, 32), (anchor.chain, 32), (anchor.mac, 16))
-    sound = all(type(n) is int and 0 <= n < 1 << 63 for n in numbers) and anchor.incarnation < 1 << 32
-    if not sound or not all(type(data) is bytes and len(data) == length for data, length in hashes):
-        raise Invalid("the anchor is not as a receipt is given")
-    if anchor.durable is not True:
-        raise Invalid("an anchor is a durable receipt")
-
-
 def check_anchor(log: _native.Log, anchor: Receipt, *, keyed: bool) -> None:
     """The log must reach what the receipt says, and agree with it. One whose MAC is wrong says nothing, if the key is
     known."""

@@ -57,6 +57,8 @@ class Committer:
         self.options, self.clock, self.quantum = options, clock, quantum
         self.database_id, self.identity_hash = database_id, identity_hash
         self.poisoned: BaseException | None = None
+        #: Why nothing new is taken, though what was taken is finished.
+        self.forbidden: KimberliteError | None = None
         self.closed = False
         self.durable = log.durable_group()[0]
         #: Called after groups became durable, and after a segment was closed.
@@ -113,6 +115,8 @@ class Committer:
     def enter(self, request: _native.Request) -> None:
         """Puts an append behind those in the pool. Its future is answered when it is as durable as it wants to be."""
         self.check()
+        if self.forbidden is not None:
+            raise type(self.forbidden)(str(self.forbidden))
         if self.closed:
             raise Closed("the database was closed before this was appended")
         self.pool.push(request)
@@ -148,6 +152,8 @@ class Committer:
         turn = self._loop.create_future()
         self._turns.append(turn)
         self.pool.turns += 1
+        # There may be room by now, and nothing left that would make some.
+        self._loop.call_soon(self._let_in)
         try:
             self.check()
             await turn

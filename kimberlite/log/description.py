@@ -26,7 +26,7 @@ def describe(identity: Identity, native: _native.Log, backend: Backend, notes: l
         "origin": identity.origin,
         "database_id": identity.database_id.hex(),
         "records": native.durable,
-        "streams": len(native.streams()),
+        "streams": native.stream_count,
         "tree_size": size,
         "root": root.hex(),
         "chain": chain.hex(),

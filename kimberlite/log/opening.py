@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kimberlite import _native
+from kimberlite.arguments import check_receipt
 from kimberlite.crypto.master import load_master
 from kimberlite.errors import (
     Busy,
@@ -19,7 +20,7 @@ from kimberlite.errors import (
     RolledBack,
 )
 from kimberlite.log import creation
-from kimberlite.log.anchor import check_anchor, check_receipt
+from kimberlite.log.anchor import check_anchor
 from kimberlite.log.checkpoint import Checkpointer, Derived
 from kimberlite.log.committer import Committer
 from kimberlite.log.description import describe

@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any, Final
 
 from kimberlite import _native
-from kimberlite.arguments import Sync, checked_name, checked_producer
-from kimberlite.errors import Invalid, LimitExceeded
-from kimberlite.log.anchor import check_anchor, check_receipt, mac_of
+from kimberlite.arguments import Sync, check_receipt, checked_name, checked_producer
+from kimberlite.errors import Invalid, KimberliteError, LimitExceeded
+from kimberlite.log.anchor import check_anchor, mac_of
 from kimberlite.log.committer import Committer
 from kimberlite.log.log import MANY, Log
 from kimberlite.log.reading import BATCH_BYTES, Following, Reading, reading_disk
@@ -161,7 +161,7 @@ class Serving:
             "position": native.durable,
             "group": committer.durable,
             "segment": tail.number,
-            "streams": len(native.streams()),
+            "streams": native.stream_count,
             "prepared": int(prepared is not None),
             "prepared_bytes": tail.current.ready - tail.place + (prepared.ready if prepared is not None else 0),
         }
@@ -181,8 +181,15 @@ class Serving:
         """Who waits for which sync, unless an append says otherwise."""
         return self._log.options.sync
 
-    def streams(self) -> list[tuple[str, int, bool]]:
-        return [(name, length, encrypted) for name, length, encrypted in self._log.streams()]
+    def streams(self, start: int, count: int) -> list[tuple[str, int, bool]]:
+        """So many of those that have records, from the so manieth on."""
+        self._log._check()
+        listed = self._log._native.streams(min(start, 1 << 63), count)
+        return [(name, length, encrypted) for name, encrypted, length, _ in listed]
+
+    def forbid(self, why: KimberliteError) -> None:
+        """From here on nothing is appended."""
+        self.committer.forbidden = why
 
     async def info(self) -> dict[str, Any]:
         return await self._log.info()

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from kimberlite import _native
+from kimberlite.arguments import check_receipt
 from kimberlite.crypto.master import load_master
 from kimberlite.crypto.vault import Vault
 from kimberlite.errors import Corrupt, RolledBack
 from kimberlite.log.ahead import Ahead
-from kimberlite.log.anchor import check_anchor, check_receipt
+from kimberlite.log.anchor import check_anchor
 from kimberlite.log.checkpoint import HASHES_HEADER, hashes_header
 from kimberlite.log.creation import check_everything, read_small
 from kimberlite.log.names import CHECKPOINT, HASHES, segment_name

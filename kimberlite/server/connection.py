@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 from kimberlite.errors import FrameTooLarge, KimberliteError, LimitExceeded, ProtocolError, SlowConsumer
@@ -42,6 +43,8 @@ class Connection(asyncio.BufferedProtocol):
         self.opened = self._loop.time()
         self.greeted = False
         self.closing = False
+        #: Waits for a turn at the pool.
+        self._waiting: asyncio.Task[None] | None = None
         #: Why it ended, for those who count: "left", or the code of the error that it ended with.
         self.why = "left"
         #: Since when the client has not read what it was sent.
@@ -83,6 +86,8 @@ class Connection(asyncio.BufferedProtocol):
         self.closing = True
         self._held.add("closing")
         self._writable.set()
+        if self._waiting is not None:
+            self._waiting.cancel()
         self.dispatch.close()
         self.session.close()
         self._server.left(self)
@@ -105,13 +110,13 @@ class Connection(asyncio.BufferedProtocol):
 
     def _wait_for_room(self) -> None:
         self._hold("crowded")
-        self.dispatch.start(self._room())
+        self._waiting = self.dispatch.start(self._room())
 
     async def _room(self) -> None:
-        try:
+        # Of a log that has failed everybody is told elsewhere.
+        with suppress(KimberliteError):
             await self._server.serving.committer.turn()
-        finally:
-            self._release("crowded")
+        self._release("crowded")
 
     def go_on(self) -> None:
         """The session has room for requests again."""
@@ -136,7 +141,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._held or self.closing:
             return
         self.session.hold(False)
-        self.session.take()
+        # Who has waited for its turn at the pool passes those who still do.
+        self.session.take(why == "crowded")
         if not self._held and not self.closing:
             self._transport.resume_reading()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from kimberlite import _native
@@ -20,7 +21,7 @@ LOG = logging.getLogger(__name__)
 
 NIL: Final = _native.pack(None)
 #: Streams named in one message.
-STREAMS: Final = 10_000
+STREAMS: Final = 1_000
 
 
 class Credit:
@@ -60,6 +61,8 @@ class Dispatch:
         self._tasks: set[asyncio.Task[None]] = set()
         #: Reads and tails that are open, by their ids.
         self._readings: dict[int, tuple[int, asyncio.Task[None], Credit]] = {}
+        #: What takes long, and is of no use to anybody else.
+        self._verifying: set[asyncio.Task[None]] = set()
         #: Whether the server is stopping: what is cut off then is no end.
         self._stopping = False
         #: Done when the last append that Python took is in line, in the order in which they came.
@@ -89,7 +92,10 @@ class Dispatch:
             elif kind == Kind.HELLO:
                 self.start(self._hello(Hello.unpack(body)))
             elif (does := self._does.get(kind)) is not None:
-                self.start(self._answered(id, does(id, body)))
+                task = self.start(self._answered(id, does(id, body)))
+                if kind == Kind.VERIFY:
+                    self._verifying.add(task)
+                    task.add_done_callback(self._verifying.discard)
             else:
                 raise ProtocolError(f"there is no request {kind}")
         except ProtocolError as error:
@@ -121,6 +127,8 @@ class Dispatch:
     def close(self) -> None:
         """Nobody is there to be told. Appends go on: they were accepted."""
         self.end_readings()
+        for task in self._verifying:
+            task.cancel()
 
     # ---- one request each
 
@@ -171,8 +179,9 @@ class Dispatch:
             if before is not None:
                 await before
             future = await self._serving.enter(parts, producer, sync, several=kind == Kind.APPEND_MANY)
-            for stream, _, _ in parts:
-                self._session.permit(stream)
+            if self._server.refusing is None:
+                for stream, _, _ in parts:
+                    self._session.permit(stream)
         finally:
             if before is not None and not before.done():
                 # It was refused; those behind it still wait for those before it.
@@ -197,7 +206,12 @@ class Dispatch:
         work = self._read(id, asked, credit) if kind == Kind.READ else self._tail(id, asked, credit)
         task = self.start(self._answered(id, work))
         self._readings[id] = kind, task, credit
-        task.add_done_callback(lambda _: self._readings.pop(id, None))
+        task.add_done_callback(partial(self._ended, id))
+
+    def _ended(self, id: int, task: asyncio.Task[None]) -> None:
+        # Its id may be another's by now.
+        if id in self._readings and self._readings[id][1] is task:
+            del self._readings[id]
 
     async def _read(self, id: int, asked: Reading, credit: Credit) -> None:
         self._connection.access.check("read", asked.stream)
@@ -251,15 +265,16 @@ class Dispatch:
             self._end_reading(id)
 
     async def _get(self, id: int, body: bytes) -> None:
-        said = fields(body, positions=list)
-        positions = said["positions"]
-        if not all(is_a(position, int) and position >= 0 for position in positions):
-            raise ProtocolError("positions are numbers from 0")
         self._connection.access.check("read", None)
-        async for frame in self._serving.get(id, positions):
-            await self._connection.writable()
-            self._send_frame(frame)
-        self._reply(Kind.END, id, NIL)
+        async with self._turn:
+            positions = fields(body, positions=list)["positions"]
+            if not all(is_a(position, int) and position >= 0 for position in positions):
+                raise ProtocolError("positions are numbers from 0")
+            async for frame in self._serving.get(id, positions):
+                await self._connection.writable()
+                self._send_frame(frame)
+            self._reply(Kind.END, id, NIL)
+            await asyncio.sleep(0)
 
     async def _streams(self, id: int, body: bytes) -> None:
         said = fields(body, start=int)
@@ -267,7 +282,7 @@ class Dispatch:
         start = count(said["start"])
         async with self._turn:
             await self._connection.writable()
-            self._reply(Kind.RESULT, id, _native.pack(self._serving.streams()[start : start + STREAMS]))
+            self._reply(Kind.RESULT, id, _native.pack(self._serving.streams(start, STREAMS)))
             await asyncio.sleep(0)
 
     async def _info(self, id: int, body: bytes) -> None:
@@ -282,8 +297,9 @@ class Dispatch:
     async def _verify(self, id: int, body: bytes) -> None:
         anchor = fields(body, anchor=(list, NONE))["anchor"]
         self._connection.access.check("inspect", None)
-        report = await self._server.verify(None if anchor is None else receipt(anchor))
-        self._reply(Kind.RESULT, id, _native.pack(report))
+        async with self._turn:
+            report = await self._server.verify(None if anchor is None else receipt(anchor))
+            self._reply(Kind.RESULT, id, _native.pack(report))
 
     async def _ping(self, id: int, body: bytes) -> None:
         if _native.unpack(body) is not None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any, Final
 
 from kimberlite import _native
-from kimberlite.errors import Invalid, KimberliteError, LimitExceeded, RolledBack, SlowConsumer, UnknownOutcome
+from kimberlite.errors import Closed, Invalid, KimberliteError, LimitExceeded, RolledBack, SlowConsumer, UnknownOutcome
 from kimberlite.log.log import Log
 from kimberlite.log.serving import Serving
 from kimberlite.records import Receipt
@@ -40,12 +41,14 @@ class Server:
         *,
         about: dict[str, Any],
         access: Access | None = None,
-        verify: Callable[[Receipt | None], dict[str, Any]] | None = None,
+        verify: Callable[[Receipt | None, threading.Event], dict[str, Any]] | None = None,
     ) -> None:
         self.limits = limits
-        #: Checks every byte of the log, in a thread; None where nobody gave it.
+        #: Checks every byte of the log, in a thread, as long as the event is set; None where nobody gave it.
         self._verify = verify
         self._verifying = asyncio.Lock()
+        #: Set while somebody wants what is verified now.
+        self._verified = threading.Event()
         self.access: Access = access or Everything()
         shared = _native.Limits(
             requests=limits.requests,
@@ -85,6 +88,7 @@ class Server:
     async def drain(self, timeout: float) -> None:
         """Accepts nobody, takes nothing more, and returns when everybody is answered and gone, or after the timeout."""
         self._draining = True
+        self._verified.clear()
         for listener in self._listeners:
             listener.close()
         for connection in list(self.connections):
@@ -126,20 +130,29 @@ class Server:
             self.serving.check_anchor(anchor)
         except RolledBack as error:
             LOG.critical("a client has a receipt that the log does not reach: %s", error)
-            self._rolled_back = error
+            self._rolled_back = RolledBack(f"nothing is appended any more: {error}")
+            self.serving.forbid(self._rolled_back)
             for connection in self.connections:
                 connection.session.forbid()
 
     async def verify(self, anchor: Receipt | None) -> dict[str, Any]:
-        """What every byte of the log says; one such work at a time."""
+        """What every byte of the log says; one such work at a time. Cancelled, it ends soon."""
         if self._verify is None:
             raise Invalid("this server has no way to verify")
         async with self._verifying:
-            return await asyncio.to_thread(self._verify, anchor)
+            wanted = threading.Event()
+            wanted.set()
+            self._verified = wanted
+            try:
+                if self._draining:
+                    raise Closed("the server is stopping")
+                return await asyncio.to_thread(self._verify, anchor, wanted)
+            finally:
+                wanted.clear()
 
     def check_writable(self) -> None:
         if self._rolled_back is not None:
-            raise RolledBack(f"nothing is appended any more: {self._rolled_back}")
+            raise RolledBack(str(self._rolled_back))
 
     @property
     def failure(self) -> KimberliteError | None:

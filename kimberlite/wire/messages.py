@@ -66,8 +66,14 @@ def is_a(value: object, kind: type | tuple[type, ...]) -> bool:
 NONE: Final = type(None)
 
 
+#: Of numbers in messages. No offset or position is above, and no record's time is beyond.
+HIGHEST: Final = (1 << 63) - 1
+
+
 def pack_bound(bound: Bound) -> Any:
-    return {"time": bound.ns} if isinstance(bound, Time) else bound
+    if isinstance(bound, Time):
+        return {"time": max(-HIGHEST, min(bound.ns, HIGHEST))}
+    return None if bound is None else min(bound, HIGHEST)
 
 
 def bound(value: Any) -> Bound:
@@ -125,7 +131,7 @@ class Reading:
                 "stream": self.stream,
                 "start": pack_bound(self.start),
                 "until": pack_bound(self.until),
-                "limit": self.limit,
+                "limit": None if self.limit is None else min(self.limit, HIGHEST),
                 "reverse": self.reverse,
                 "system": self.system,
                 "credit": self.credit,
@@ -153,6 +159,15 @@ class Reading:
             bool(said["system"]),
             count(said["credit"]),
         )
+
+
+def welcome(body: bytes) -> dict[str, Any]:
+    """What a server says first; it may say more than a client knows of."""
+    said = _native.unpack(body)
+    wanted = {"database": str, "position": int, "sync": str}
+    if not isinstance(said, dict) or not all(is_a(said.get(name), kind) for name, kind in wanted.items()):
+        raise ProtocolError("a welcome says which database it is, where it stands and what is its policy")
+    return said
 
 
 def count(value: object) -> int:

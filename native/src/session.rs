@@ -154,7 +154,7 @@ impl Session {
         arrived(inbox, nbytes)?;
         let held = state.held;
         drop(state);
-        if held { Ok(()) } else { Self::take(slf) }
+        if held { Ok(()) } else { Self::take(slf, false) }
     }
 
     /// From here on what arrives is taken, or not.
@@ -183,11 +183,12 @@ impl Session {
     }
 
     /// Takes what has arrived. Appends that can go to the pool are in it then; of everything else, and of why no more
-    /// was taken though more has arrived, the connection is told.
-    fn take(slf: &Bound<'_, Self>) -> PyResult<()> {
+    /// was taken though more has arrived, the connection is told. It waits behind those who wait for the pool, unless
+    /// this is its `turn`.
+    fn take(slf: &Bound<'_, Self>, turn: bool) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
         let pool = this.pool.get();
-        if pool.crowded(this.limits.get().pool_bytes) {
+        if !turn && pool.crowded(this.limits.get().pool_bytes) {
             return this.tell(py, Vec::new(), &Stop::Crowded);
         }
         let mut state = lock(&this.state);

@@ -6,15 +6,20 @@ import asyncio
 import random
 import shutil
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
 import kimberlite
-from kimberlite import Conflict, Invalid, LimitExceeded, Receipt, RolledBack, Unavailable, UnknownOutcome
+from kimberlite import Conflict, Invalid, LimitExceeded, Receipt, RolledBack, Unavailable, UnknownOutcome, _native
 from kimberlite.client.client import Client
 from kimberlite.server.limits import Limits
+from kimberlite.wire.messages import Kind
 from tests.client.proxies import cutting, proxied
 from tests.server.wires import served
 
@@ -98,7 +103,7 @@ async def test_reads_and_tails_go_on_where_they_were(tmp_path: Path) -> None:
                 await there.log.append("b", b"new %d" % i)
                 if i % 50 == 0:
                     proxy.cut()
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.1)
             assert [await anext(tail) for _ in a] == a
             assert [(await anext(behind)).payload for _ in range(300)] == [b"new %d" % i for i in range(300)]
             positions = [record.position for record in whole]
@@ -225,8 +230,8 @@ async def test_a_client_that_is_one_too_many_waits_for_its_turn(tmp_path: Path) 
         await db.close()
 
 
-async def connected(port: int) -> Client:
-    return await kimberlite.connect(f"kimberlite://127.0.0.1:{port}")
+async def connected(port: int, retry: float = 60) -> Client:
+    return await kimberlite.connect(f"kimberlite://127.0.0.1:{port}", retry=retry)
 
 
 async def test_of_records_by_themselves_no_more_are_on_their_way_than_are_remembered(tmp_path: Path) -> None:
@@ -310,3 +315,87 @@ async def test_what_is_too_large_to_be_sent_is_refused_at_once_and_alone(tmp_pat
         proxy.target = target
         assert (await asyncio.wait_for(innocent, 20)).first_offset == 1
         assert (await db.append("w", b"2")).first_offset == 2
+
+
+@asynccontextmanager
+async def saying(*answers: bytes) -> AsyncIterator[tuple[int, list[int]]]:
+    """A server that says these to each client, one for each thing that it hears: its port, and who came."""
+    came: list[int] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.append(len(came))
+        with suppress(OSError):
+            for answer in answers:
+                if not await reader.read(65_536):
+                    return
+                writer.write(answer)
+            await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1], came
+    finally:
+        server.close()
+
+
+def said(kind: int, id: int, body: Any) -> bytes:
+    return _native.encode_message(kind, id, msgpack.packb(body))
+
+
+WELCOME = said(Kind.WELCOME, 0, {"version": 1, "database": "d", "position": 0, "sync": "group", "requests": 9})
+
+
+@pytest.mark.parametrize(
+    "welcome",
+    [
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        said(Kind.WELCOME, 0, {}),
+        said(Kind.WELCOME, 0, [1]),
+        said(Kind.WELCOME, 0, {"database": 1, "position": "x", "sync": None}),
+        said(Kind.ERROR, 0xFFFFFFFF, {"code": "NO_SUCH_CODE", "message": ""}),
+        said(Kind.ERROR, 0xFFFFFFFF, None),
+    ],
+)
+async def test_a_server_that_does_not_speak_the_protocol_is_unavailable(welcome: bytes) -> None:
+    async with saying(welcome) as (port, _):
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(connected(port, retry=0.5), 20)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        said(Kind.RECEIPTS, 0xFFFFFFFF, []),
+        said(Kind.RECEIPTS, 0xFFFFFFFF, [1, True, 1, bytes(32), bytes(32), 1, 1, [[1, []]]]),
+        said(Kind.ERROR, 0xFFFFFFFF, {"code": "PROTOCOL_ERROR", "message": "what is this"}),
+        said(Kind.ERROR, 1, {"code": 5}),
+    ],
+)
+async def test_a_server_whose_answers_make_no_sense_is_not_asked_for_ever(answer: bytes) -> None:
+    async with saying(WELCOME, answer) as (port, came), kimberlite.connect(f"kimberlite://127.0.0.1:{port}") as db:
+        with pytest.raises((UnknownOutcome, Unavailable)):
+            await asyncio.wait_for(db.append("s", b"."), 20)
+        assert len(came) <= 5
+
+
+async def test_what_no_message_can_say_is_said_as_well_as_it_can_be(tmp_path: Path) -> None:
+    async with served(tmp_path / "db") as there:
+        await there.log.append("s", [b"1", b"2"])
+        first, last = datetime(1, 1, 1, tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+        async with kimberlite.connect(f"kimberlite://127.0.0.1:{there.port}") as db:
+            assert await payloads(db.read("s", start=first, until=last)) == [b"1", b"2"]
+            assert await payloads(db.read("s", start=0, until=1 << 70, limit=1 << 70)) == [b"1", b"2"]
+            assert await payloads(db.read("s", start=last)) == []
+            with pytest.raises(Invalid):
+                await db.verify("x")  # type: ignore[arg-type]
+            receipt = await db.append("s", b"3")
+            with pytest.raises(Invalid):
+                await db.verify(receipt._replace(group=1 << 64))
+    for url in ("kimberlite://127.0.0.1:65536", "kimberlite://127.0.0.1:99999"):
+        with pytest.raises(Invalid):
+            await kimberlite.connect(url)
+    with pytest.raises(Invalid):
+        await kimberlite.connect("kimberlite://127.0.0.1:1", anchor=5)  # type: ignore[arg-type]
+    with pytest.raises(Unavailable):
+        await kimberlite.connect(f"kimberlite://{'x' * 70}:1", retry=0.1)

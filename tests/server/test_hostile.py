@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import socket
 import struct
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import pytest
 
+from kimberlite import Closed, Receipt
+from kimberlite.log.options import Options
+from kimberlite.server.connection import Connection
 from kimberlite.server.limits import Limits
 from kimberlite.wire.messages import Kind
 from tests.server.wires import Served, served, until
@@ -271,3 +277,115 @@ async def test_a_drain_answers_what_was_accepted_and_closes_everybody(tmp_path: 
         assert sum(stream.length for stream in there.log.streams() if stream.name == "s") == answered
         with pytest.raises(ConnectionRefusedError):
             await there.connect()
+
+
+async def test_a_full_pool_lets_everybody_in_in_turn(tmp_path: Path) -> None:
+    async with served(tmp_path / "db", every=Options(pool_bytes=65_536)) as there:
+        wires = [await there.greeted() for _ in range(5)]
+        for number, wire in enumerate(wires):
+            wire.send(Kind.APPEND, 0, [f"s{number}", [b"."], None, None, None])
+            await wire.answers(1)
+        for id in range(1, 121):
+            for number, wire in enumerate(wires):
+                wire.send(Kind.APPEND, id, [f"s{number}", [bytes(20_000)], None, None, None])
+        answered = await asyncio.wait_for(asyncio.gather(*(wire.answers(120) for wire in wires)), 40)
+        assert all(set(each) == set(range(1, 121)) and "BUSY" not in each.values() for each in answered)
+        assert [length for _, length, _ in there.server.serving.streams(0, 9)] == [121] * 5
+        # One that waits and goes leaves no place that nobody takes.
+        for id in range(200, 260):
+            wires[0].send(Kind.APPEND, id, ["s0", [bytes(20_000)], None, None, None])
+            wires[1].send(Kind.APPEND, id, ["s1", [bytes(20_000)], None, None, None])
+        await asyncio.sleep(0.01)
+        wires[0].writer.transport.abort()
+        assert len(await asyncio.wait_for(wires[1].answers(60), 40)) == 60
+        await asyncio.wait_for(there.close(), 20)
+
+
+async def test_an_id_that_is_used_again_is_another_reading(tmp_path: Path) -> None:
+    async with served(tmp_path / "db", Limits(requests=8, readings=3)) as there:
+        await there.log.append("a", [b"."] * 10)
+        wire = await there.greeted()
+        for id in range(100, 106):
+            wire.send(Kind.PING, id, None)
+        wire.send(Kind.READ, 1, {"stream": "a", "credit": 1 << 30})
+        for id in range(200, 208):
+            wire.send(Kind.PING, id, None)
+        wire.send(Kind.TAIL, 1, {"stream": "a", "credit": 1 << 30})
+        await until(lambda: 1 in connection_of(there).dispatch._readings)
+        await asyncio.sleep(0.2)
+        assert set(connection_of(there).dispatch._readings) == {1}
+        wire.send(Kind.STOP, 1, None)
+        await until(lambda: not connection_of(there).dispatch._readings)
+
+
+def connection_of(there: Served) -> Connection:
+    [connection] = there.server.connections
+    return connection
+
+
+async def test_nothing_is_appended_once_anybody_has_shown_that_the_log_was_rolled_back(tmp_path: Path) -> None:
+    async with served(tmp_path / "db") as there:
+        await there.log.append("s", b"1")
+    shutil.copytree(tmp_path / "db", tmp_path / "copy")
+    async with served(tmp_path / "db") as there:
+        receipt = await there.log.append("s", b"2")
+    async with served(tmp_path / "copy") as there:
+        first, second = await there.greeted(), await there.greeted()
+        first.send(Kind.APPEND, 1, ["s", [b"x"], None, None, None])
+        await first.answers(1)
+        for id in range(2, 40):
+            first.send(Kind.APPEND, id, [f"new {id}", [b"x"], None, None, None])
+        third = await there.greeted(anchor=list(receipt))
+        refused = await first.answers(38)
+        first.send(Kind.APPEND, 50, ["s", [b"x"], None, None, None])
+        second.send(Kind.APPEND, 50, ["t", [b"x"], None, None, None])
+        third.send(Kind.APPEND_MANY, 50, [[["s", [b"x"], None]], None, None])
+        for wire in (first, second, third):
+            assert await wire.answers(1) == {50: "ROLLED_BACK"}
+        for id in range(51, 60):
+            first.send(Kind.APPEND, id, [f"new {id - 49}", [b"x"], None, None, None])
+        assert set((await first.answers(9)).values()) == {"ROLLED_BACK"}
+        made = {stream.name async for stream in there.log.streams()}
+        assert {f"new {id}" for id, answer in refused.items() if answer == "ROLLED_BACK"}.isdisjoint(made)
+
+
+async def test_a_verify_that_nobody_waits_for_any_more_is_given_up(tmp_path: Path) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def verify(_anchor: Receipt | None, wanted: threading.Event) -> dict[str, Any]:
+        begun.set()
+        while wanted.is_set():
+            time.sleep(0.005)
+        ended.set()
+        raise Closed("nobody wants to know any more")
+
+    async with served(tmp_path / "db") as there:
+        there.server._verify = verify
+        wire = await there.greeted()
+        for id in range(1, 30):
+            wire.send(Kind.VERIFY, id, {"anchor": None})
+        await until(begun.is_set)
+        # A reset: whoever only ends its half is still answered.
+        end = wire.writer.get_extra_info("socket")
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        wire.writer.transport.abort()
+        await until(ended.is_set)
+        await until(lambda: not there.server._verifying.locked())
+
+
+async def test_all_streams_are_listed_in_pieces(tmp_path: Path) -> None:
+    async with served(tmp_path / "db") as there:
+        await there.log.append_many({f"s{i}": b"." for i in range(2_500)})
+        wire = await there.greeted()
+        found: list[Any] = []
+        while True:
+            wire.send(Kind.STREAMS, 1, {"start": len(found)})
+            kind, _, some = await wire.next()
+            assert kind == Kind.RESULT
+            if not some:
+                break
+            assert len(some) <= 1_000
+            found += some
+        assert [name for name, _, _ in found] == [f"s{i}" for i in range(2_500)]
+        wire.send(Kind.STREAMS, 1, {"start": (1 << 64) - 1})
+        assert (await wire.next())[2] == []

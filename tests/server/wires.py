@@ -14,6 +14,8 @@ from typing import Any
 import msgpack
 
 import kimberlite
+from kimberlite.api import open_with
+from kimberlite.log.options import Options
 from kimberlite.server.limits import Limits
 from kimberlite.server.server import Server
 from kimberlite.wire.messages import NOBODY, Kind
@@ -113,8 +115,14 @@ class Served:
 
 
 @asynccontextmanager
-async def served(path: Path, limits: Limits | None = None, **options: Any) -> AsyncIterator[Served]:
-    async with kimberlite.open(path, **options) as log:
+async def served(
+    path: Path, limits: Limits | None = None, *, every: Options | None = None, **options: Any
+) -> AsyncIterator[Served]:
+    """`every`: all of the log's options, beyond those that `open` takes."""
+    opening = (
+        kimberlite.open(path, **options) if every is None else open_with(path, every, key_file=None, backend="auto")
+    )
+    async with opening as log:
         info = await log.info()
         about = {"database": info["database_id"], "origin": info["origin"]}
         server = Server(log, limits or Limits(), about=about)

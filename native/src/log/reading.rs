@@ -65,11 +65,20 @@ impl Frame {
 
 #[pymethods]
 impl Log {
-    /// Name, mode, durable length and number of every stream that has records.
-    fn streams<'py>(&self, py: Python<'py>) -> Vec<(Bound<'py, PyString>, bool, u64, u32)> {
+    /// Name, mode, durable length and number of the streams that have records, so many from the so manieth on.
+    #[pyo3(signature = (start=0, count=usize::MAX))]
+    fn streams<'py>(&self, py: Python<'py>, start: usize, count: usize) -> Vec<(Bound<'py, PyString>, bool, u64, u32)> {
         let streams = self.inner.streams.read().unwrap();
         let all = streams.info.iter().zip(&streams.list).skip(1).filter(|(info, _)| info.durable > 0);
-        all.map(|(info, s)| (PyString::new(py, &info.name), s.encrypted, info.durable, s.number)).collect()
+        let some = all.skip(start).take(count);
+        some.map(|(info, s)| (PyString::new(py, &info.name), s.encrypted, info.durable, s.number)).collect()
+    }
+
+    /// How many streams have records.
+    #[getter]
+    fn stream_count(&self) -> usize {
+        let streams = self.inner.streams.read().unwrap();
+        streams.info.iter().skip(1).filter(|info| info.durable > 0).count()
     }
 
     /// Durable length of a stream by its number.
