@@ -87,9 +87,7 @@ class Client:
         #: Why there is no connection; and why there will be none.
         self._why = f"{self._address} does not answer"
         self._refused: KimberliteError | None = None
-        #: Whether anything was answered over this connection; and connections in a row that ended by what was sent over
-        #: them, one way or the other.
-        self._useful = False
+        #: Connections in a row that ended by what was sent over them, one way or the other.
         self._faults = 0
         self._turns: deque[asyncio.Future[None]] = deque()
         self._closing = self._closed = False
@@ -349,7 +347,7 @@ class Client:
                 await self._connect()
                 await self._watch()
                 since = self._loop.time()
-                if self._useful:
+                if not self._faults:
                     delay = SOON
             except FOR_GOOD as error:
                 self._refused = error
@@ -415,7 +413,6 @@ class Client:
         self._database = self._welcome["database"]
         self._durable = max(self._durable, self._welcome["position"])
         self._link = link
-        self._useful = False
         self._appends.connected(link.send, self._welcome["sync"])
         self._changed.set()
 
@@ -451,6 +448,8 @@ class Client:
             error = unpack_error(body)
             if isinstance(error, ProtocolError | FrameTooLarge):
                 self._faulty(error)
+            if self._link is not None:
+                self._link.close()
             return
         if kind == Kind.RECEIPTS:
             self._acknowledged(self._appends.receipts(body))
@@ -462,7 +461,7 @@ class Client:
             incoming.arrived(kind, body)
         else:
             return
-        self._useful, self._faults = True, 0
+        self._faults = 0
 
 
 class Gone(ConnectionError):
