@@ -12,6 +12,7 @@ from typing import Any, Final, get_type_hints
 from kimberlite.errors import Invalid, Misconfigured
 from kimberlite.log.options import Options
 from kimberlite.server.limits import Limits
+from kimberlite.server.listening import check_where
 
 PREFIX: Final = "KIMBERLITE_"
 #: What the environment says that is no setting: keys, which are never shown.
@@ -42,6 +43,8 @@ class Serve:
                 raise Invalid(f"{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         if self.http.startswith("unix:"):
             raise Invalid("http is HOST:PORT, or empty")
+        for where in filter(None, (self.listen, self.http)):
+            check_where(where)
         if not 0 <= self.drain <= 60:
             raise Invalid("drain is from 0 to 60 seconds")
 
@@ -122,11 +125,20 @@ def composed(found: Mapping[str, Setting]) -> Config:
         try:
             part = reads(**{short: setting.value for short, setting in given.items()})
         except Invalid as error:
-            places = ", ".join(setting.origin for setting in given.values())
-            raise Misconfigured(f"{places}: {error}") from error
+            raise Misconfigured(f"{blamed(reads, given)}: {error}") from error
         parts[section] = part
         settings += [found.get(name, Setting(name, getattr(part, short), "default")) for short, name in names.items()]
     return Config(parts[""], parts["log"], parts["limits"], tuple(settings))
+
+
+def blamed(reads: type, given: Mapping[str, Setting]) -> str:
+    """Where the value came from that is wrong by itself; all that were given, if they are only wrong together."""
+    for short, setting in given.items():
+        try:
+            reads(**{short: setting.value})
+        except Invalid:
+            return setting.origin
+    return ", ".join(setting.origin for setting in given.values())
 
 
 def of_file(path: Path) -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, get_args
 
-from kimberlite.arguments import POLICIES
+from kimberlite.arguments import POLICIES, checked_name
 from kimberlite.cli import forms
 from kimberlite.cli.target import is_url
 from kimberlite.cli.terminal import Status, say
@@ -25,7 +25,8 @@ from kimberlite.load.worker import Count
 ROUNDS: Final = 4
 #: Of a round's load, the time that the raw disk gets.
 DISK_SHARE: Final = 0.25
-MOST_CLIENTS: Final = 10_000
+#: Clients, and open requests of each.
+MOST: Final = 10_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +61,9 @@ def run(arguments: argparse.Namespace) -> int:
     plan = planned(arguments)
     if not arguments.disk.is_dir():
         raise Invalid(f"{arguments.disk} is no directory")
+    for path in filter(None, (arguments.csv, arguments.plot)):
+        # Not only when all is done.
+        written(path, "")
     disk = Disk(arguments.disk.resolve())
     with Processes(plan) as processes, Status() as status:
         processes.run(WARM, warm=True)
@@ -85,8 +89,10 @@ def planned(arguments: argparse.Namespace) -> Plan:
         value = getattr(arguments, name)
         if value is not None and not 0 < value < float("inf"):
             raise Invalid(f"--{name} is a number above 0")
-    if arguments.clients > MOST_CLIENTS:
-        raise Invalid(f"--clients is at most {MOST_CLIENTS:,}")
+    for name in ("clients", "depth"):
+        if getattr(arguments, name) > MOST:
+            raise Invalid(f"--{name} is at most {MOST:,}")
+    checked_name(f"{arguments.stream}/{arguments.clients}")
     if arguments.work == "mixed" and arguments.clients < 2:
         raise Invalid("a mixed load needs two clients: one appends, one reads")
     return Plan(

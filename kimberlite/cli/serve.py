@@ -23,6 +23,7 @@ from kimberlite.cli.target import directory
 from kimberlite.errors import Closed, KimberliteError, Misconfigured, UnknownOutcome
 from kimberlite.log.verify import shown, verify_directory
 from kimberlite.records import Receipt
+from kimberlite.server.http import Probes
 from kimberlite.server.listening import bind
 from kimberlite.server.notify import Notifier, handed_over
 from kimberlite.server.server import Server
@@ -63,10 +64,18 @@ def run(arguments: argparse.Namespace) -> int:
     make_room_for(settings.limits.connections)
     # Before anything else is opened: these have numbers that others could get.
     notifier, handed = Notifier(os.environ), handed_over(os.environ)
-    listening = handed or [bind(settings.serve.listen)]
-    asking = [bind(settings.serve.http)] if settings.serve.http else []
+    listening = handed or [bound(settings, "listen")]
+    asking = [bound(settings, "http")] if settings.serve.http else []
     uvloop.run(serve(os.fspath(path), settings, notifier, listening, asking))
     return 0
+
+
+def bound(settings: config.Config, name: str) -> socket.socket:
+    [setting] = [setting for setting in settings.settings if setting.name == name]
+    try:
+        return bind(setting.value)
+    except Misconfigured as error:
+        raise Misconfigured(f"{setting.origin}: {error}") from error
 
 
 async def serve(
@@ -80,6 +89,10 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     serving = settings.serve
+    probes = Probes()
+    for each in asking:
+        await probes.listen(each)
+        LOG.info("metrics and health on %s", name_of(each))
     async with recovering(notifier):
         log = await open_with(path, settings.log, key_file=serving.key_file or None, backend=cast(Any, serving.backend))
     failed: KimberliteError | None = None
@@ -102,9 +115,7 @@ async def serve(
         for each in listening:
             await server.listen(each)
             LOG.info("listening on %s", name_of(each))
-        for each in asking:
-            await server.listen_http(each)
-            LOG.info("metrics and health on %s", name_of(each))
+        probes.server = server
         notifier.say("READY=1", f"STATUS=serving {path}")
         async with watched(notifier, server):
             ended = [asyncio.create_task(stop.wait()), asyncio.create_task(server.failed.wait())]
@@ -114,6 +125,7 @@ async def serve(
             notifier.say("STOPPING=1", f"EXTEND_TIMEOUT_USEC={round((serving.drain + STOPPING) * 1e6)}")
             LOG.info("stopping: %d clients", server.clients)
             await server.drain(serving.drain)
+            probes.close()
             failed = server.failure
         if failed is not None:
             # The close would say the same, with less.

@@ -55,6 +55,8 @@ class Processes:
         self._plan = plan
         self._stack = ExitStack()
         self._pipes: list[Connection] = []
+        #: What each has said last.
+        self._latest: dict[Connection, tuple[Count, Count]] = {}
         #: Of load that counts, so far.
         self._seconds = 0.0
 
@@ -86,7 +88,6 @@ class Processes:
         for pipe in self._pipes:
             pipe.send((seconds, warm))
         found: dict[Connection, Done] = {}
-        latest: dict[Connection, tuple[Count, Count]] = {}
         while len(found) < len(self._pipes):
             for pipe in self._pipes:
                 if pipe in found or not pipe.poll(POLL):
@@ -95,9 +96,9 @@ class Processes:
                 if isinstance(said, Done):
                     found[pipe] = said
                     continue
-                latest[pipe] = said
+                self._latest[pipe] = said
                 if watch is not None:
-                    appends, reads = (sum(each, Count()) for each in zip(*latest.values(), strict=True))
+                    appends, reads = (sum(each, Count()) for each in zip(*self._latest.values(), strict=True))
                     watch(appends, reads)
         if warm:
             return Outcome()

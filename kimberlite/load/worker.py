@@ -12,7 +12,7 @@ from typing import Any, Final
 from kimberlite import _native
 from kimberlite.errors import Invalid, KimberliteError, Unavailable
 from kimberlite.load.plan import Plan
-from kimberlite.wire.messages import VERSION, Hello, Kind, unpack_error
+from kimberlite.wire.messages import VERSION, Hello, Kind, unpack_error, welcome
 
 #: Seconds between two words on how far it is.
 PROGRESS: Final = 0.2
@@ -54,6 +54,9 @@ def main(pipe: Connection, plan: Plan, clients: range) -> None:
         pipe.send((error.code, str(error)))
     except OSError as error:
         pipe.send((Unavailable.code, f"{plan.address}: {error.strerror or error}"))
+    except Exception as error:
+        # What else comes of what a server says, or of what it was asked.
+        pipe.send((Invalid.code, f"{type(error).__name__}: {error}"))
 
 
 class Crowd:
@@ -133,5 +136,4 @@ def greeted(link: socket.socket) -> dict[str, Any]:
         for kind, _, body in inbox.take(count):
             if kind != Kind.WELCOME:
                 raise unpack_error(body)
-            welcome: dict[str, Any] = _native.unpack(body)
-            return welcome
+            return welcome(body)

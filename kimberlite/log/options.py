@@ -51,6 +51,13 @@ class Options:
             raise Invalid("compression is a zstd level from -7 to 19, or None")
         if not is_within(self.max_delay, 0, 1, int | float):
             raise Invalid("max_delay is from 0 to 1 second")
+        if not is_within(self.idle, 0, 1 << 40, int | float) or not self.idle:
+            raise Invalid("idle is a number of seconds above 0")
+        for name in ("group_bytes", "largest_group", "pool_bytes", "checkpoint_records", "checkpoint_bytes"):
+            if not is_within(getattr(self, name), 1, 1 << 40):
+                raise Invalid(f"{name} is a number above 0")
+        if not is_within(self.cache_bytes, 0, 1 << 40):
+            raise Invalid("cache_bytes is a number from 0")
 
 
 def is_within(value: object, least: int, most: int, kind: type | UnionType = int) -> bool:

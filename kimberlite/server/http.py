@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING, Final, cast
 
 from kimberlite.server.metrics import CONTENT
@@ -17,6 +18,7 @@ DEADLINE: Final = 5.0
 #: At a time.
 MOST: Final = 64
 
+RECOVERING: Final = "it is recovering"
 REASONS: Final = {
     200: "OK",
     400: "Bad Request",
@@ -26,11 +28,33 @@ REASONS: Final = {
 }
 
 
+class Probes:
+    """Where metrics and health are asked for: before there is a server too, which says so."""
+
+    def __init__(self) -> None:
+        self.server: Server | None = None
+        self._asking: set[Http] = set()
+        self._listeners: list[asyncio.Server] = []
+
+    async def listen(self, where: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        self._listeners.append(await loop.create_server(lambda: Http(self, self._asking), sock=where))
+
+    @property
+    def refusing(self) -> str | None:
+        """Why appends are not taken; None if they are."""
+        return RECOVERING if self.server is None else self.server.refusing
+
+    def close(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+
+
 class Http(asyncio.Protocol):
     """Answers one request and closes."""
 
-    def __init__(self, server: Server, others: set[Http]) -> None:
-        self._server, self._others = server, others
+    def __init__(self, probes: Probes, others: set[Http]) -> None:
+        self._probes, self._others = probes, others
         self._arrived = b""
         self._answered = False
         self._transport: asyncio.Transport
@@ -67,11 +91,14 @@ class Http(asyncio.Protocol):
             return 405, "text/plain", "only GET is answered\n"
         match path.split(b"?")[0]:
             case b"/metrics":
-                return 200, CONTENT, self._server.metrics.shown(self._server)
+                server = self._probes.server
+                if server is None:
+                    return 503, "text/plain", f"{RECOVERING}\n"
+                return 200, CONTENT, server.metrics.shown(server)
             case b"/healthz":
                 return 200, "text/plain", "ok\n"
             case b"/readyz":
-                why = self._server.refusing
+                why = self._probes.refusing
                 return (200, "text/plain", "ready\n") if why is None else (503, "text/plain", f"{why}\n")
         return 404, "text/plain", "there are /metrics, /healthz and /readyz\n"
 

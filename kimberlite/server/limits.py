@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from kimberlite.errors import Invalid
 
 MIB = 1 << 20
+#: What the largest message takes while it arrives.
+LEAST_INBOX = 32 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,5 +40,7 @@ class Limits:
         for field in fields(self):
             if not 0 < getattr(self, field.name) < 1 << 48:
                 raise Invalid(f"{field.name} is a number above 0")
+        if self.inbox_bytes < LEAST_INBOX:
+            raise Invalid(f"inbox_bytes is {LEAST_INBOX // MIB} MiB at least: as much as one message needs")
         if self.readings * 2 >= self.requests:
             raise Invalid("readings are less than half of requests")

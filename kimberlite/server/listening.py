@@ -16,20 +16,49 @@ def bind(where: str) -> socket.socket:
     """A socket for `HOST:PORT` or `unix:PATH`. Beyond loopback nobody is listened to: there are no accounts."""
     if where.startswith("unix:"):
         return bind_unix(where.removeprefix("unix:"))
-    host, colon, port = where.rpartition(":")
-    host = host.strip("[]")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
-        raise Misconfigured(f"{where!r} is neither HOST:PORT nor unix:PATH")
+    check_where(where)
+    host, _, port = where.rpartition(":")
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise Misconfigured(f"{where}: {error.strerror or error}") from error
-    if not ipaddress.ip_address(address[0]).is_loopback:
-        raise Misconfigured(f"{where} is not on loopback: without accounts and TLS nobody else may connect")
+        family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        raise Misconfigured(f"{where}: {getattr(error, 'strerror', None) or error}") from error
+    check_loopback(where, str(address[0]))
     try:
         return socket.create_server(address[:2], family=family)
     except OSError as error:
         raise refusal(where, error) from error
+
+
+def check_where(where: str) -> None:
+    """HOST:PORT or unix:PATH, as far as can be said without asking for the host."""
+    if where.startswith("unix:"):
+        return
+    host, colon, port = where.rpartition(":")
+    host = host.strip("[]")
+    if not colon or not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+        raise Misconfigured(f"{where!r} is neither HOST:PORT nor unix:PATH")
+    with suppress(ValueError):
+        check_loopback(where, str(ipaddress.ip_address(host)))
+
+
+def check_loopback(where: str, address: str) -> None:
+    if not ipaddress.ip_address(address).is_loopback:
+        raise Misconfigured(f"{where} is not on loopback: without accounts and TLS nobody else may connect")
+
+
+def check_handed_over(given: socket.socket) -> None:
+    """A stream that listens, on loopback or on a path."""
+    name = f"descriptor {given.fileno()}"
+    try:
+        listens = given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as error:
+        raise Misconfigured(f"{name} was handed over, and is no socket: {error.strerror}") from error
+    if not listens or given.type != socket.SOCK_STREAM:
+        raise Misconfigured(f"{name} was handed over, and does not listen for streams")
+    if given.family in (socket.AF_INET, socket.AF_INET6):
+        check_loopback(f"{name}, {given.getsockname()[0]},", given.getsockname()[0])
+    elif given.family != socket.AF_UNIX:
+        raise Misconfigured(f"{name} was handed over, and is neither of TCP nor of a path")
 
 
 def bind_unix(path: str) -> socket.socket:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Final
 
 from kimberlite.errors import Misconfigured
+from kimberlite.server.listening import check_handed_over
 
 #: The first descriptor that is handed over.
 FIRST: Final = 3
@@ -24,11 +25,11 @@ class Notifier:
             try:
                 self._socket.connect("\0" + path[1:] if path.startswith("@") else path)
             except OSError as error:
-                raise Misconfigured(f"NOTIFY_SOCKET: {path}: {error.strerror}") from error
+                raise Misconfigured(f"NOTIFY_SOCKET: {path}: {error.strerror or error}") from error
         #: Seconds within which the watchdog wants to hear; None if nobody watches.
         self.watchdog: float | None = None
         if environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid()):
-            with suppress(ValueError):
+            with suppress(ValueError, OverflowError):
                 self.watchdog = int(environment.get("WATCHDOG_USEC", "")) / 1e6
 
     def say(self, *words: str) -> None:
@@ -48,6 +49,10 @@ def handed_over(environment: Mapping[str, str]) -> list[socket.socket]:
         raise Misconfigured("LISTEN_FDS is no number") from None
     sockets = []
     for fd in range(FIRST, FIRST + count):
-        os.set_inheritable(fd, False)
-        sockets.append(socket.socket(fileno=fd))
+        try:
+            os.set_inheritable(fd, False)
+            sockets.append(socket.socket(fileno=fd))
+        except OSError as error:
+            raise Misconfigured(f"descriptor {fd} was handed over, and is no socket: {error.strerror}") from error
+        check_handed_over(sockets[-1])
     return sockets

@@ -16,7 +16,6 @@ from kimberlite.log.serving import Serving
 from kimberlite.records import Receipt
 from kimberlite.server.access import Access, Everything
 from kimberlite.server.connection import Connection
-from kimberlite.server.http import Http
 from kimberlite.server.limits import Limits
 from kimberlite.server.metrics import Metrics
 from kimberlite.wire.messages import VERSION
@@ -61,7 +60,6 @@ class Server:
         self._about = about
         self.metrics = Metrics()
         self.connections: set[Connection] = set()
-        self._asking: set[Http] = set()
         self._listeners: list[asyncio.Server] = []
         self._rolled_back: RolledBack | None = None
         #: Set when the log has failed: nothing is acknowledged any more.
@@ -79,11 +77,6 @@ class Server:
         self._listeners.append(await create(lambda: Connection(self), sock=where, backlog=1024))
         if self._looking is None:
             self._look()
-
-    async def listen_http(self, where: socket.socket) -> None:
-        """From here on this socket is asked for metrics and health."""
-        loop = asyncio.get_running_loop()
-        self._listeners.append(await loop.create_server(lambda: Http(self, self._asking), sock=where))
 
     async def drain(self, timeout: float) -> None:
         """Accepts nobody, takes nothing more, and returns when everybody is answered and gone, or after the timeout."""

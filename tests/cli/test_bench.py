@@ -57,6 +57,10 @@ def test_it_loads_a_daemon_and_says_what_came_of_it(tmp_path: Path, process: Cal
         (["append", "kimberlite://127.0.0.1:1", "--seconds", "nan"], 64),
         (["append", "kimberlite://127.0.0.1:1", "--rate", "-1"], 64),
         (["mixed", "kimberlite://127.0.0.1:1"], 64),
+        (["append", "kimberlite://127.0.0.1:65536"], 64),
+        (["append", "kimberlite://127.0.0.1:1", "--stream", "a\nb"], 64),
+        (["append", "kimberlite://127.0.0.1:1", "--depth", "99999999999999"], 64),
+        (["append", "kimberlite://127.0.0.1:1", "--csv", "/no/such/file"], 64),
         (["append", "kimberlite://127.0.0.1:1", "--disk", "/no/such/directory"], 64),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 
 import kimberlite
 from kimberlite import KimberliteError, NoSpace
-from kimberlite.server.http import MOST
+from kimberlite.server.http import MOST, Probes
 from kimberlite.server.limits import Limits
 from kimberlite.wire.messages import Kind
 from tests.server.wires import Served, served, until
@@ -130,7 +130,13 @@ async def test_it_is_asked_over_http(tmp_path: Path) -> None:
     async with served(tmp_path / "db") as there:
         where = socket.create_server(("127.0.0.1", 0))
         port = where.getsockname()[1]
-        await there.server.listen_http(where)
+        probes = Probes()
+        await probes.listen(where)
+        # Before there is a server.
+        assert (await asked(port, b"GET /healthz HTTP/1.0\n\n"))[::2] == (200, "ok\n")
+        for path in (b"/readyz", b"/metrics"):
+            assert (await asked(port, b"GET " + path + b" HTTP/1.1\r\n\r\n"))[::2] == (503, "it is recovering\n")
+        probes.server = there.server
         status, headers, body = await asked(port, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
         assert (status, headers["Content-Type"].split(";")[0]) == (200, "application/openmetrics-text")
         assert parsed(body).keys() == DESCRIBED.keys()
@@ -149,7 +155,8 @@ async def test_it_is_asked_over_http(tmp_path: Path) -> None:
         there.server._rolled_back = kimberlite.RolledBack("the log is behind a receipt")
         assert (await asked(port, b"GET /readyz HTTP/1.1\r\n\r\n"))[::2] == (503, "the log is behind a receipt\n")
         many: list[Any] = [await asyncio.open_connection("127.0.0.1", port) for _ in range(100)]
-        await until(lambda: 0 < len(there.server._asking) <= MOST)
+        await until(lambda: 0 < len(probes._asking) <= MOST)
         for _, writer in many:
             writer.close()
-        await until(lambda: not there.server._asking)
+        await until(lambda: not probes._asking)
+        probes.close()
