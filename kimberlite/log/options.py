@@ -54,9 +54,9 @@ class Options:
         if not is_within(self.idle, 0, 1 << 40, int | float) or not self.idle:
             raise Invalid("idle is a number of seconds above 0")
         for name in ("group_bytes", "largest_group", "pool_bytes", "checkpoint_records", "checkpoint_bytes"):
-            if not is_within(getattr(self, name), 1, 1 << 40):
+            if not is_within(getattr(self, name), 1, 1 << 62):
                 raise Invalid(f"{name} is a number above 0")
-        if not is_within(self.cache_bytes, 0, 1 << 40):
+        if not is_within(self.cache_bytes, 0, 1 << 62):
             raise Invalid("cache_bytes is a number from 0")
 
 

@@ -187,16 +187,16 @@ async def test_open_requests_are_bounded(tmp_path: Path) -> None:
 
 
 async def test_large_messages_of_many_share_a_bounded_memory(tmp_path: Path) -> None:
-    limits = Limits(inbox_bytes=8 << 20, frame=1.5)
+    limits = Limits(inbox_bytes=32 << 20, frame=1.5)
     async with served(tmp_path / "db", limits) as there, beside(there):
         wires = [await there.greeted() for _ in range(6)]
-        payload = bytes(6 << 20)
+        payload = bytes(14 << 20)
         for wire in wires:
-            wire.raw(Kind.APPEND, 1, msgpack.packb(["s", [payload], None, None, None])[:-1], 6 << 20)
+            wire.raw(Kind.APPEND, 1, msgpack.packb(["s", [payload], None, None, None])[:-1], 14 << 20)
         shared = there.server.serving._limits
         for _ in range(20):
             await asyncio.sleep(0.05)
-            assert shared.grown <= 8 << 20
+            assert shared.grown <= 32 << 20
         # They hold each other up until their deadlines; then there is room again.
         last = await there.greeted()
         last.send(Kind.APPEND, 1, ["s", [payload], None, None, None])
