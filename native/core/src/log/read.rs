@@ -117,7 +117,7 @@ impl Log {
     }
 
     /// A copy, so that an index may be read from its file without the lock.
-    pub(super) fn newest_first(&self) -> Vec<Arc<Segment>> {
+    pub fn newest_first(&self) -> Vec<Arc<Segment>> {
         self.segments.read().unwrap().values().rev().cloned().collect()
     }
 

@@ -99,6 +99,16 @@ impl Segment {
         self.index.read().unwrap().clone()
     }
 
+    /// What was read from the index file is read again when it is needed again.
+    pub fn unload(&self) {
+        let mut index = self.index.write().unwrap();
+        if let Index::Closed { file: Some(file), key, loaded } = &**index
+            && loaded.get().is_some()
+        {
+            *index = Arc::new(Index::closed(Some(file.clone()), *key));
+        }
+    }
+
     /// From here on the index is one made from the segment itself.
     pub fn distrust(&self) {
         let mut index = self.index.write().unwrap();

@@ -224,6 +224,14 @@ fn an_index_that_is_gone_or_touched_is_made_again_from_the_segment() {
     let wanted = streams(&closed(Some(right.clone()), RECEIPT));
     assert!(!wanted.is_empty());
     assert_eq!(streams(&closed(None, RECEIPT)), wanted);
+    let segment = closed(Some(right.clone()), RECEIPT);
+    let is_loaded = || matches!(&*segment.index(), Index::Closed { loaded, .. } if loaded.get().is_some());
+    for _ in 0..2 {
+        assert!(!is_loaded());
+        assert_eq!(streams(&segment), wanted);
+        assert!(is_loaded());
+        segment.unload();
+    }
     assert_eq!(streams(&closed(Some(right.clone()), [7; 32])), wanted);
     for at in 0..right.len() {
         let mut bad = right.clone();
