@@ -410,6 +410,9 @@ class Client:
         except BaseException:
             link.close()
             raise
+        if link.closing:
+            # Lost behind its welcome, before anybody heard of it.
+            raise Unavailable(f"{self._address} closed the connection at once")
         self._database = self._welcome["database"]
         self._durable = max(self._durable, self._welcome["position"])
         self._link = link

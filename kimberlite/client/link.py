@@ -61,6 +61,10 @@ class Link(asyncio.BufferedProtocol):
         """Returns when the server has taken enough of what it was sent."""
         await self._writable.wait()
 
+    @property
+    def closing(self) -> bool:
+        return self._transport.is_closing()
+
     def close(self) -> None:
         self._transport.close()
 

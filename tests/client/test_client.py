@@ -21,7 +21,7 @@ from kimberlite.client.client import Client
 from kimberlite.server.limits import Limits
 from kimberlite.wire.messages import Kind
 from tests.client.proxies import cutting, proxied
-from tests.server.wires import served
+from tests.server.wires import served, until
 
 
 async def payloads(records: Any) -> list[bytes]:
@@ -399,3 +399,19 @@ async def test_what_no_message_can_say_is_said_as_well_as_it_can_be(tmp_path: Pa
         await kimberlite.connect("kimberlite://127.0.0.1:1", anchor=5)  # type: ignore[arg-type]
     with pytest.raises(Unavailable):
         await kimberlite.connect(f"kimberlite://{'x' * 70}:1", retry=0.1)
+
+
+async def test_a_server_that_leaves_behind_its_welcome_is_asked_again() -> None:
+    came: list[int] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.append(len(came))
+        await reader.read(65_536)
+        writer.write(WELCOME)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    client = Client(f"kimberlite://127.0.0.1:{server.sockets[0].getsockname()[1]}", retry=60, anchor=None)
+    await until(lambda: len(came) >= 4)
+    await client.close()
+    server.close()
