@@ -58,8 +58,13 @@ bench *arguments:
     python -m benches.engine --peers {{ arguments }}
     python -m benches.engine --matrix --rounds 1 --seconds 1 {{ arguments }}
     python -m benches.network --modes
+    python -m benches.hostile
     python -m benches.reads
     python -m benches.startup
+
+# Whether the working tree, or a second commit, is slower than BASE: both are built, and do everything in turns.
+bench-compare base *arguments:
+    python -m benches.compare {{ base }} {{ arguments }}
 
 # The network rows, beside Redis Streams and PostgreSQL, which it fetches, starts and stops itself.
 bench-peers *arguments:

@@ -7,6 +7,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,14 +20,17 @@ LISTENS = re.compile(r"listening on (127\.0\.0\.1:\d+)")
 class Daemon:
     """`kimberlite serve` on a free port, from its first word to its exit."""
 
-    def __init__(self, path: Path, *settings: str) -> None:
+    def __init__(self, path: Path, *settings: str, environment: Mapping[str, str] = os.environ) -> None:
         flags = [flag for setting in settings for flag in ("--set", setting)]
         serve = ["serve", str(path), "--listen", "127.0.0.1:0", "--http", "", *flags]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("KIMBERLITE_")}
+        clean = {name: value for name, value in environment.items() if not name.startswith("KIMBERLITE_")}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "kimberlite.cli.main", *serve], stderr=subprocess.PIPE, env=environment, text=True
+            [sys.executable, "-m", "kimberlite.cli.main", *serve], stderr=subprocess.PIPE, env=clean, text=True
         )
         self.address = ""
+        #: What it has said lately; it never waits for somebody to read it.
+        self._said: deque[str] = deque(maxlen=100)
+        self._reader = threading.Thread(target=self._listen, daemon=True)
 
     @property
     def cpu(self) -> float:
@@ -33,21 +39,43 @@ class Daemon:
         # From the third on: utime and stime are the fourteenth and the fifteenth.
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    @property
+    def peak(self) -> int:
+        """Bytes of memory that it had at most since `forget_peak`."""
+        return self._status("VmHWM")
+
+    def forget_peak(self) -> int:
+        """Bytes of memory that it has now."""
+        Path(f"/proc/{self._process.pid}/clear_refs").write_text("5")
+        return self._status("VmRSS")
+
+    def _status(self, name: str) -> int:
+        lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
     def __enter__(self) -> Self:
         assert self._process.stderr is not None
-        said = []
         for line in self._process.stderr:
-            said.append(line)
+            self._said.append(line)
             if found := LISTENS.search(line):
                 self.address = found[1]
+                self._reader.start()
                 return self
+        # Closes what it said it in, too.
         self._process.communicate()
-        raise RuntimeError(f"the daemon did not start: {''.join(said)}")
+        raise RuntimeError(f"the daemon did not start: {''.join(self._said)}")
+
+    def _listen(self) -> None:
+        assert self._process.stderr is not None
+        self._said.extend(self._process.stderr)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._process.send_signal(signal.SIGTERM)
-        _, rest = self._process.communicate(timeout=30)
+        self._process.wait(timeout=30)
+        self._reader.join()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
         if self._process.returncode and error is None:
-            raise RuntimeError(f"the daemon ended with {self._process.returncode}: {rest}")
+            raise RuntimeError(f"the daemon ended with {self._process.returncode}: {''.join(self._said)}")

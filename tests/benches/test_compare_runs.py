@@ -1,0 +1,58 @@
+"""Two sides of a comparison: when they are called different, and that all of it runs."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from benches import compare
+from benches.compare import APPEND, CASES, CRYPTO, ROOT, Kind, compared, paired
+
+
+def pairs(slower: float, noise: float, seed: int) -> list[tuple[float, float]]:
+    """What a machine says that is now fast and now slow, to both of a pair alike but for the noise."""
+    chance = random.Random(seed)
+    weather = (chance.uniform(0.7, 1.3) for _ in range(30))
+    return [(mood * chance.gauss(1, noise), mood * slower * chance.gauss(1, noise)) for mood in weather]
+
+
+@pytest.mark.parametrize(("kind", "slower", "noise"), [(CRYPTO, 1.15, 0.04), (APPEND, 1.3, 0.1)])
+def test_what_is_slower_is_called_so_and_what_is_the_same_is_not(kind: Kind, slower: float, noise: float) -> None:
+    def verdicts(factor: float) -> list[str]:
+        return [compared("case", kind, pairs(factor, noise, seed)).verdict for seed in range(20)]
+
+    assert verdicts(1.0) == ["same"] * 20
+    assert verdicts(slower).count("slower") >= 18
+    assert verdicts(1 / slower).count("faster") >= 18
+
+
+def test_sides_take_turns_and_neither_is_always_first() -> None:
+    order: list[str] = []
+
+    def side(name: str) -> float:
+        order.append(name)
+        return float(len(order))
+
+    found = paired(lambda: side("before"), lambda: side("after"), 3)
+    assert order == ["before", "after", "after", "before"] * 2
+    assert found == [(4.0, 3.0), (5.0, 6.0), (8.0, 7.0)]
+
+
+def test_every_case_is_done_by_both_sides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compare, "checked_out", lambda _commit: ROOT)
+    short = {case: Kind(kind.name, 100.0, 0.03, kind.share) for case, kind in CASES.items()}
+    monkeypatch.setattr(compare, "CASES", short)
+    result = tmp_path / "result.json"
+    monkeypatch.setattr(
+        "sys.argv", ["compare", "HEAD", "--rounds", "3", "--directory", str(tmp_path), "--json", str(result)]
+    )
+    assert compare.main() == 0
+    found = json.loads(result.read_text())["compared"]
+    assert [each["case"] for each in found] == list(CASES)
+    assert all(each["before_ns"] > 0 and each["low"] <= each["ratio"] <= each["high"] for each in found)
+    assert "later ÷ earlier" in capsys.readouterr().out
