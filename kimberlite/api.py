@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Literal
 
 from kimberlite.arguments import Sync
 from kimberlite.client.client import Connecting
-from kimberlite.log.opening import Opening, open_log
+from kimberlite.log.opening import Injected, Opening, open_log
 from kimberlite.log.options import MIB, Options
 from kimberlite.records import Receipt
 from kimberlite.storage import Backend
@@ -59,8 +60,9 @@ def open_with(
     *,
     key_file: str | os.PathLike[str] | None,
     backend: Literal["auto", "threads", "uring"],
+    on_replay: Callable[[], None],
 ) -> Opening:
-    """The same for writing, with every option there is."""
+    """For writing or not at all, with every option there is; what `on_replay` raises ends a long start."""
     return open_log(
         path,
         create=True,
@@ -70,6 +72,8 @@ def open_with(
         origin=None,
         anchor=None,
         options=options,
+        or_read=False,
+        injected=Injected(on_replay=on_replay),
     )
 
 

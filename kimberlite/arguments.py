@@ -19,6 +19,8 @@ LONGEST_PRODUCER: Final = _native.LONGEST_PRODUCER
 
 Records = bytes | Record | Iterable[bytes | Record]
 Producer = tuple[str | bytes, int]
+#: A producer's id and sequence and, of what may have been sent before, the last group that it knew of then.
+Sender = tuple[bytes, int] | tuple[bytes, int, int]
 
 
 def checked_name(name: object) -> str:
@@ -124,7 +126,11 @@ def check_receipt(anchor: object) -> None:
     numbers = (*anchor[1:6], anchor.tree_size, anchor.incarnation, anchor.group)
     hashes = ((anchor.root, 32), (anchor.chain, 32), (anchor.mac, 16))
     sound = all(type(n) is int and 0 <= n < 1 << 63 for n in numbers) and anchor.incarnation < 1 << 32
-    if not sound or not all(type(data) is bytes and len(data) == length for data, length in hashes):
+    if (
+        not sound
+        or type(anchor.stream) is not str
+        or not all(type(data) is bytes and len(data) == length for data, length in hashes)
+    ):
         raise Invalid("the anchor is not as a receipt is given")
     if anchor.durable is not True:
         raise Invalid("an anchor is a durable receipt")

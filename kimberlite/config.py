@@ -112,7 +112,8 @@ def load(
         name, equals, text = pair.partition("=")
         if not equals:
             raise Invalid(f"--set takes NAME=VALUE, not {pair!r}")
-        found[name] = Setting(name, parsed(known, name, text, "--set"), "--set")
+        place = f"--set {name}"
+        found[name] = Setting(name, parsed(known, name, text, place), place)
     return composed(found)
 
 
@@ -146,11 +147,16 @@ def of_file(path: Path) -> Iterator[tuple[str, Any]]:
         data = tomllib.loads(path.read_text())
     except OSError as error:
         raise Misconfigured(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise Misconfigured(f"{path}: it is nested too deep") from error
+    except ValueError as error:
+        # No TOML, no UTF-8, or a number of thousands of digits.
         raise Misconfigured(f"{path}: {error}") from error
     for name, value in data.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and name in SECTIONS:
             yield from ((f"{name}.{inner}", each) for inner, each in value.items())
+        elif isinstance(value, dict) or "." in name:
+            raise Misconfigured(f"{path}: {name}: there is no such section or setting")
         else:
             yield name, value
 
@@ -172,7 +178,7 @@ def fitting(known: Mapping[str, Any], name: str, value: Any, place: str) -> Any:
 
 def parsed(known: Mapping[str, Any], name: str, text: str, place: str) -> Any:
     if name not in known:
-        raise Misconfigured(f"{place}: there is no setting {name!r}")
+        raise Misconfigured(f"{place}: there is no such setting")
     accepts, what = acceptable(known[name])
     try:
         if type(None) in accepts and text == "":

@@ -29,8 +29,8 @@ class Producer:
     * Records are appended in the order in which they were sent: at once while nothing is on its way, else with what
       gathers meanwhile. No timer makes them wait.
     * `send` waits while `buffer` records are neither durable nor refused.
-    * An error of one batch ends it: `send`, `flush` and the end of the block raise it. What was sent and is not known
-      to be appended is in `unsent`, in its order.
+    * An error of one batch ends it: when all that is on its way is answered, `send`, `flush` and the end of the block
+      raise it. What was sent and is not known to be appended is in `unsent`, in its order.
     """
 
     def __init__(self, db: Appends, stream: str, *, buffer: int = 16_384, sync: Sync | None = None) -> None:
@@ -47,12 +47,13 @@ class Producer:
         self._changed = asyncio.Event()
         self._error: BaseException | None = None
         self._closed = False
-        #: The receipt of the last batch.
+        #: The receipt of the last batch that is appended.
         self.receipt: Receipt | None = None
 
     async def send(self, record: bytes | Record) -> None:
-        """Returns when there is room for it; not when it is durable, for which there is `flush`."""
-        self._check()
+        """Returns when there is room for it; not when it is durable, for which there is `flush`. What it raises for was
+        not taken."""
+        await self._check()
         while self._open >= self._buffer:
             await self._change()
         self._gathered.append(record)
@@ -66,7 +67,7 @@ class Producer:
         while self._open and self._error is None:
             self._pump()
             await self._change()
-        self._check()
+        await self._check()
         return self.receipt
 
     @property
@@ -87,8 +88,10 @@ class Producer:
     def _is_full(self) -> bool:
         return len(self._gathered) >= BATCH_RECORDS or self._size >= BATCH_BYTES
 
-    def _check(self) -> None:
+    async def _check(self) -> None:
         if self._error is not None:
+            # Or `unsent` would have what is appended a moment later.
+            await asyncio.gather(*(task for _, task in self._sent), return_exceptions=True)
             raise self._error
         if self._closed:
             raise Closed("this producer has ended")
@@ -96,7 +99,7 @@ class Producer:
     async def _change(self) -> None:
         self._changed.clear()
         await self._changed.wait()
-        self._check()
+        await self._check()
 
     def _pump(self) -> None:
         while self._gathered and self._error is None and len(self._sent) < IN_FLIGHT:
@@ -109,22 +112,21 @@ class Producer:
         return await self._db.append(self._stream, batch, sync=self._sync)
 
     def _answered(self, task: asyncio.Task[Receipt]) -> None:
-        if self._error is None:
-            error = asyncio.CancelledError() if task.cancelled() else task.exception()
-            if error is None:
-                self._settle()
-            else:
-                self._error = error
-        elif not task.cancelled():
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is None:
+            self._appended(task)
+        elif self._error is None:
             # Only the first is raised.
-            task.exception()
+            self._error = error
         self._changed.set()
 
-    def _settle(self) -> None:
-        """Lets those at the front go that are durable, and sends what has gathered."""
-        while self._sent and self._sent[0][1].done() and self._sent[0][1].exception() is None:
-            batch, task = self._sent.pop(0)
-            self._open -= len(batch)
-            self.receipt = task.result()
+    def _appended(self, task: asyncio.Task[Receipt]) -> None:
+        """Lets a batch go, whatever became of those before it, and sends what has gathered."""
+        at = next(at for at, (_, other) in enumerate(self._sent) if other is task)
+        batch, _ = self._sent.pop(at)
+        self._open -= len(batch)
+        receipt = task.result()
+        if self.receipt is None or receipt.last_offset > self.receipt.last_offset:
+            self.receipt = receipt
         if not self._sent or self._is_full():
             self._pump()

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, get_args
+from typing import Final, Literal, get_args
 
 from kimberlite.arguments import POLICIES, checked_name
 from kimberlite.cli import forms
@@ -62,8 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.disk.is_dir():
         raise Invalid(f"{arguments.disk} is no directory")
     for path in filter(None, (arguments.csv, arguments.plot)):
-        # Not only when all is done.
-        written(path, "")
+        # Not only when all is done; and what is there from before stays until then.
+        written(path, "", "a")
     disk = Disk(arguments.disk.resolve())
     with Processes(plan) as processes, Status() as status:
         processes.run(WARM, warm=True)
@@ -129,8 +129,9 @@ def watcher(status: Status, before: Outcome, number: int) -> Callable[[Count, Co
     return watch
 
 
-def written(path: Path, text: str) -> None:
+def written(path: Path, text: str, mode: Literal["w", "a"] = "w") -> None:
     try:
-        path.write_text(text)
+        with path.open(mode) as file:
+            file.write(text)
     except OSError as error:
         raise Invalid(f"{path}: {error.strerror}") from error

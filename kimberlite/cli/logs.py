@@ -8,6 +8,8 @@ import sys
 import time
 from typing import Final
 
+from kimberlite.cli.terminal import escaped
+
 #: What a record has of itself; the rest is what was said with it.
 OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -16,7 +18,8 @@ class Text(logging.Formatter):
     """One line of text."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = f"{record.levelname.lower()}: {' '.join(record.getMessage().split())}"
+        # It may cite what a client has said.
+        line = f"{record.levelname.lower()}: {escaped(' '.join(record.getMessage().split()))}"
         line += "".join(f" {name}={value}" for name, value in more(record).items())
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 

@@ -85,16 +85,33 @@ async def serve(
     listening: list[socket.socket],
     asking: list[socket.socket],
 ) -> None:
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    loop, stop, stopping = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+    def told_to_stop() -> None:
+        stop.set()
+        stopping.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, told_to_stop)
     serving = settings.serve
     probes = Probes()
     for each in asking:
         await probes.listen(each)
         LOG.info("metrics and health on %s", name_of(each))
     async with recovering(notifier):
-        log = await open_with(path, settings.log, key_file=serving.key_file or None, backend=cast(Any, serving.backend))
+        opening = open_with(
+            path,
+            settings.log,
+            key_file=serving.key_file or None,
+            backend=cast(Any, serving.backend),
+            on_replay=lambda: go_on_unless(stopping.is_set(), "it was told to stop while it recovered"),
+        )
+        try:
+            log = await opening
+        except Closed:
+            # Nothing was accepted, and the next start recovers as this one did.
+            LOG.info("stopped while it recovered")
+            return
     failed: KimberliteError | None = None
     async with log:
         info = await log.info()
@@ -104,8 +121,7 @@ async def serve(
 
         def verify(anchor: Receipt | None, wanted: threading.Event) -> dict[str, Any]:
             def go_on(_done: int, _total: int) -> None:
-                if not wanted.is_set():
-                    raise Closed("nobody wants to know any more")
+                go_on_unless(not wanted.is_set(), "nobody wants to know any more")
 
             report = verify_directory(path, key_file=serving.key_file or None, anchor=anchor, progress=go_on)
             return shown(report, anchored=anchor is not None)
@@ -133,6 +149,11 @@ async def serve(
                 await log.close()
             raise UnknownOutcome(f"the log has failed: {failed}") from failed
     LOG.info("stopped")
+
+
+def go_on_unless(wrong: bool, what: str) -> None:
+    if wrong:
+        raise Closed(what)
 
 
 def make_room_for(connections: int) -> None:

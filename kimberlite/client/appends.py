@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
 from kimberlite import _native
+from kimberlite.arguments import Sender
 from kimberlite.errors import Closed, Conflict, KimberliteError, ProtocolError, Unavailable, UnknownOutcome
 from kimberlite.records import Receipt
 from kimberlite.wire.messages import NOBODY
@@ -18,6 +19,7 @@ Answer = Callable[[list[Receipt] | KimberliteError], None]
 
 #: What appends to several streams count their sequences in; no stream is called so.
 SEVERAL: Final = ""
+FORGOTTEN: Final = "the server has forgotten what it was sent; it may be appended"
 #: Of a producer's batches the server remembers the last so many.
 REMEMBERED: Final = 1024
 LARGEST_BATCH_BYTES: Final = _native.LARGEST_BATCH_BYTES
@@ -26,7 +28,20 @@ LARGEST_BATCH_BYTES: Final = _native.LARGEST_BATCH_BYTES
 class Call:
     """One append."""
 
-    __slots__ = ("again", "answer", "doubtful", "id", "lane", "parts", "producer", "sent", "several", "sync", "weight")
+    __slots__ = (
+        "again",
+        "answer",
+        "doubtful",
+        "id",
+        "lane",
+        "parts",
+        "producer",
+        "sent",
+        "several",
+        "since",
+        "sync",
+        "weight",
+    )
 
     def __init__(
         self,
@@ -43,6 +58,8 @@ class Call:
         self.weight = sum(batch.size for _, batch, _ in parts)
         #: Whether it is on its way; and whether it was so on a connection that is gone, and so may be appended already.
         self.sent = self.doubtful = False
+        #: The last group that was known to be durable when it was first sent with its sequence.
+        self.since = 0
         #: Refused only because one before it was: it gets another sequence.
         self.again = False
 
@@ -73,6 +90,8 @@ class Lane:
         self.broken = False
         #: Where to go on when it is whole again: what the server says, or the lowest that was refused.
         self.resume: int | None = None
+        #: Whether the server cannot say any more what of it is appended.
+        self.forgotten = False
 
 
 class Appends:
@@ -90,9 +109,15 @@ class Appends:
         self._alone: list[Lane] = []
         #: Bytes of all that is open.
         self.weight = 0
+        #: The last group that is known to be durable.
+        self.group = 0
 
     def __len__(self) -> int:
         return len(self._calls)
+
+    @property
+    def calls(self) -> Collection[Call]:
+        return self._calls.values()
 
     def __contains__(self, id: int) -> bool:
         return id in self._calls
@@ -123,7 +148,9 @@ class Appends:
 
     def _lane(self, stream: str, *, alone: bool) -> Lane:
         if not alone:
-            return self._lanes.setdefault(stream, Lane())
+            if (lane := self._lanes.get(stream)) is None:
+                lane = self._lanes[stream] = Lane()
+            return lane
         free = self._free.setdefault(stream, [])
         if not free:
             self._alone.append(Lane(free))
@@ -132,9 +159,9 @@ class Appends:
         lane.taken = True
         return lane
 
-    def connected(self, send: Callable[[bytes], None], default: str) -> None:
+    def connected(self, send: Callable[[bytes], None], default: str, group: int) -> None:
         """Sends again what was on its way, in its order, and then what waits."""
-        self._send, self._default = send, default
+        self._send, self._default, self.group = send, default, max(self.group, group)
         lanes = [*self._lanes.values(), *self._alone]
         waiting = {call.id for lane in lanes for call in lane.waiting}
         for call in sorted(self._calls.values(), key=lambda call: call.id):
@@ -176,6 +203,7 @@ class Appends:
                 raise ProtocolError("an append gets a receipt for each of its parts")
             if receipts[-1].durable:
                 durable = receipts[-1]
+                self.group = max(self.group, durable.group)
             self._forget(call)
             lane = call.lane
             if lane is not None:
@@ -193,12 +221,16 @@ class Appends:
         if isinstance(error, UnknownOutcome | Closed):
             return False
         lane = call.lane
+        forgotten = isinstance(error, Conflict) and error.about == "forgotten"
+        if forgotten:
+            error = UnknownOutcome(FORGOTTEN)
         if lane is None:
             self._forget(call)
             call.answer(error)
             return True
         assert call.producer is not None
         lane.broken = True
+        lane.forgotten = lane.forgotten or forgotten
         if isinstance(error, Conflict) and error.about == "producer" and error.expected is not None:
             call.again = True
             lane.resume = error.expected
@@ -219,15 +251,18 @@ class Appends:
             return
         if lane.broken:
             assert lane.resume is not None
-            forgotten = lane.resume < lane.known
+            forgotten = lane.forgotten or lane.resume < lane.known
             again, lane.open = lane.open, []
+            if lane.forgotten:
+                # What it is called now is new to the server, whatever that remembers.
+                lane.producer, lane.resume = os.urandom(16), 0
             lane.broken, lane.next, lane.resume = False, lane.resume, None
-            lane.known = lane.next
+            lane.known, lane.forgotten = lane.next, False
             for call in again:
                 call.again = False
                 if forgotten and call.doubtful:
                     self._forget(call)
-                    call.answer(UnknownOutcome("the server has forgotten what it was sent; it may be appended"))
+                    call.answer(UnknownOutcome(FORGOTTEN))
                 else:
                     self._number(lane, call)
         while lane.waiting and self._fits(lane, lane.waiting[0]):
@@ -256,7 +291,12 @@ class Appends:
 
     def _transmit(self, call: Call) -> None:
         assert self._send is not None
-        message = _native.encode_append(call.id, call.parts, call.several, call.producer, call.sync)
+        producer: Sender | None = call.producer
+        if not call.doubtful:
+            call.since = self.group
+        elif producer is not None:
+            producer = *producer, call.since
+        message = _native.encode_append(call.id, call.parts, call.several, producer, call.sync)
         call.sent = True
         self._send(message)
 

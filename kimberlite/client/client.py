@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping
+from collections.abc import AsyncIterator, Generator, Iterable, Mapping
 from datetime import datetime
 from functools import partial
 from typing import Any, Final, Self
@@ -25,33 +24,21 @@ from kimberlite.arguments import (
     checked_several,
     checked_sync,
 )
-from kimberlite.client.appends import Appends, Part, request_ids
-from kimberlite.client.link import Link, connect
-from kimberlite.client.reading import CREDIT, PAUSE, Incoming, RemoteReader, RemoteTail
+from kimberlite.client.appends import Part
+from kimberlite.client.connection import Connection
+from kimberlite.client.reading import CREDIT, Incoming, RemoteReader, RemoteTail
 from kimberlite.errors import (
-    Closed,
-    FrameTooLarge,
     Invalid,
     KimberliteError,
     ProtocolError,
-    Unavailable,
 )
 from kimberlite.records import Receipt, Record, StreamInfo
-from kimberlite.wire.messages import NOBODY, VERSION, Hello, Kind, Reading, unpack_error, welcome
+from kimberlite.wire.messages import Kind, Reading
 
 URL: Final = re.compile(r"kimberlite(?:://(?P<host>[^/]+:\d+)/?|\+unix:(?://)?(?P<path>/.+))")
 #: Appends that wait for their receipts, and their bytes; more wait for room.
 MOST_OPEN: Final = 1024
 MOST_BYTES: Final = 64 << 20
-#: Seconds between two attempts to connect: the first, and the most.
-SOON: Final = 0.02
-LATE: Final = 1.0
-#: Seconds without a word from the server after which it is asked for one; after as many more it is given up.
-QUIET: Final = 15.0
-#: Connections in a row that end by what was sent over them, after which whoever waits is told.
-MOST_FAULTS: Final = 3
-#: What a server says to a client that it will not have, now or later.
-FOR_GOOD: Final = (Invalid,)
 #: Positions asked for in one message.
 MANY: Final = 10_000
 
@@ -67,33 +54,14 @@ class Client:
     """
 
     def __init__(self, url: str, *, retry: float, anchor: Receipt | None) -> None:
-        self._address = address_of(url)
+        address = address_of(url)
         check_receipt(anchor)
-        self._retry = retry
+        self._connection = Connection(address, retry=retry, anchor=anchor)
+        self._appends = self._connection.appends
         self._loop = asyncio.get_running_loop()
-        self._ids = request_ids()
-        self._appends = Appends(self._ids)
-        self._link: Link | None = None
-        self._welcome: dict[str, Any] = {}
-        #: Of the database, once it is known; another one is never written to.
-        self._database: str | None = None
-        #: The durable receipt with the highest group: a server that does not reach it is rolled back.
-        self._anchor = anchor
-        self._durable = 0
-        self._incoming: dict[int, Incoming] = {}
-        #: Set while there is a connection, or somebody must be told that there is none.
-        self._changed = asyncio.Event()
-        self._lost = asyncio.Event()
-        #: Why there is no connection; and why there will be none.
-        self._why = f"{self._address} does not answer"
-        self._refused: KimberliteError | None = None
-        #: Connections in a row that ended by what was sent over them, one way or the other.
-        self._faults = 0
         self._turns: deque[asyncio.Future[None]] = deque()
-        self._closing = self._closed = False
         #: Set when no append is open any more.
         self._quiet = asyncio.Event()
-        self._keeper = self._loop.create_task(self._keep())
 
     # ---- appending
 
@@ -110,7 +78,7 @@ class Client:
 
         Cancelled after it was sent, only the wait is abandoned, and it is appended or not.
         """
-        self.check()
+        self._connection.check()
         if sync is not None:
             checked_sync(sync)
         stream, batch = checked_name(stream), _native.encode(records)
@@ -128,7 +96,7 @@ class Client:
         sync: Sync | None = None,
     ) -> dict[str, Receipt]:
         """Appends a batch to each of several streams: all of them or none, in one group."""
-        self.check()
+        self._connection.check()
         if sync is not None:
             checked_sync(sync)
         if sync == "record":
@@ -173,12 +141,12 @@ class Client:
         finally:
             self._turns.remove(turn)
             self._loop.call_soon(self._let_in)
-        self.check()
+        self._connection.check()
 
     def _let_in(self) -> None:
         if not len(self._appends):
             self._quiet.set()
-        if self._turns and not self._turns[0].done() and (self._closed or not self._crowded):
+        if self._turns and not self._turns[0].done() and (self._connection.closed or not self._crowded):
             self._turns[0].set_result(None)
 
     # ---- reading
@@ -194,11 +162,11 @@ class Client:
         system: bool = False,
     ) -> RemoteReader:
         """An async iterator of records, as they are when it starts. See `kimberlite.Log.read`."""
-        self.check()
+        self._connection.check()
         name = None if stream is None else checked_name(stream)
         bounds = checked_bound(start), checked_bound(until)
         asked = Reading(name, *bounds, checked_limit(limit), bool(reverse), bool(system), CREDIT)
-        return RemoteReader(self, asked)
+        return RemoteReader(self._connection, asked)
 
     async def get(self, position: int) -> Record:
         """The record at a position of the log."""
@@ -206,7 +174,7 @@ class Client:
 
     async def get_many(self, positions: Iterable[int]) -> list[Record]:
         """The records at these positions, in the order asked for."""
-        self.check()
+        self._connection.check()
         if not isinstance(positions, Iterable):
             raise Invalid("positions are a sequence of integers")
         wanted = list(positions)
@@ -215,7 +183,7 @@ class Client:
         found: list[Record] = []
         for start in range(0, len(wanted), MANY):
             body = _native.pack({"positions": wanted[start : start + MANY]})
-            found += await self._ask(Kind.GET, body, gathered)
+            found += await self._connection.request(Kind.GET, body, gathered)
         return found
 
     def tail(
@@ -223,252 +191,70 @@ class Client:
     ) -> RemoteTail:
         """A live iterator: what is durable, from the end as of this call unless `start` says otherwise; as of the next
         connection if there is none now."""
-        self.check()
+        self._connection.check()
         name = None if stream is None else checked_name(stream)
-        return RemoteTail(self, Reading(name, checked_bound(start), None, None, False, bool(system), CREDIT))
+        asked = Reading(name, checked_bound(start), None, None, False, bool(system), CREDIT)
+        return RemoteTail(self._connection, asked)
 
     async def streams(self) -> AsyncIterator[StreamInfo]:
         """The streams that have records, in the order of their declarations."""
-        self.check()
+        self._connection.check()
         start = 0
-        while listed := await self._ask(Kind.STREAMS, _native.pack({"start": start}), result):
+        while listed := await self._connection.request(Kind.STREAMS, _native.pack({"start": start}), result):
             for name, length, encrypted in listed:
                 yield StreamInfo(name, length, encrypted)
             start += len(listed)
 
     async def info(self) -> dict[str, Any]:
         """What this database is and where it stands."""
-        self.check()
-        told: dict[str, Any] = await self._ask(Kind.INFO, _native.pack(None), result)
+        self._connection.check()
+        told: dict[str, Any] = await self._connection.request(Kind.INFO, _native.pack(None), result)
         return told
 
     async def verify(self, anchor: Receipt | None = None) -> dict[str, Any]:
         """What the daemon says of every byte of its log, checked now; an error says what is wrong and where."""
-        self.check()
+        self._connection.check()
         check_receipt(anchor)
         body = _native.pack({"anchor": None if anchor is None else list(anchor)})
-        report: dict[str, Any] = await self._ask(Kind.VERIFY, body, result)
+        report: dict[str, Any] = await self._connection.request(Kind.VERIFY, body, result)
         return report
 
     @property
     def durable_position(self) -> int:
         """Positions below this are durable and visible; there may be more that this client has not heard of."""
-        return self._durable
+        return self._connection.durable
 
     # ---- lifetime
 
+    async def ready(self) -> None:
+        """Returns when there is a connection; Unavailable if there is none in time."""
+        await self._connection.ready()
+
     async def close(self) -> None:
         """Returns when what was accepted is answered. Twice is fine."""
-        self._closing = True
-        while len(self._appends) and not self._closed:
+        connection = self._connection
+        if connection.is_forked:
+            # It is its parent's, who goes on with it.
+            return
+        if connection.is_elsewhere:
+            if not connection.loop.is_closed():
+                raise Invalid("the database belongs to another event loop, which has to close it")
+            # Its loop has taken whoever would have answered.
+            connection.closing = connection.closed = True
+            return
+        connection.closing = True
+        while len(self._appends) and not connection.closed:
             self._quiet.clear()
             await self._quiet.wait()
-        self._closed = True
+        await connection.close()
         self._quiet.set()
-        self._keeper.cancel()
-        if self._link is not None:
-            self._link.close()
-        for incoming in list(self._incoming.values()):
-            incoming.fail(Closed("the database is closed"))
-        self._changed.set()
         self._let_in()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._keeper
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-    def check(self) -> None:
-        if self._closing:
-            raise Closed("the database is closed")
-        if self._refused is not None:
-            raise self._refused
-
-    # ---- the connection
-
-    async def ready(self) -> None:
-        """Returns when there is a connection; Unavailable if there is none in time."""
-        while self._link is None:
-            if self._closed:
-                raise Closed("the database is closed")
-            if self._refused is not None:
-                raise self._refused
-            try:
-                async with asyncio.timeout(self._retry):
-                    await self._changed.wait()
-            except TimeoutError:
-                raise Unavailable(self._why) from None
-
-    def ask(self, kind: Kind, body: bytes) -> Incoming | None:
-        """Sends a request; what comes of it, or None if there is no connection."""
-        if self._link is None:
-            return None
-        incoming = Incoming(next(self._ids))
-        self._incoming[incoming.id] = incoming
-        self.tell(kind, incoming.id, body)
-        return incoming
-
-    def tell(self, kind: Kind, id: int, body: bytes) -> None:
-        if self._link is not None:
-            self._link.send(_native.encode_message(kind, id, body))
-
-    def forget(self, incoming: Incoming) -> None:
-        """Nothing more that comes of this is wanted."""
-        if self._incoming.pop(incoming.id, None) is not None:
-            self.tell(Kind.STOP, incoming.id, _native.pack(None))
-
-    async def _ask(self, kind: Kind, body: bytes, take: Callable[[Incoming], Any]) -> Any:
-        """The answer to a request that may be asked again."""
-        while True:
-            await self.ready()
-            incoming = self.ask(kind, body)
-            if incoming is None:
-                continue
-            try:
-                return await take(incoming)
-            except ConnectionError:
-                continue
-            except Closed:
-                # The server is stopping; the next one answers.
-                if self._closing:
-                    raise
-                await asyncio.sleep(PAUSE)
-            finally:
-                self._incoming.pop(incoming.id, None)
-
-    async def _keep(self) -> None:
-        """Keeps a connection as long as the handle is open."""
-        delay, since = SOON, self._loop.time()
-        while not self._closed:
-            try:
-                await self._connect()
-                await self._watch()
-                since = self._loop.time()
-                if not self._faults:
-                    delay = SOON
-            except FOR_GOOD as error:
-                self._refused = error
-                self._appends.give_up(str(error))
-                self._changed.set()
-                return
-            except KimberliteError as error:
-                self._why = str(error)
-                if self._loop.time() - since > self._retry:
-                    since = self._loop.time()
-                    self._appends.give_up(f"no connection for {self._retry:g} s: {error}")
-            await asyncio.sleep(delay)
-            delay = min(2 * delay, LATE)
-
-    async def _watch(self) -> None:
-        """Returns when the connection is lost, or nothing comes of it, not even an answer to a ping."""
-        heard, pinged = 0, False
-        while self._link is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(QUIET):
-                    await self._lost.wait()
-            if self._link is None:
-                return
-            if self._link.heard != heard:
-                heard, pinged = self._link.heard, False
-            elif pinged:
-                self._link.lose(f"nothing was heard of it for {2 * QUIET:g} s")
-            else:
-                self.tell(Kind.PING, next(self._ids), _native.pack(None))
-                pinged = True
-
-    async def _connect(self) -> None:
-        greeting: asyncio.Future[dict[str, Any]] = self._loop.create_future()
-        self._lost.clear()
-
-        def received(kind: int, id: int, body: bytes) -> None:
-            if greeting.done():
-                self._received(kind, id, body)
-            elif kind == Kind.WELCOME:
-                greeting.set_result(welcome(body))
-            else:
-                greeting.set_exception(unpack_error(body))
-
-        def lost(link: Link, why: str, fault: KimberliteError | None) -> None:
-            if not greeting.done():
-                greeting.set_exception(Unavailable(f"{self._address}: {why}"))
-            elif link is self._link:
-                if fault is not None:
-                    self._faulty(fault)
-                self._disconnected()
-
-        link = await connect(self._address, received, lost)
-        link.send(_native.encode_message(Kind.HELLO, 0, Hello(VERSION, self._anchor, self._database).pack()))
-        try:
-            async with asyncio.timeout(self._retry):
-                self._welcome = await greeting
-        except TimeoutError:
-            link.close()
-            raise Unavailable(f"{self._address} does not answer") from None
-        except BaseException:
-            link.close()
-            raise
-        if link.closing:
-            # Lost behind its welcome, before anybody heard of it.
-            raise Unavailable(f"{self._address} closed the connection at once")
-        self._database = self._welcome["database"]
-        self._durable = max(self._durable, self._welcome["position"])
-        self._link = link
-        self._appends.connected(link.send, self._welcome["sync"])
-        self._changed.set()
-
-    def _disconnected(self) -> None:
-        self._link = None
-        self._changed = asyncio.Event()
-        self._appends.disconnected()
-        incoming, self._incoming = self._incoming, {}
-        for each in incoming.values():
-            each.fail(Gone())
-        self._lost.set()
-
-    def _faulty(self, error: KimberliteError) -> None:
-        """This connection ends by what was sent over it. After some of those whoever waits is told."""
-        self._faults += 1
-        if self._faults < MOST_FAULTS:
-            return
-        self._faults = 0
-        self._appends.give_up(f"{error.code}: {error}")
-        incoming, self._incoming = self._incoming, {}
-        for each in incoming.values():
-            each.fail(error)
-
-    def _acknowledged(self, receipt: Receipt | None) -> None:
-        if receipt is not None:
-            self._durable = max(self._durable, receipt.tree_size)
-            if self._anchor is None or receipt.group > self._anchor.group:
-                self._anchor = receipt
-
-    def _received(self, kind: int, id: int, body: bytes) -> None:
-        if kind == Kind.ERROR and id == NOBODY:
-            # The connection ends with it; what was not answered is asked again.
-            error = unpack_error(body)
-            if isinstance(error, ProtocolError | FrameTooLarge):
-                self._faulty(error)
-            if self._link is not None:
-                self._link.close()
-            return
-        if kind == Kind.RECEIPTS:
-            self._acknowledged(self._appends.receipts(body))
-        elif kind == Kind.ERROR and id in self._appends:
-            if not self._appends.refused(id, unpack_error(body)) and self._link is not None:
-                # The server cannot tell; the next one can.
-                self._link.close()
-        elif (incoming := self._incoming.get(id)) is not None:
-            incoming.arrived(kind, body)
-        else:
-            return
-        self._faults = 0
-
-
-class Gone(ConnectionError):
-    """The connection was lost before this was answered."""
 
 
 class Connecting:
@@ -500,7 +286,7 @@ class Connecting:
 
 
 def address_of(url: object) -> str:
-    found = URL.fullmatch(url) if isinstance(url, str) else None
+    found = URL.fullmatch(url) if isinstance(url, str) and "\0" not in url else None
     if found is None:
         raise Invalid(f"{url!r} is neither kimberlite://HOST:PORT nor kimberlite+unix:/PATH")
     where: str = found["host"] or found["path"]

@@ -14,7 +14,7 @@ from kimberlite.records import Record
 from kimberlite.wire.messages import HEADER, Kind, Reading, unpack_error
 
 if TYPE_CHECKING:
-    from kimberlite.client.client import Client
+    from kimberlite.client.connection import Connection
 
 #: Bytes that may be on their way to an iterator.
 CREDIT: Final = 4 << 20
@@ -58,22 +58,22 @@ class RemoteRecords(Records):
 
     kind: Kind
 
-    def __init__(self, client: Client, asked: Reading) -> None:
+    def __init__(self, connection: Connection, asked: Reading) -> None:
         super().__init__()
-        self._client, self._asked = client, asked
+        self._connection, self._asked = connection, asked
         self._incoming: Incoming | None = None
         self._ended = False
 
     def begin(self) -> None:
         """Asks, if there is a connection."""
         if self._incoming is None:
-            self._incoming = self._client.ask(self.kind, self._asked.pack())
+            self._incoming = self._connection.ask(self.kind, self._asked.pack())
 
     async def _more(self) -> list[Record]:
         while not self._ended:
-            self._client.check()
+            self._connection.check()
             if self._incoming is None:
-                await self._client.ready()
+                await self._connection.ready()
                 self.begin()
                 continue
             try:
@@ -83,7 +83,7 @@ class RemoteRecords(Records):
                 continue
             except Closed:
                 # The server is stopping; the next one goes on.
-                self._client.check()
+                self._connection.check()
                 self._incoming = None
                 await asyncio.sleep(PAUSE)
                 continue
@@ -92,7 +92,7 @@ class RemoteRecords(Records):
             elif kind == Kind.END:
                 self._ended = True
             else:
-                self._client.tell(Kind.CREDIT, self._incoming.id, _native.pack(HEADER + len(body)))
+                self._connection.tell(Kind.CREDIT, self._incoming.id, _native.pack(HEADER + len(body)))
                 records = _native.decode_records(body, self._asked.reverse)
                 self._went_on(records)
                 return records
@@ -115,7 +115,7 @@ class RemoteRecords(Records):
         await super().aclose()
         self._ended = True
         if self._incoming is not None:
-            self._client.forget(self._incoming)
+            self._connection.forget(self._incoming)
             self._incoming.arrived(Kind.END, b"")
 
 
@@ -130,7 +130,7 @@ class RemoteTail(RemoteRecords):
 
     kind = Kind.TAIL
 
-    def __init__(self, client: Client, asked: Reading) -> None:
-        super().__init__(client, asked)
+    def __init__(self, connection: Connection, asked: Reading) -> None:
+        super().__init__(connection, asked)
         # Where the end is now cannot be asked later.
         self.begin()

@@ -84,7 +84,7 @@ class Processes:
         self._stack.close()
 
     def run(self, seconds: float, watch: Watcher | None = None, *, warm: bool = False) -> Outcome:
-        """So many seconds more of load; what comes of all so far, but for what was to warm up."""
+        """So many seconds more of load; what comes of all since it was last warmed up."""
         for pipe in self._pipes:
             pipe.send((seconds, warm))
         found: dict[Connection, Done] = {}
@@ -101,6 +101,7 @@ class Processes:
                     appends, reads = (sum(each, Count()) for each in zip(*self._latest.values(), strict=True))
                     watch(appends, reads)
         if warm:
+            self._seconds = 0.0
             return Outcome()
         self._seconds += max(done.seconds for done in found.values())
         outcome = Outcome(self._seconds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Final
@@ -49,14 +50,17 @@ def main(pipe: Connection, plan: Plan, clients: range) -> None:
         while True:
             crowd.run(pipe, *pipe.recv())
     except EOFError:
-        pass
+        return
     except KimberliteError as error:
-        pipe.send((error.code, str(error)))
+        said = error.code, str(error)
     except OSError as error:
-        pipe.send((Unavailable.code, f"{plan.address}: {error.strerror or error}"))
+        said = Unavailable.code, f"{plan.address}: {error.strerror or error}"
     except Exception as error:
         # What else comes of what a server says, or of what it was asked.
-        pipe.send((Invalid.code, f"{type(error).__name__}: {error}"))
+        said = Invalid.code, f"{type(error).__name__}: {error}"
+    # Whoever started it may be gone.
+    with suppress(BrokenPipeError):
+        pipe.send(said)
 
 
 class Crowd:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from kimberlite import _native
-from kimberlite.arguments import Sync
+from kimberlite.arguments import Sender, Sync
 from kimberlite.errors import Closed, KimberliteError, LimitExceeded, NoSpace, Unavailable, UnknownOutcome
 from kimberlite.log.flights import Answer, Flight, Flights
 from kimberlite.log.marks import Mark, encode_mark
@@ -93,7 +93,7 @@ class Committer:
         self,
         parts: list[Part],
         policy: Sync,
-        producer: tuple[bytes, int] | None = None,
+        producer: Sender | None = None,
         several: bool = False,
     ) -> asyncio.Future[Any]:
         """Its answer to come, when it is in the pool: a receipt, or a list of them if it is to several streams."""

@@ -10,7 +10,7 @@ from kimberlite import _native
 from kimberlite.errors import Corrupt
 from kimberlite.log.creation import read_small
 from kimberlite.log.identity import Identity
-from kimberlite.log.names import CHECKPOINT, HASHES, segment_name
+from kimberlite.log.names import CHECKPOINT, HASHES, index_name, segment_name
 from kimberlite.log.recovery import NO_LIMIT, Keys, Loader, load_marks, segment_numbers
 from kimberlite.storage.backend import BLOCK, Backend, File, let_go, opener, read_around
 
@@ -137,6 +137,8 @@ class Follower:
         let_go(file)
         if self._segment is not None:
             self.log.release(self._segment, opener(self.backend, segment_name(number - 1)))
+            # Made again from the segment as long as the writer has not made its file.
+            self.log.close_segment(self._segment, opener(self.backend, index_name(number - 1)))
         if self._scan is not None:
             self._scan.close()
         self._segment, self._scan, self._place, self._closed = segment, None, BLOCK, False

@@ -13,6 +13,7 @@ from kimberlite import _native
 from kimberlite.arguments import (
     Producer,
     Records,
+    Sender,
     Sync,
     checked_bound,
     checked_limit,
@@ -36,7 +37,7 @@ from kimberlite.errors import (
 from kimberlite.iterators import Listing
 from kimberlite.log.committer import Committer, Part
 from kimberlite.log.options import Options
-from kimberlite.log.reading import B, Following, Read, Reader, Reading, Tail, reading_disk
+from kimberlite.log.reading import B, Following, Read, Reader, Reading, Run, Tail, reading_disk
 from kimberlite.log.refusals import translate
 from kimberlite.log.streams import Streams
 from kimberlite.log.tasks import begin
@@ -156,21 +157,21 @@ class Log:
         *,
         several: bool = False,
     ) -> list[Receipt]:
-        answer = await (await self._enter(batches, expect, producer, policy, several=several))
+        named = None if producer is None else checked_producer(producer)
+        answer = await (await self._enter(batches, expect, named, policy, several=several))
         return answer if several else [answer]
 
     async def _enter(
         self,
         batches: Mapping[str, _native.Batch],
         expect: Mapping[str, int | None],
-        producer: Producer | None,
+        producer: Sender | None,
         policy: Sync,
         *,
         several: bool,
     ) -> asyncio.Future[Any]:
         """The answer to come, a receipt or a list of them, when the append is in line: no later one overtakes it."""
         committer, streams = self._writer()
-        named = None if producer is None else checked_producer(producer)
         missing = []
         for stream, offset in expect.items():
             checked_offset(offset)
@@ -185,7 +186,7 @@ class Log:
         parts: list[Part] = [
             (stream, streams.number(stream), batch, expect[stream]) for stream, batch in batches.items()
         ]
-        return await committer.append(parts, policy, named, several)
+        return await committer.append(parts, policy, producer, several)
 
     async def _append_each(
         self, stream: str, singles: list[_native.Batch], expect: int | None, producer: Producer | None
@@ -204,7 +205,7 @@ class Log:
         return receipt._replace(mac=mac)
 
     async def _enter_each(
-        self, stream: str, singles: list[_native.Batch], producer: tuple[bytes, int] | None
+        self, stream: str, singles: list[_native.Batch], producer: Sender | None
     ) -> list[asyncio.Future[Receipt]]:
         """The answers to come, when all are in line; or none is, if one is beyond a limit. The producer's sequences are
         in a row."""
@@ -219,7 +220,7 @@ class Log:
             _native.Request(
                 [(stream, number, single, None)],
                 "record",
-                None if producer is None else (producer[0], producer[1] + i),
+                None if producer is None else (producer[0], producer[1] + i, *producer[2:]),
                 False,
                 future,
                 self._quantum,
@@ -326,14 +327,21 @@ class Log:
         *,
         reverse: bool,
         system: bool,
+        run: Run | None = None,
     ) -> Reading[B]:
         self._check()
         name = None if stream is None else checked_name(stream)
-        bounds = checked_bound(start), checked_bound(until)
-        return Reading(self, read, name, *bounds, checked_limit(limit), reverse=bool(reverse), system=bool(system))
+        bounds, flags = (checked_bound(start), checked_bound(until)), {"reverse": bool(reverse), "system": bool(system)}
+        return Reading(self, read, name, *bounds, checked_limit(limit), **flags, run=run or self._backend.run)
 
     def _following(
-        self, read: Read[B], stream: str | None, start: int | datetime | Time | None, *, system: bool
+        self,
+        read: Read[B],
+        stream: str | None,
+        start: int | datetime | Time | None,
+        *,
+        system: bool,
+        run: Run | None = None,
     ) -> Following[B]:
         self._check()
         name = None if stream is None else checked_name(stream)
@@ -341,7 +349,7 @@ class Log:
             # Where the end is now cannot be asked later.
             with reading_disk():
                 self._refresh()
-        return Following(self, read, name, checked_bound(start), system=bool(system))
+        return Following(self, read, name, checked_bound(start), system=bool(system), run=run or self._backend.run)
 
     # ---- lifetime
 

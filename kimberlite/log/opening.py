@@ -55,11 +55,13 @@ BACKENDS = ("auto", "threads", "uring")
 
 @dataclass(frozen=True)
 class Injected:
-    """Randomness and clock, replaced only by tests that compare bytes."""
+    """Randomness and clock, replaced only by tests that compare bytes; and who looks on."""
 
     random: Callable[[int], bytes] = os.urandom
     clock: Callable[[], int] = time.time_ns
     seed: bytes | None = None
+    #: Called after each piece of the log that a start replays; what it raises ends the start.
+    on_replay: Callable[[], None] = lambda: None
 
 
 class Opening:
@@ -102,8 +104,10 @@ def open_log(
     origin: str | None,
     anchor: Receipt | None,
     options: Options,
+    or_read: bool = True,
     injected: Injected = Injected(),
 ) -> Opening:
+    """`or_read`: on a full disk it opens for reading only."""
     name = checked_path(path)
     check_receipt(anchor)
     if backend not in BACKENDS if isinstance(backend, str) else not hasattr(backend, "submit"):
@@ -125,7 +129,7 @@ def open_log(
             raise translate(error, name, UNFIT_TO_BEGIN) from error
         try:
             opened = Opener(storage, master, options, injected, read_only=read_only, anchor=anchor)
-            return await opened.open(create=create, origin=origin)
+            return await opened.open(create=create, origin=origin, or_read=or_read)
         except BaseException as error:
             # That it could not be opened is what counts.
             with contextlib.suppress(OSError):
@@ -173,7 +177,7 @@ class Opener:
         self.read_only, self.anchor = read_only, anchor
         self.notes: list[str] = []
 
-    async def open(self, *, create: bool, origin: str | None) -> Log:
+    async def open(self, *, create: bool, origin: str | None, or_read: bool) -> Log:
         if self.read_only:
             return await self._open_reader()
         try:
@@ -183,7 +187,7 @@ class Opener:
         try:
             prepared = await self.backend.run(lambda: self._prepare(create, origin))
         except OSError as error:
-            if error.errno not in FULL or not self.backend.list("segments"):
+            if not or_read or error.errno not in FULL or not self.backend.list("segments"):
                 raise
             self.notes.append(f"opened for reading only: {error.strerror}")
             return await self._open_reader()
@@ -230,6 +234,7 @@ class Opener:
         log = new_log(identity, keys, self.options, self.injected.seed)
         derived = Derived(self.backend, log, identity.database_id)
         loader = Loader(self.backend, identity, keys, marks, log, write=True)
+        loader.on_chunk = self.injected.on_replay
         log, end = derived.load(loader, lambda: new_log(identity, keys, self.options, self.injected.seed))
         if self.anchor is not None:
             check_anchor(log, self.anchor, keyed=keys.receipts)

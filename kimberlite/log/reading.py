@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Awaitable, Callable, Iterator, Sized
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from kimberlite.errors import Unavailable
 from kimberlite.iterators import Records
@@ -26,6 +26,8 @@ B = TypeVar("B", bound=Sized)
 #: Of a stream's number, start, end, reverse, limit, size and whether system records count: what was read, and the start
 #: and the end of what is left.
 Read = Callable[[int | None, int, int, bool, int, int, bool], tuple[B, int, int]]
+#: Calls something off the loop.
+Run = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
 @contextmanager
@@ -51,8 +53,9 @@ class Reading(Generic[B]):
         *,
         reverse: bool,
         system: bool,
+        run: Run,
     ) -> None:
-        self._log, self._read = log, read
+        self._log, self._read, self._run = log, read, run
         self._stream, self._start, self._until = stream, start, until
         self._left = NO_END if limit is None else limit
         self._reverse, self._system = reverse, system
@@ -67,17 +70,19 @@ class Reading(Generic[B]):
         log._check()
         if self._span is None:
             await log._refreshed()
-            self._span = self._begin()
+            self._span = await self._begin()
         number, start, end = self._span
         while start < end and self._left > 0 and not self.closed:
             log._check()
             limit = min(self._left, BATCH_RECORDS)
-            read = partial(self._read, number, start, end, self._reverse, limit)
+            near = log._native.at_hand(number, start, end, self._reverse) if self._first else None
             with reading_disk():
-                if self._first:
-                    batch, start, end = read(FIRST_BYTES, self._system)
+                if near is not None:
+                    batch, *left = self._read(number, *near, self._reverse, limit, FIRST_BYTES, self._system)
+                    start, end = (start, left[1]) if self._reverse else (left[0], end)
                 else:
-                    batch, start, end = await log._backend.run(partial(read, BATCH_BYTES, self._system))
+                    read = partial(self._read, number, start, end, self._reverse, limit, BATCH_BYTES, self._system)
+                    batch, start, end = await self._run(read)
             self._first = False
             self._span = number, start, end
             self._left -= len(batch)
@@ -85,23 +90,34 @@ class Reading(Generic[B]):
                 return batch
         return None
 
-    def _begin(self) -> tuple[int | None, int, int]:
-        log, native = self._log, self._log._native
+    async def _begin(self) -> tuple[int | None, int, int]:
+        native = self._log._native
         number = None if self._stream is None else native.stream(self._stream)
         if self._stream is not None and number is None:
             return None, 0, 0
         length = native.durable if number is None else native.length(number)
-        start = 0 if self._start is None else min(log._resolve(self._start, number), length)
-        end = length if self._until is None else min(log._resolve(self._until, number), length)
+        start = 0 if self._start is None else min(await self._place(self._start, number), length)
+        end = length if self._until is None else min(await self._place(self._until, number), length)
         return number, start, end
+
+    async def _place(self, bound: int | Time, number: int | None) -> int:
+        if isinstance(bound, int):
+            return bound
+        # Indexes may have to be read for a time.
+        place: int = await self._run(partial(self._log._resolve, bound, number))
+        return place
 
 
 class Following(Generic[B]):
     """What is durable and what becomes so: it waits for records that are not there yet, and ends with the database."""
 
-    def __init__(self, log: Log, read: Read[B], stream: str | None, start: int | Time | None, *, system: bool) -> None:
-        self._log, self._read, self._stream, self._system = log, read, stream, system
+    def __init__(
+        self, log: Log, read: Read[B], stream: str | None, start: int | Time | None, *, system: bool, run: Run
+    ) -> None:
+        self._log, self._read, self._stream, self._system, self._run = log, read, stream, system, run
         self.closed = False
+        #: Whether a time was looked for among what is there; then it is among what comes.
+        self._looked = False
         #: A place, or a time as long as there is no record of it or later: log time never goes back.
         self._at: int | Time
         if start is not None:
@@ -124,7 +140,7 @@ class Following(Generic[B]):
             self._log._check()
             number = None if self._stream is None else native.stream(self._stream)
             if self._stream is None or number is not None:
-                start = self._log._resolve(self._at, number)
+                start = await self._place(number)
                 end = native.durable if number is None else native.length(number)
                 if start < end:
                     batch, self._at = await self._take(number, start, end)
@@ -134,14 +150,22 @@ class Following(Generic[B]):
             await self._log._wait_for_change()
         return None
 
+    async def _place(self, number: int | None) -> int:
+        if isinstance(self._at, int) or self._looked:
+            return self._log._resolve(self._at, number)
+        place: int = await self._run(partial(self._log._resolve, self._at, number))
+        self._looked = True
+        return place
+
     async def _take(self, number: int | None, start: int, end: int) -> tuple[B, int]:
         """What has just come is read on the loop; whoever has to catch up does not hold it up."""
-        read = partial(self._read, number, start, end, False, BATCH_RECORDS)
+        near = self._log._native.at_hand(number, start, end, False) if end - start <= FEW else None
         with reading_disk():
-            if end - start <= FEW:
-                batch, left, _ = read(FIRST_BYTES, self._system)
+            if near is not None:
+                batch, left, _ = self._read(number, *near, False, BATCH_RECORDS, FIRST_BYTES, self._system)
             else:
-                batch, left, _ = await self._log._backend.run(partial(read, BATCH_BYTES, self._system))
+                read = partial(self._read, number, start, end, False, BATCH_RECORDS, BATCH_BYTES, self._system)
+                batch, left, _ = await self._run(read)
         return batch, left
 
 

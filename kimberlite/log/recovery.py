@@ -231,6 +231,9 @@ class Loader:
             if not last:
                 self.log.release(segment, opener(self.backend, segment_name(number)))
                 let_go(file)
+                if not self.write:
+                    # A writer makes its file first.
+                    self.log.close_segment(segment, opener(self.backend, index_name(number)))
             if self.progress is not None:
                 self.progress(number + 1, len(numbers))
         group = self.log.sealed()[0]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any, Final
 
 from kimberlite import _native
-from kimberlite.arguments import Sync, check_receipt, checked_name, checked_producer
+from kimberlite.arguments import Sender, Sync, check_receipt, checked_name, checked_producer
 from kimberlite.errors import Invalid, KimberliteError, LimitExceeded
 from kimberlite.log.anchor import check_anchor, mac_of
 from kimberlite.log.committer import Committer
 from kimberlite.log.log import MANY, Log
-from kimberlite.log.reading import BATCH_BYTES, Following, Reading, reading_disk
+from kimberlite.log.reading import BATCH_BYTES, Following, Reading, Run, reading_disk
 from kimberlite.records import Receipt, Time
 
 Parts = list[tuple[str, _native.Batch, int | None]]
@@ -49,7 +49,7 @@ class Serving:
             await streams.create(missing)
 
     async def enter(
-        self, parts: Parts, producer: tuple[bytes, int] | None, sync: str | None, *, several: bool
+        self, parts: Parts, producer: Sender | None, sync: str | None, *, several: bool
     ) -> asyncio.Future[list[Receipt]]:
         """The receipts to come, when the append is in line: no later one overtakes it."""
         log = self._log
@@ -57,6 +57,8 @@ class Serving:
         batches = {stream: batch for stream, batch, _ in parts}
         if len(batches) != len(parts):
             raise Invalid("a stream is named twice")
+        if producer is not None:
+            checked_producer(producer[:2])
         expect = {stream: offset for stream, _, offset in parts}
         if policy == "record":
             return await self._enter_each(parts, producer, policy, several=several)
@@ -64,7 +66,7 @@ class Serving:
         return answer if several else _listed(answer)
 
     async def _enter_each(
-        self, parts: Parts, producer: tuple[bytes, int] | None, policy: Sync, *, several: bool
+        self, parts: Parts, producer: Sender | None, policy: Sync, *, several: bool
     ) -> asyncio.Future[list[Receipt]]:
         log = self._log
         if several:
@@ -76,8 +78,7 @@ class Serving:
             raise Invalid("sync='record' makes a batch of every record: expect needs one batch")
         if len(batch) > REMEMBERED:
             raise LimitExceeded(f"with sync='record' at most {REMEMBERED} records are sent at a time")
-        named = None if producer is None else checked_producer(producer)
-        return _listed(log._last_of(await log._enter_each(stream, batch.split(), named)))
+        return _listed(log._last_of(await log._enter_each(stream, batch.split(), producer)))
 
     def reading(
         self,
@@ -89,16 +90,21 @@ class Serving:
         *,
         reverse: bool,
         system: bool,
+        run: Run,
     ) -> Reading[_native.Frame]:
         """What is there, as messages to a client's request."""
         read = partial(self._log._native.read_frame, id)
-        return self._log._reading(read, stream, start, until, limit, reverse=reverse, system=system)
+        return self._log._reading(read, stream, start, until, limit, reverse=reverse, system=system, run=run)
 
     def following(
-        self, id: int, stream: str | None, start: int | Time | None, *, system: bool
+        self, id: int, stream: str | None, start: int | Time | None, *, system: bool, run: Run
     ) -> Following[_native.Frame]:
         read = partial(self._log._native.read_frame, id)
-        return self._log._following(read, stream, start, system=system)
+        return self._log._following(read, stream, start, system=system, run=run)
+
+    async def run(self, call: Callable[[], Any]) -> Any:
+        """Off the loop."""
+        return await self._log._backend.run(call)
 
     async def get(self, id: int, positions: list[int]) -> AsyncIterator[_native.Frame]:
         log = self._log
@@ -170,6 +176,11 @@ class Serving:
     def pulse(self) -> tuple[int, ...] | None:
         """Something that changes as long as the committer gets on with what it has to do; None if it has nothing."""
         return self.committer.pulse
+
+    @property
+    def group(self) -> int:
+        """The last one that is durable."""
+        return self._log._native.durable_group()[0]
 
     @property
     def position(self) -> int:

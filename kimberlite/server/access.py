@@ -1,4 +1,4 @@
-"""Who may do what: every request passes here."""
+"""Who may do what: every request that has to do with the log passes here."""
 
 from __future__ import annotations
 

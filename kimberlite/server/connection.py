@@ -36,7 +36,7 @@ class Connection(asyncio.BufferedProtocol):
         # Reads go from the loop to the session without a step of Python.
         self.get_buffer = self.session.get_buffer  # type: ignore[method-assign]
         self.buffer_updated = self.session.buffer_updated  # type: ignore[method-assign]
-        #: Why nothing is read: "full", "crowded", "memory", "unread", "hello", "ended", "closing".
+        #: Why nothing is read: "full", "crowded", "memory", "unread", "hello", "enough", "ended", "closing".
         self._held: set[str] = set()
         self._writable = asyncio.Event()
         self._writable.set()
@@ -107,6 +107,8 @@ class Connection(asyncio.BufferedProtocol):
         else:
             # "full": the session says when there is room. "memory": the server looks again. "hello": see `greet`.
             self._hold(stop)
+            if stop == "enough":
+                self._loop.call_soon(self._release, stop)
 
     def _wait_for_room(self) -> None:
         self._hold("crowded")
@@ -207,9 +209,9 @@ class Connection(asyncio.BufferedProtocol):
                 self.close()
             return
         if self._unread_since is not None and now - self._unread_since > limits.unread:
-            self.why = SlowConsumer.code
-            self._server.slow(self)
-            self._transport.abort()
+            # It finds this behind what it has not read, if it comes to read that yet.
+            self.fail(SlowConsumer(f"replies were not read for {limits.unread:g} s"))
+            self._unread_since = now
             return
         if not self.greeted and now - self.opened > limits.handshake:
             self.fail(ProtocolError(f"no hello within {limits.handshake:g} s"))

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 NIL: Final = _native.pack(None)
+#: Threads that one client has at work at a time, at most: all there are, if nobody else wants one.
+READING: Final = 2
 #: Streams named in one message.
 STREAMS: Final = 1_000
 
@@ -69,11 +71,12 @@ class Dispatch:
         self._in_line: asyncio.Future[None] | None = None
         #: Held by requests that cost the loop something: one of them at a time.
         self._turn = asyncio.Lock()
+        #: Held by what reads off the loop, so many at a time: of others each has its turn in between.
+        self._reading = asyncio.Semaphore(READING)
         self._does: Final[dict[int, Callable[[int, bytes], Awaitable[None]]]] = {
             Kind.GET: self._get,
             Kind.STREAMS: self._streams,
             Kind.INFO: self._info,
-            Kind.PING: self._ping,
             Kind.VERIFY: self._verify,
         }
 
@@ -216,7 +219,14 @@ class Dispatch:
     async def _read(self, id: int, asked: Reading, credit: Credit) -> None:
         self._connection.access.check("read", asked.stream)
         source = self._serving.reading(
-            id, asked.stream, asked.start, asked.until, asked.limit, reverse=asked.reverse, system=asked.system
+            id,
+            asked.stream,
+            asked.start,
+            asked.until,
+            asked.limit,
+            reverse=asked.reverse,
+            system=asked.system,
+            run=self._run,
         )
         await self._send_all(id, source, credit)
 
@@ -224,9 +234,13 @@ class Dispatch:
         self._connection.access.check("read", asked.stream)
         if asked.until is not None or asked.limit is not None or asked.reverse:
             raise Invalid("a tail has a start only")
-        source = self._serving.following(id, asked.stream, asked.start, system=asked.system)
+        source = self._serving.following(id, asked.stream, asked.start, system=asked.system, run=self._run)
         self._session.send(Kind.RESULT, id, _native.pack(source.at), False)
         await self._send_all(id, source, credit)
+
+    async def _run(self, call: Callable[[], Any]) -> Any:
+        async with self._reading:
+            return await self._serving.run(call)
 
     async def _send_all(self, id: int, source: Frames, credit: Credit) -> None:
         credit.begun = True
@@ -300,8 +314,3 @@ class Dispatch:
         async with self._turn:
             report = await self._server.verify(None if anchor is None else receipt(anchor))
             self._reply(Kind.RESULT, id, _native.pack(report))
-
-    async def _ping(self, id: int, body: bytes) -> None:
-        if _native.unpack(body) is not None:
-            raise ProtocolError("this request says nothing")
-        self._reply(Kind.RESULT, id, NIL)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 LONGEST: Final = 8192
 #: Seconds for it, and for taking the answer.
 DEADLINE: Final = 5.0
-#: At a time.
+#: At a time; of more the oldest makes room, which an honest one does by itself in an instant.
 MOST: Final = 64
 
 RECOVERING: Final = "it is recovering"
@@ -33,7 +33,7 @@ class Probes:
 
     def __init__(self) -> None:
         self.server: Server | None = None
-        self._asking: set[Http] = set()
+        self._asking: dict[Http, None] = {}
         self._listeners: list[asyncio.Server] = []
 
     async def listen(self, where: socket.socket) -> None:
@@ -53,7 +53,7 @@ class Probes:
 class Http(asyncio.Protocol):
     """Answers one request and closes."""
 
-    def __init__(self, probes: Probes, others: set[Http]) -> None:
+    def __init__(self, probes: Probes, others: dict[Http, None]) -> None:
         self._probes, self._others = probes, others
         self._arrived = b""
         self._answered = False
@@ -62,16 +62,18 @@ class Http(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        if len(self._others) == MOST:
-            self._answered = True
-            self._deadline = asyncio.get_running_loop().call_later(0, self._transport.abort)
-            return
         self._deadline = asyncio.get_running_loop().call_later(DEADLINE, self._transport.abort)
-        self._others.add(self)
+        if len(self._others) == MOST:
+            next(iter(self._others)).make_room()
+        self._others[self] = None
+
+    def make_room(self) -> None:
+        del self._others[self]
+        self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._deadline.cancel()
-        self._others.discard(self)
+        self._others.pop(self, None)
 
     def data_received(self, data: bytes) -> None:
         if self._answered:

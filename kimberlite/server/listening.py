@@ -14,9 +14,9 @@ from kimberlite.errors import Busy, Misconfigured
 
 def bind(where: str) -> socket.socket:
     """A socket for `HOST:PORT` or `unix:PATH`. Beyond loopback nobody is listened to: there are no accounts."""
+    check_where(where)
     if where.startswith("unix:"):
         return bind_unix(where.removeprefix("unix:"))
-    check_where(where)
     host, _, port = where.rpartition(":")
     try:
         family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
@@ -32,6 +32,9 @@ def bind(where: str) -> socket.socket:
 def check_where(where: str) -> None:
     """HOST:PORT or unix:PATH, as far as can be said without asking for the host."""
     if where.startswith("unix:"):
+        # Without a path it would be an address of the kernel's choice, which is nobody's alone.
+        if where in ("unix:", "unix://") or "\0" in where:
+            raise Misconfigured(f"{where!r} is neither HOST:PORT nor unix:PATH")
         return
     host, colon, port = where.rpartition(":")
     host = host.strip("[]")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from kimberlite import _native
-from kimberlite.errors import Closed, Invalid, KimberliteError, LimitExceeded, RolledBack, SlowConsumer, UnknownOutcome
+from kimberlite.errors import Closed, Invalid, KimberliteError, LimitExceeded, RolledBack, UnknownOutcome
 from kimberlite.log.log import Log
 from kimberlite.log.serving import Serving
 from kimberlite.records import Receipt
@@ -112,11 +112,6 @@ class Server:
         self.connections.discard(connection)
         self.metrics.closed[connection.why] += 1
 
-    def slow(self, connection: Connection) -> None:
-        error = SlowConsumer(f"replies were not read for {self.limits.unread:g} s")
-        self.metrics.refusals[error.code] += 1
-        LOG.warning("closing a connection: %s: %s", error.code, error, extra={"peer": connection.peer})
-
     def anchored(self, anchor: Receipt) -> None:
         """A client has shown the highest durable receipt that it was given."""
         try:
@@ -162,6 +157,7 @@ class Server:
             "version": VERSION,
             **self._about,
             "position": self.serving.position,
+            "group": self.serving.group,
             "sync": self.serving.sync,
             "requests": self.limits.requests,
         }

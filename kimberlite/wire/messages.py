@@ -164,7 +164,7 @@ class Reading:
 def welcome(body: bytes) -> dict[str, Any]:
     """What a server says first; it may say more than a client knows of."""
     said = _native.unpack(body)
-    wanted = {"database": str, "position": int, "sync": str}
+    wanted = {"database": str, "position": int, "group": int, "sync": str}
     if not isinstance(said, dict) or not all(is_a(said.get(name), kind) for name, kind in wanted.items()):
         raise ProtocolError("a welcome says which database it is, where it stands and what is its policy")
     return said

@@ -23,6 +23,25 @@ pub fn encode_message<'py>(py: Python<'py>, kind: u32, id: u32, body: &[u8]) -> 
     PyBytes::new(py, &out)
 }
 
+/// A producer's id and sequence and, if it may have sent this before, the last group that it knew of then.
+pub struct Producer {
+    pub id: Vec<u8>,
+    pub sequence: u64,
+    pub since: Option<u64>,
+}
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Producer {
+    type Error = PyErr;
+
+    fn extract(given: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        if let Ok((id, sequence)) = given.extract() {
+            return Ok(Self { id, sequence, since: None });
+        }
+        let (id, sequence, since) = given.extract()?;
+        Ok(Self { id, sequence, since: Some(since) })
+    }
+}
+
 /// A stream's name, its batch, and the offset it must get.
 type PyPart<'py> = (String, Bound<'py, Batch>, Option<u64>);
 
@@ -33,12 +52,12 @@ pub fn encode_append<'py>(
     id: u32,
     parts: Vec<PyPart<'py>>,
     several: bool,
-    producer: Option<(Vec<u8>, u64)>,
+    producer: Option<Producer>,
     sync: Option<&str>,
 ) -> PyResult<Bound<'py, PyBytes>> {
     let parts: Vec<_> =
         parts.iter().map(|(stream, batch, expect)| (&stream[..], &*batch.get().inner, *expect)).collect();
-    let producer = producer.as_ref().map(|(id, sequence)| (&id[..], *sequence));
+    let producer = producer.as_ref().map(|producer| (&producer.id[..], producer.sequence, producer.since));
     let mut out = Vec::with_capacity(parts.iter().map(|(_, batch, _)| batch.bytes.len() + 64).sum::<usize>() + 256);
     let kind = if several { kind::APPEND_MANY } else { kind::APPEND };
     put_message(&mut out, kind, id, |out| {
@@ -167,7 +186,7 @@ pub fn decode_append<'py>(
     py: Python<'py>,
     kind: u32,
     body: &[u8],
-) -> PyResult<(Bound<'py, PyList>, Option<(Bound<'py, PyBytes>, u64)>, Option<String>)> {
+) -> PyResult<(Bound<'py, PyList>, Option<Bound<'py, PyTuple>>, Option<String>)> {
     let append = if kind == kind::APPEND { Append::to_one(body) } else { Append::to_several(body) };
     let append = append.map_err(|refused| match refused {
         Refused::Malformed(Malformed(what)) => errors::raise(py, "ProtocolError", what),
@@ -179,6 +198,12 @@ pub fn decode_append<'py>(
         let batch = Batch { inner: Arc::new(part.batch) };
         parts.append((part.stream, Bound::new(py, batch)?, part.expect))?;
     }
-    let producer = append.producer.map(|(id, sequence)| (PyBytes::new(py, id), sequence));
-    Ok((parts, producer, append.sync.map(str::to_owned)))
+    let producer = append.producer.map(|(id, sequence)| {
+        let id = PyBytes::new(py, id);
+        match append.since {
+            None => (id, sequence).into_pyobject(py),
+            Some(group) => (id, sequence, group).into_pyobject(py),
+        }
+    });
+    Ok((parts, producer.transpose()?, append.sync.map(str::to_owned)))
 }

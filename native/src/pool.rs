@@ -15,6 +15,7 @@ use pyo3::types::PyList;
 use pyo3::{PyTraverseError, PyVisit};
 
 use crate::batch::Batch;
+use crate::messages::Producer;
 use crate::meters::Meters;
 use crate::records::{self, Ending};
 use crate::session::Session;
@@ -39,6 +40,8 @@ pub struct Request {
     caller: Caller,
     pub parts: Vec<Part>,
     pub producer: Option<(Vec<u8>, u64)>,
+    /// The last group that its producer knew of when it sent this before, if it did.
+    pub since: Option<u64>,
     /// Whether its producer counts in stream 0.
     pub several: bool,
     policy: Policy,
@@ -75,7 +78,7 @@ type PyPart<'py> = (Bound<'py, PyAny>, u32, Bound<'py, Batch>, Option<u64>);
 impl Request {
     pub fn single(name: Py<PyAny>, part: Part, policy: &str, future: Py<PyAny>, quantum: usize) -> Self {
         let caller = Caller::Future { future, names: vec![name] };
-        Self::build(caller, vec![part], Policy::named(policy), None, false, quantum)
+        Self::build(caller, vec![part], Policy::named(policy), None, None, false, quantum)
     }
 
     pub fn build(
@@ -83,6 +86,7 @@ impl Request {
         parts: Vec<Part>,
         policy: Policy,
         producer: Option<(Vec<u8>, u64)>,
+        since: Option<u64>,
         several: bool,
         quantum: usize,
     ) -> Self {
@@ -92,7 +96,7 @@ impl Request {
             bound += id.len() + PRODUCER + if several { SEVERAL + 16 * parts.len() } else { 0 };
         }
         let born = Instant::now();
-        Self { caller, parts, producer, several, policy, size, bound, born, places: OnceLock::new() }
+        Self { caller, parts, producer, since, several, policy, size, bound, born, places: OnceLock::new() }
     }
 
     /// The highest number of a stream that it goes to.
@@ -168,7 +172,7 @@ impl Request {
     fn new(
         parts: Vec<PyPart<'_>>,
         policy: &str,
-        producer: Option<(Vec<u8>, u64)>,
+        producer: Option<Producer>,
         several: bool,
         future: Py<PyAny>,
         quantum: usize,
@@ -180,7 +184,9 @@ impl Request {
         };
         let core = parts.iter().map(part).collect();
         let names = parts.into_iter().map(|(name, ..)| name.unbind()).collect();
-        Self::build(Caller::Future { future, names }, core, Policy::named(policy), producer, several, quantum)
+        let since = producer.as_ref().and_then(|producer| producer.since);
+        let producer = producer.map(|producer| (producer.id, producer.sequence));
+        Self::build(Caller::Future { future, names }, core, Policy::named(policy), producer, since, several, quantum)
     }
 
     /// An error that answers it may lead to a frame that leads back here.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -10,6 +11,7 @@ import pytest
 
 from tests.cli.conftest import Call
 from tests.cli.test_serve import ANY, Daemon
+from tests.cli.test_terminal import terminal
 
 #: What programs find in its JSON whatever else there is.
 KEYS = {
@@ -47,6 +49,18 @@ def test_it_loads_a_daemon_and_says_what_came_of_it(tmp_path: Path, process: Cal
     assert daemon.end() == 0
 
 
+def test_a_terminal_is_told_how_far_it_is(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path / "db", *ANY)
+    url = f"kimberlite://{daemon.listening()}"
+    shown = terminal("bench", "append", url, "--seconds", "2", "--disk", tmp_path)
+    assert daemon.end() == 0
+    told = re.findall(r"\rround (\d)/4: (?:the raw disk|([\d,]+) records, ([\d,]+) a second)\x1b\[K", shown)
+    assert {number for number, _, _ in told} == {"1", "2", "3", "4"}
+    counts = [int(records.replace(",", "")) for _, records, _ in told if records]
+    assert counts == sorted(counts)
+    assert 0 < counts[0] < counts[-1]
+
+
 @pytest.mark.parametrize(
     ("more", "status"),
     [
@@ -67,3 +81,10 @@ def test_it_loads_a_daemon_and_says_what_came_of_it(tmp_path: Path, process: Cal
 def test_what_it_cannot_do_is_said(process: Call, more: list[str], status: int) -> None:
     outcome = process("bench", *more)
     assert (outcome.status, len(outcome.err.splitlines())) == (status, 1)
+
+
+def test_what_a_run_left_is_there_until_another_has_something_to_say(process: Call, tmp_path: Path) -> None:
+    (tmp_path / "curve.csv").write_text("of an hour of load\n")
+    outcome = process("bench", "append", "kimberlite://127.0.0.1:1", "--csv", tmp_path / "curve.csv")
+    assert outcome.status == 74
+    assert (tmp_path / "curve.csv").read_text() == "of an hour of load\n"

@@ -26,8 +26,8 @@ def test_settings_come_in_rising_order_and_say_from_where(tmp_path: Path) -> Non
         "drain": (2.5, "KIMBERLITE_DRAIN"),
         "log.sync": ("os", f"{file}: log.sync"),
         "log.depth": (3, "KIMBERLITE_LOG_DEPTH"),
-        "log.compression": (3, "--set"),
-        "limits.idle": (10.0, "--set"),
+        "log.compression": (3, "--set log.compression"),
+        "limits.idle": (10.0, "--set limits.idle"),
     }
     assert (found.serve.listen, found.log.sync, found.limits.idle) == ("127.0.0.1:2", "os", 10.0)
     assert "secret" not in str(found)
@@ -41,8 +41,14 @@ def test_settings_come_in_rising_order_and_say_from_where(tmp_path: Path) -> Non
         ("[log]\ndepth = 2.5\n", {}, [], "log.depth"),
         ("[log]\ndepth = true\n", {}, [], "log.depth"),
         ("[log]\ndepth = 9\n", {}, [], "log.depth"),
-        ("[logs]\ndepth = 2\n", {}, [], "logs.depth"),
+        ("[logs]\ndepth = 2\n", {}, [], "logs"),
+        ("[logs]\n", {}, [], "logs"),
+        ('"log.depth" = 2\n', {}, [], "log.depth"),
+        ("", {}, ["log.depth=2", "limits.connections=true"], "--set limits.connections"),
         ("depth = [\n", {}, [], "toml"),
+        ("depth = " + "[" * 5_000 + "]" * 5_000 + "\n", {}, [], "toml"),
+        (f"depth = {'9' * 5_000}\n", {}, [], "toml"),
+        ('listen = "unix:"\n', {}, [], "listen"),
         ("", {"KIMBERLITE_LOG_DEPTH": "many"}, [], "KIMBERLITE_LOG_DEPTH"),
         ("", {"KIMBERLITE_DEPTH": "2"}, [], "KIMBERLITE_DEPTH"),
         ("", {}, ["log.depth=0"], "--set"),
@@ -66,7 +72,7 @@ def test_what_does_not_fit_is_refused_with_its_place(
 def test_it_prints_what_is_in_force(call: Call) -> None:
     printed = call("config", "--listen", "unix:/x", "--set", "log.sync=os").out.decode().splitlines()
     assert printed[0].split("  # ")[0].rstrip() == 'listen = "unix:/x"'
-    assert [line.split("# ")[1] for line in printed if line.startswith("log.sync")] == ["--set"]
+    assert [line.split("# ")[1] for line in printed if line.startswith("log.sync")] == ["--set log.sync"]
     told: dict[str, Any] = json.loads(call("config", "--json").out)
     assert told["log.depth"] == {"value": 4, "origin": "default"}
     assert call("config", "--set", "log.depth=99").status == 78

@@ -17,8 +17,11 @@ from pathlib import Path
 import pytest
 
 import kimberlite.sync
-from kimberlite import config
+from kimberlite import Corrupt, KeyUnavailable, RolledBack, config
+from kimberlite.cli import serve
 from kimberlite.cli.install_service import PLACES
+from kimberlite.crypto.master import CREDENTIAL
+from kimberlite.errors import Misconfigured
 from tests.cli.conftest import Call, command, environment
 from tests.cli.test_serve import Daemon
 
@@ -75,10 +78,67 @@ def test_systemd_finds_nothing_wrong_with_the_units(root: Path) -> None:
         check=False,
     )
     assert exposed.returncode == 0, exposed.stdout[-300:]
-    allowed = subprocess.run(
-        ["systemd-analyze", "syscall-filter", "@aio"], capture_output=True, text=True, timeout=60, check=False
+
+
+def directives(unit: Path) -> dict[str, list[str]]:
+    """What each is set to, one time after another."""
+    found: dict[str, list[str]] = {}
+    for name, value in re.findall(r"^(\w+)=(.*)$", unit.read_text(), flags=re.M):
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def test_the_unit_says_what_the_daemon_does(root: Path) -> None:
+    said = directives(root / PLACES["kimberlite.service"])
+    assert said["Type"] == ["notify"]
+    assert said["Restart"] == ["on-failure"]
+    final = (Corrupt, KeyUnavailable, Misconfigured, RolledBack)
+    assert said["RestartPreventExitStatus"] == [" ".join(str(error.exit_code) for error in final)]
+    assert said["LoadCredential"] == [CREDENTIAL]
+    assert int(said["TimeoutStopSec"][0]) > config.load(None, {}, {}, []).serve.drain + serve.STOPPING
+    assert int(said["TimeoutStartSec"][0]) > serve.PATIENCE
+
+
+def calls(*names: str) -> set[str]:
+    """System calls, and those of sets like @aio."""
+    found = {name for name in names if not name.startswith("@")}
+    if sets := [name for name in names if name.startswith("@")]:
+        done = subprocess.run(["systemd-analyze", "syscall-filter", *sets], capture_output=True, timeout=60, check=True)
+        inner = re.findall(r"^ +([@\w-]+)$", done.stdout.decode(), flags=re.M)
+        found |= calls(*inner)
+    return found
+
+
+@needs_systemd
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_the_unit_allows_every_system_call_of_the_daemon(root: Path, call: Call) -> None:
+    [only, *denied] = directives(root / PLACES["kimberlite.service"])["SystemCallFilter"]
+    allowed = calls(*only.split(), "@default")
+    for each in denied:
+        assert each.startswith("~")
+        allowed -= calls(*each[1:].split())
+    traced, where = root / "traced", f"unix:{root / 'socket'}"
+    strace = ["strace", "-f", "-qq", "-o", str(traced), "-e", "signal=none"]
+    process = subprocess.Popen(
+        [*strace, *command("serve", root / "db", "--listen", where, "--http", "127.0.0.1:0")],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
     )
-    assert "io_uring_setup" in allowed.stdout
+    assert process.stderr is not None
+    assert next(line for line in process.stderr if "listening on" in line)
+    try:
+        with kimberlite.sync.connect(f"kimberlite+{where}") as db:
+            db.append("s", b"x")
+        assert call("verify", f"kimberlite+{where}").status == 0
+    finally:
+        # strace goes on as long as the daemon does.
+        os.kill(int(traced.read_text().split(maxsplit=1)[0]), signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+    used = set(re.findall(r"^\d+ +(\w+)\(", traced.read_text(), flags=re.M))
+    assert {"accept4", "fdatasync"} & used
+    assert used | {"io_uring_setup", "io_uring_enter", "io_uring_register"} <= allowed
 
 
 @pytest.fixture
@@ -121,6 +181,63 @@ def test_it_is_started_by_its_first_client_and_stopped_by_sigterm(
         process.send_signal(signal.SIGTERM)
         heard(told, "STOPPING=1")
     assert process.wait(10) == 0
+
+
+HANDED_OVER = """
+import os, socket, sys
+from kimberlite.cli.main import main
+given = socket.create_server((sys.argv[1], 0))
+# Nothing else has this number any more.
+os.dup2(given.detach(), 3)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(("host", "status"), [("0.0.0.0", 78), ("127.0.0.1", 77)])
+def test_a_socket_beyond_loopback_is_not_taken_from_anybody(tmp_path: Path, host: str, status: int) -> None:
+    # Without its key it serves nobody, whatever it takes.
+    arguments = ["serve", str(tmp_path / "db"), "--http", "", "--key-file", "/no/such/file"]
+    done = subprocess.run(
+        [sys.executable, "-c", HANDED_OVER, host, *arguments],
+        env=environment(),
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    assert (b"is not on loopback" in done.stderr) == (status == 78)
+
+
+IMPATIENT = """
+import sys
+from kimberlite.cli import serve
+from kimberlite.cli.main import main
+serve.PATIENCE /= 1000
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_long_recovery_asks_for_more_time_again_and_again(tmp_path: Path) -> None:
+    with kimberlite.sync.open(tmp_path / "db", segment_bytes=4 << 20) as db:
+        for _ in range(40):
+            db.append("s", [os.urandom(1000)] * 1000)
+    (tmp_path / "db" / "checkpoint").unlink()
+    assert serve.EXTEND > 2 * serve.PATIENCE
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(str(tmp_path / "notify"))
+        told.settimeout(20)
+        arguments = ["serve", str(tmp_path / "db"), "--listen", f"unix:{tmp_path / 'socket'}", "--http", ""]
+        process = subprocess.Popen(
+            [sys.executable, "-c", IMPATIENT, *arguments],
+            env=environment() | {"NOTIFY_SOCKET": str(tmp_path / "notify")},
+            stderr=subprocess.DEVNULL,
+        )
+        *asked, _ready = heard(told, "READY=1")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    assert len(asked) > 3
+    assert all(f"EXTEND_TIMEOUT_USEC={round(serve.EXTEND * 1e6)}" in each for each in asked)
 
 
 BLOCKED = """

@@ -102,6 +102,26 @@ def test_it_serves_until_it_is_told_to_stop_and_keeps_what_it_acknowledged(
     assert not os.listdir(tmp_path / "db" / "quarantine")
 
 
+def test_a_start_that_recovers_is_ended_by_sigterm_and_the_next_one_goes_through(
+    tmp_path: Path, daemons: list[Daemon]
+) -> None:
+    async def fill() -> None:
+        async with kimberlite.open(tmp_path / "db", segment_bytes=4 << 20) as db:
+            await asyncio.gather(*(db.append("s", [os.urandom(1000)] * 1000) for _ in range(40)))
+
+    asyncio.run(fill())
+    (tmp_path / "db" / "checkpoint").unlink()
+    daemons.append(Daemon(tmp_path / "db", *ANY, "--http", "127.0.0.1:0"))
+    said = daemons[0].process.stderr
+    assert said is not None
+    assert "metrics and health" in said.readline()
+    assert daemons[0].end() == 0
+    assert any("stopped while it recovered" in line for line in daemons[0].said)
+    daemons.append(Daemon(tmp_path / "db", *ANY))
+    daemons[1].listening()
+    assert daemons[1].end() == 0
+
+
 def test_a_unix_socket_is_its_owners_and_one_that_was_left_is_replaced(tmp_path: Path, daemons: list[Daemon]) -> None:
     where = f"unix:{tmp_path / 'socket'}"
     daemons.append(Daemon(tmp_path / "db", "--listen", where))

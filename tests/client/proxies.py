@@ -20,6 +20,8 @@ class Proxy:
         #: Cleared, nothing is passed on, and nobody is told.
         self.passes = asyncio.Event()
         self.passes.set()
+        #: What the server says is dropped.
+        self.mute = False
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -31,7 +33,7 @@ class Proxy:
             return
         self._writers |= {writer, to_writer}
         left = [random.randrange(self.most)] if self.most else None
-        ways = [self.passing(reader, to_writer, left), self.passing(to_reader, writer, left)]
+        ways = [self.passing(reader, to_writer, left), self.passing(to_reader, writer, left, answers=True)]
         tasks = [asyncio.create_task(way) for way in ways]
         self._tasks.update(tasks)
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -42,9 +44,18 @@ class Proxy:
             self._writers.discard(each)
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def passing(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, left: list[int] | None) -> None:
+    async def passing(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        left: list[int] | None,
+        *,
+        answers: bool = False,
+    ) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
+                if answers and self.mute:
+                    continue
                 if left is not None:
                     data = data[: left[0]]
                     left[0] -= len(data)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import random
 import shutil
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -16,12 +19,23 @@ import msgpack
 import pytest
 
 import kimberlite
-from kimberlite import Conflict, Invalid, LimitExceeded, Receipt, RolledBack, Unavailable, UnknownOutcome, _native
+from kimberlite import (
+    Closed,
+    Conflict,
+    Invalid,
+    LimitExceeded,
+    Receipt,
+    RolledBack,
+    Unavailable,
+    UnknownOutcome,
+    _native,
+)
 from kimberlite.client.client import Client
+from kimberlite.log.options import Options
 from kimberlite.server.limits import Limits
 from kimberlite.wire.messages import Kind
 from tests.client.proxies import cutting, proxied
-from tests.server.wires import served, until
+from tests.server.wires import Served, served, until
 
 
 async def payloads(records: Any) -> list[bytes]:
@@ -109,7 +123,7 @@ async def test_reads_and_tails_go_on_where_they_were(tmp_path: Path) -> None:
             positions = [record.position for record in whole]
             proxy.most = None
             assert await db.get_many(positions) == whole
-        assert proxy.cuts > 5
+        assert proxy.cuts > 2
 
 
 async def test_nobody_there_is_said_in_time(tmp_path: Path) -> None:
@@ -196,7 +210,7 @@ async def test_a_receipt_of_a_stream_that_never_was_is_refused(tmp_path: Path) -
 async def test_a_server_that_says_nothing_any_more_is_left_for_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kimberlite.client.client.QUIET", 0.2)
+    monkeypatch.setattr("kimberlite.client.connection.QUIET", 0.2)
     async with (
         served(tmp_path / "db") as there,
         proxied(there.port) as proxy,
@@ -211,9 +225,9 @@ async def test_a_server_that_says_nothing_any_more_is_left_for_the_next(
         proxy.passes.set()
         assert (await asyncio.wait_for(db.append("s", b"3"), 20)).first_offset in (1, 2)
         # One that has nothing to say is heard of all the same.
-        link = db._link
+        link = db._connection.link
         await asyncio.sleep(1)
-        assert db._link is link
+        assert db._connection.link is link
         held_from_here_on.set()
 
 
@@ -343,7 +357,9 @@ def said(kind: int, id: int, body: Any) -> bytes:
     return _native.encode_message(kind, id, msgpack.packb(body))
 
 
-WELCOME = said(Kind.WELCOME, 0, {"version": 1, "database": "d", "position": 0, "sync": "group", "requests": 9})
+WELCOME = said(
+    Kind.WELCOME, 0, {"version": 1, "database": "d", "position": 0, "group": 0, "sync": "group", "requests": 9}
+)
 
 
 @pytest.mark.parametrize(
@@ -414,4 +430,127 @@ async def test_a_server_that_leaves_behind_its_welcome_is_asked_again() -> None:
     client = Client(f"kimberlite://127.0.0.1:{server.sockets[0].getsockname()[1]}", retry=60, anchor=None)
     await until(lambda: len(came) >= 4)
     await client.close()
+    server.close()
+
+
+async def test_whom_it_does_not_belong_to_is_refused_and_disturbs_nobody(tmp_path: Path) -> None:
+    async with served(tmp_path / "db") as there:
+        db = await kimberlite.connect(f"kimberlite://127.0.0.1:{there.port}")
+        await db.append("s", b"1")
+
+        async def elsewhere() -> None:
+            calls: list[Any] = [db.append("s", b"x"), db.append_many({"s": b"x"}), db.get(0), db.info(), db.close()]
+            for call in calls:
+                with pytest.raises(Invalid, match="another event loop"):
+                    await call
+            for read in (db.read, db.tail):
+                with pytest.raises(Invalid, match="another event loop"):
+                    read("s")
+
+        await asyncio.to_thread(lambda: asyncio.run(elsewhere()))
+        child = os.fork()
+        if child == 0:
+            try:
+                for call in (db.append("s", b"x"), db.info()):
+                    try:
+                        call.send(None)
+                        os._exit(1)
+                    except Closed:
+                        pass
+                with suppress(StopIteration):
+                    db.close().send(None)
+                os._exit(0)
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(await asyncio.to_thread(lambda: os.waitpid(child, 0)[1])) == 0
+        await db.append("s", b"2")
+        assert await payloads(db.read("s")) == [b"1", b"2"]
+        await db.close()
+
+
+def test_a_handle_whose_loop_is_gone_is_closed_by_another(tmp_path: Path) -> None:
+    async def opened() -> Client:
+        async with served(tmp_path / "db") as there:
+            return await kimberlite.connect(f"kimberlite://127.0.0.1:{there.port}")
+
+    db = asyncio.run(opened())
+    asyncio.run(db.close())
+    with pytest.raises(Closed):
+        asyncio.run(db.info())
+
+
+async def test_a_server_that_takes_no_connection_is_given_up_in_time() -> None:
+    with contextlib.ExitStack() as stack:
+        frozen = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            # What does not fit in its queue is not answered at all.
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            with suppress(BlockingIOError):
+                waiting.connect(frozen.getsockname())
+        begun = time.monotonic()
+        with pytest.raises(Unavailable):
+            await kimberlite.connect(f"kimberlite://127.0.0.1:{frozen.getsockname()[1]}", retry=0.5)
+        db = Client(f"kimberlite://127.0.0.1:{frozen.getsockname()[1]}", retry=0.5, anchor=None)
+        with pytest.raises(Unavailable):
+            await db.append("s", b"x")
+        await db.close()
+        assert time.monotonic() - begun < 15
+
+
+@pytest.mark.parametrize(("others", "restarts"), [(2_000, False), (10_050, False), (10_050, True)])
+async def test_what_the_server_has_forgotten_is_not_appended_again(tmp_path: Path, others: int, restarts: bool) -> None:
+    """Its answer is lost, and before it is asked again so many other producers come."""
+    options: dict[str, Any] = {"every": Options(checkpoint_records=1_000)}
+
+    async def outcomes(there: Served) -> None:
+        proxy.target = there.port
+        found: list[Any] = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 30)
+        if others > 10_000:
+            assert [type(each) for each in found] == [UnknownOutcome] * 3
+        else:
+            assert [each.first_offset for each in found] == [0, 1, 0]
+        assert (await db.append("s", b"4")).first_offset == 2
+        assert await payloads(there.log.read("s")) == [b"1", b"2", b"4"]
+        assert await payloads(there.log.read("u")) == [b"3"]
+
+    async with proxied(1) as proxy:
+        async with served(tmp_path / "db", **options) as there:
+            proxy.target = there.port
+            await there.log.append("t", b"before")
+            db = await kimberlite.connect(f"kimberlite://127.0.0.1:{proxy.port}")
+            proxy.mute = True
+            appends: list[Any] = [db.append("s", b"1"), db.append("s", b"2"), db.append("u", b"3", producer=("me", 0))]
+            calls = [asyncio.create_task(append) for append in appends]
+            await until(lambda: sum(stream.length for stream in there.log.streams()) == 4)
+            proxy.target = 1
+            proxy.cut()
+            proxy.mute = False
+            for first in range(0, others, 500):
+                ids = [(f"p{i}", 0) for i in range(first, first + 500)]
+                await asyncio.gather(*(there.log.append("t", b"x", producer=each) for each in ids))
+            if not restarts:
+                await outcomes(there)
+        if restarts:
+            async with served(tmp_path / "db", **options) as again:
+                await outcomes(again)
+        await db.close()
+
+
+async def test_a_server_that_welcomes_and_closes_is_not_asked_for_ever() -> None:
+    came = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal came
+        came += 1
+        await reader.read(65_536)
+        writer.write(WELCOME)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    db = Client(f"kimberlite://127.0.0.1:{server.sockets[0].getsockname()[1]}", retry=0.5, anchor=None)
+    with pytest.raises((Unavailable, UnknownOutcome)):
+        await asyncio.wait_for(db.append("s", b"x"), 20)
+    assert came < 20
+    await asyncio.wait_for(db.close(), 20)
     server.close()

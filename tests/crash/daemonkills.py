@@ -73,8 +73,11 @@ class Load:
         self.next = 0
         self.ended = False
 
-    def open(self) -> int:
-        return 0 if self.client is None else len(self.client._appends)
+    def in_flight(self) -> int:
+        """Appends that were sent over a connection that is there, and are not answered."""
+        if self.client is None or self.client._connection.link is None:
+            return 0
+        return sum(call.sent for call in self.client._appends.calls)
 
     async def run(self) -> None:
         async with kimberlite.connect(self.url, retry=60) as self.client:
@@ -96,12 +99,12 @@ class Load:
 
 
 async def clients(url: str, report: Path) -> None:
-    """Runs until SIGTERM; on SIGUSR1 it says how many appends are open."""
+    """Runs until SIGTERM; on SIGUSR1 it says how many appends are in flight."""
     loads = [Load(i, url) for i in range(CLIENTS)]
     loop = asyncio.get_running_loop()
 
     def say() -> None:
-        print(sum(load.open() for load in loads), flush=True)
+        print(sum(load.in_flight() for load in loads), flush=True)
 
     def end() -> None:
         for load in loads:
@@ -164,13 +167,22 @@ def hunt(kills: int, directory: Path, disk: Shut | None = None, *, quiet: bool =
         text=True,
         cwd=ROOT,
     )
-    assert load.stdout is not None
-    assert load.stdout.readline() == "ready\n"
+    told = load.stdout
+    assert told is not None
+    assert told.readline() == "ready\n"
+
+    def in_flight() -> int:
+        load.send_signal(signal.SIGUSR1)
+        return int(told.readline())
+
     try:
         for kill in range(kills):
-            time.sleep(random.uniform(0.05, 0.4))
-            load.send_signal(signal.SIGUSR1)
-            outcome.in_flight += int(load.stdout.readline()) > 0
+            # Clients that could not connect wait for up to a second.
+            begun = time.monotonic()
+            while not in_flight() and time.monotonic() - begun < 3:
+                time.sleep(0.02)
+            time.sleep(random.uniform(0, 0.3))
+            outcome.in_flight += in_flight() > 0
             end(daemon, disk)
             outcome.kills += 1
             daemon = start(path, port, slow=STRACE and kill % 3 == 0)

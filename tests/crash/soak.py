@@ -32,10 +32,11 @@ SAMPLED = ("kimberlite_resident_bytes", "kimberlite_descriptors", "kimberlite_co
 #: By how much the last quarter's median may be above the second's.
 GROWTH = 1.05
 SLACK = 8 << 20
-#: That a log remembers, batches of each that a worker makes, and how many are filled in together.
+#: That a log remembers, and how many are filled in together.
 PRODUCERS = 10_000
-BATCHES = 64
 TOGETHER = 200
+#: Times that a worker appends before it is another producer; each time once or four times.
+TIMES = range(5, 50)
 
 
 @dataclass
@@ -62,7 +63,7 @@ async def worker(number: int, port: int) -> None:
     url = f"kimberlite://127.0.0.1:{port}"
     while True:
         async with kimberlite.connect(url) as db:
-            for _ in range(random.randrange(5, 200)):
+            for _ in range(random.choice(TIMES)):
                 batch = [os.urandom(random.choice([20, 200, 2000]))] * random.choice([1, 10, 50])
                 await asyncio.gather(*(db.append(f"s{number % 7}", batch) for _ in range(random.choice([1, 4]))))
                 if random.random() < 0.05:
@@ -90,8 +91,8 @@ async def fill(port: int, producers: int) -> None:
     async with kimberlite.connect(f"kimberlite://127.0.0.1:{port}") as db:
         for first in range(0, producers, TOGETHER):
             names = [f"producer-{i}" for i in range(first, min(first + TOGETHER, producers))]
-            calls = (db.append("s0", b".", producer=(name, i)) for i in range(BATCHES) for name in names)
-            await asyncio.gather(*calls)
+            batches = range(sum(random.choice([1, 4]) for _ in range(random.choice(TIMES))))
+            await asyncio.gather(*(db.append("s0", b".", producer=(name, i)) for i in batches for name in names))
 
 
 async def load(port: int, producers: int) -> None:

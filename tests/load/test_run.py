@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import fcntl
+import os
 import time
+from collections import Counter
+from collections.abc import Sequence
+from mmap import mmap
 from pathlib import Path
 
 import pytest
@@ -115,11 +120,33 @@ async def test_a_server_that_goes_away_is_said(tmp_path: Path) -> None:
             await work
 
 
-def test_the_disk_is_measured_in_four_ways(tmp_path: Path) -> None:
+def test_the_disk_is_measured_in_four_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: Counter[tuple[int, int]] = Counter()
+    write, sync = os.pwritev, os.fdatasync
+    synced: list[int] = []
+
+    def seen(fd: int, buffers: Sequence[mmap], *more: int) -> int:
+        [buffer] = buffers
+        written[fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_DIRECT | os.O_DSYNC), len(buffer)] += 1
+        return write(fd, buffers, *more)
+
+    def sync_seen(fd: int) -> None:
+        synced.append(fd)
+        sync(fd)
+
+    monkeypatch.setattr(os, "pwritev", seen)
+    monkeypatch.setattr(os, "fdatasync", sync_seen)
     disk = Disk(tmp_path)
     disk.measure(5_000, 0.1)
     disk.measure(5_000, 0.1)
-    assert min(map(len, (disk.plain_batch, disk.best_batch, disk.plain_mib, disk.best_mib))) >= 2
+    assert min(written.values()) >= 2
+    assert written == {
+        (0, 5_000): len(disk.plain_batch),
+        (os.O_DIRECT | os.O_DSYNC, 8_192): len(disk.best_batch),
+        (0, 1 << 20): len(disk.plain_mib),
+        (os.O_DIRECT | os.O_DSYNC, 1 << 20): len(disk.best_mib),
+    }
+    assert len(synced) == len(disk.plain_batch) + len(disk.plain_mib)
     assert not list(tmp_path.iterdir())
 
 

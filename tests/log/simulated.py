@@ -44,6 +44,7 @@ class Machine:
         origin: str | None = None,
         anchor: Receipt | None = None,
         backend: MemoryBackend | None = None,
+        or_read: bool = True,
         **options: Any,
     ) -> Opening:
         return open_log(
@@ -55,6 +56,7 @@ class Machine:
             origin=origin,
             anchor=anchor,
             options=Options(**{"segment_bytes": 128 * 1024, "idle": 0.0005, **options}),
+            or_read=or_read,
             injected=Injected(clock=lambda: self.now),
         )
 

@@ -191,6 +191,8 @@ async def test_a_disk_too_full_to_recover_opens_for_reading_and_says_so(either: 
         with pytest.raises(Invalid):
             await db.append("s", b"y")
         assert len(await payloads(db.read())) <= 1
+    with pytest.raises(NoSpace):
+        await dead.open(or_read=False)
     dead.fault = None
     async with dead.open() as db:
         assert await payloads(db.read()) == [b"x"]

@@ -451,3 +451,39 @@ async def test_a_tail_that_is_closed_ends_and_so_does_whoever_waits_on_it(machin
             await asyncio.wait_for(waiting, 1)
         with pytest.raises(StopAsyncIteration):
             await anext(tail)
+
+
+async def test_only_what_is_at_hand_is_read_on_the_loop(machine: Machine) -> None:
+    async with machine.open() as db:
+        for i in range(8):
+            await db.append("old" if i < 6 else "new", [bytes(30_000)] * 2)
+    async with machine.open() as db:
+        native, last = db._native, db.durable_position
+        run, calls = db._backend.run, []
+
+        async def counted(call: Any) -> Any:
+            if getattr(call, "func", None) in (native.read, db._resolve):
+                calls.append(call)
+            return await run(call)
+
+        db._backend.run = counted  # type: ignore[method-assign]
+
+        async def read(*stream: str, **bounds: Any) -> tuple[int, int]:
+            calls.clear()
+            found = [record async for record in db.read(*stream, limit=1, **bounds)]
+            return len(found), len(calls)
+
+        assert native.at_hand(None, 0, last, False) is None
+        assert await read(start=last - 1) == (1, 0)
+        assert await read("new", start=3) == (1, 0)
+        # Its index is read once, and then it is there.
+        assert await read(start=1) == (1, 1)
+        assert await read(start=1) == (1, 0)
+        assert await read("old", start=0) == (1, 1)
+        assert (await read(start=datetime.now(UTC)))[1] >= 1
+        first, end = native.at_hand(None, 1, last, False) or (0, 0)
+        assert first == 1
+        assert 1 < end < last
+        assert [record.position async for record in db.read(start=last - 3)] == [last - 3, last - 2, last - 1]
+        backwards = [record.position async for record in db.read(reverse=True)]
+        assert backwards == [record.position async for record in db.read()][::-1]

@@ -6,6 +6,7 @@ import asyncio
 import re
 import socket
 import struct
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 
 import kimberlite
 from kimberlite import KimberliteError, NoSpace
+from kimberlite.log.serving import Serving
+from kimberlite.server import http
 from kimberlite.server.http import MOST, Probes
 from kimberlite.server.limits import Limits
 from kimberlite.wire.messages import Kind
@@ -69,6 +72,7 @@ async def test_every_metric_is_described_and_moves(tmp_path: Path) -> None:
                     return_exceptions=True,
                 )
                 assert any(isinstance(outcome, KimberliteError) for outcome in outcomes)
+            receipt = await db.append("s0", [bytes(500)] * 5)
             assert len([record async for record in db.read()]) > 100
             wire = await there.greeted()
             wire.raw(Kind.APPEND, 1, bytes(300_000), 1 << 20)
@@ -77,7 +81,7 @@ async def test_every_metric_is_described_and_moves(tmp_path: Path) -> None:
             assert await silent.broken() == "PROTOCOL_ERROR"
             await asyncio.sleep(0.6)
         await asyncio.sleep(0.3)
-        there.server._rolled_back = kimberlite.RolledBack("for the test")
+        await there.greeted(anchor=there.ahead(receipt))
         seen.append(shown(there))
         done = True
         await looking
@@ -94,6 +98,45 @@ async def test_every_metric_is_described_and_moves(tmp_path: Path) -> None:
     assert buckets == sorted(buckets)
     assert max(each["kimberlite_open_requests_expected"]["kimberlite_open_requests_expected"] for each in seen) > 1
     assert 'backend="' in next(iter(last["kimberlite_backend"]))
+
+
+async def test_times_are_in_seconds_and_what_is_expected_to_be_open_follows_from_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served(tmp_path / "db") as there:
+        loop, metrics = asyncio.get_running_loop(), there.server.metrics
+        backend = there.server.serving.committer.backend
+        submit, look = backend.submit, metrics.looked
+        looks: list[tuple[float, dict[str, float]]] = []
+
+        def slow(*write: Any) -> None:
+            loop.call_later(0.05, submit, *write)
+
+        def looked(serving: Serving, now: float) -> None:
+            look(serving, now)
+            looks.append((now, {name: value for each in shown(there).values() for name, value in each.items()}))
+
+        monkeypatch.setattr(backend, "submit", slow)
+        monkeypatch.setattr(metrics, "looked", looked)
+        wire = await there.greeted()
+        begun = loop.time()
+        for i in range(10):
+            wire.send(Kind.APPEND, i, ["s", [b"x"], None, None, None])
+            await wire.answers(1)
+        took = loop.time() - begun
+        seen = len(looks)
+        await until(lambda: len(looks) > seen)
+        monkeypatch.undo()
+    last = looks[-1][1]
+    for name in ("append", "sync"):
+        assert 0.4 <= last[f"kimberlite_{name}_seconds_sum"] <= took
+        # None took less than the disk does.
+        assert last[f'kimberlite_{name}_seconds_bucket{{le="{2**15 / 1e6:g}"}}'] == 0
+        assert last[f"kimberlite_{name}_seconds_count"] == 10
+    for (then, before), (now, after) in pairwise(looks):
+        waited = after["kimberlite_append_seconds_sum"] - before["kimberlite_append_seconds_sum"]
+        assert after["kimberlite_open_requests_expected"] == pytest.approx(waited / (now - then))
+    assert any(each["kimberlite_open_requests_expected"] > 0 for _, each in looks)
 
 
 async def test_a_full_disk_is_counted_by_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,11 +195,38 @@ async def test_it_is_asked_over_http(tmp_path: Path) -> None:
         }
         for request, expected in requests.items():
             assert (await asked(port, request))[0] == expected
-        there.server._rolled_back = kimberlite.RolledBack("the log is behind a receipt")
-        assert (await asked(port, b"GET /readyz HTTP/1.1\r\n\r\n"))[::2] == (503, "the log is behind a receipt\n")
+        await there.greeted(anchor=there.ahead(await there.log.append("s", b"x")))
+        status, _, why = await asked(port, b"GET /readyz HTTP/1.1\r\n\r\n")
+        assert (status, why.split(":")[0]) == (503, "nothing is appended any more")
         many: list[Any] = [await asyncio.open_connection("127.0.0.1", port) for _ in range(100)]
-        await until(lambda: 0 < len(probes._asking) <= MOST)
+        await until(lambda: len(probes._asking) == MOST)
+        # Whoever says nothing keeps nobody out.
+        assert (await asked(port, b"GET /healthz HTTP/1.0\n\n"))[0] == 200
         for _, writer in many:
             writer.close()
         await until(lambda: not probes._asking)
+        probes.close()
+
+
+async def test_whoever_asks_and_does_not_get_on_is_gone_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    # No test has the time for all of it.
+    monkeypatch.setattr(http, "DEADLINE", http.DEADLINE / 20)
+    where = socket.create_server(("127.0.0.1", 0))
+    probes = Probes()
+    await probes.listen(where)
+    writers = [(await asyncio.open_connection(*where.getsockname()))[1] for _ in range(3)]
+    _, slow, answered = writers
+
+    def gone() -> bool:
+        if not slow.is_closing():
+            slow.write(b"X")
+        return not probes._asking
+
+    try:
+        answered.write(b"GET /healthz HTTP/1.1\r\n\r\n")
+        await until(lambda: len(probes._asking) == 3)
+        await until(gone, 5)
+    finally:
+        for writer in writers:
+            writer.close()
         probes.close()

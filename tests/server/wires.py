@@ -16,6 +16,7 @@ import msgpack
 import kimberlite
 from kimberlite.api import open_with
 from kimberlite.log.options import Options
+from kimberlite.server.access import Access
 from kimberlite.server.limits import Limits
 from kimberlite.server.server import Server
 from kimberlite.wire.messages import NOBODY, Kind
@@ -73,6 +74,20 @@ class Wire:
             for stream, offset, position, _, records in body:
                 found += [(stream, offset + i, position + i, record) for i, record in enumerate(records)]
 
+    async def rest(self) -> list[tuple[Kind, int, Any]]:
+        """All that comes until the connection ends in any way."""
+        whole, found = b"", []
+        with contextlib.suppress(ConnectionError):
+            while piece := await asyncio.wait_for(self.reader.read(1 << 20), 20):
+                whole += piece
+        self.reader = asyncio.StreamReader()
+        self.reader.feed_data(whole)
+        self.reader.feed_eof()
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                found.append(await self.next())
+        return found
+
     async def broken(self) -> str:
         """The code that the connection ends with; "" if it just ends."""
         code = ""
@@ -108,6 +123,13 @@ class Served:
         await wire.hello(**more)
         return wire
 
+    def ahead(self, receipt: kimberlite.Receipt) -> list[Any]:
+        """One as sound, of a log that has gone on further than this one."""
+        further = receipt._replace(tree_size=receipt.tree_size + 10, group=receipt.group + 10)
+        mac = self.log._native.receipt_mac(further[:12])
+        assert mac is not None
+        return list(further._replace(mac=mac))
+
     async def close(self) -> None:
         for wire in self._wires:
             await wire.close()
@@ -116,16 +138,23 @@ class Served:
 
 @asynccontextmanager
 async def served(
-    path: Path, limits: Limits | None = None, *, every: Options | None = None, **options: Any
+    path: Path,
+    limits: Limits | None = None,
+    *,
+    every: Options | None = None,
+    access: Access | None = None,
+    **options: Any,
 ) -> AsyncIterator[Served]:
     """`every`: all of the log's options, beyond those that `open` takes."""
     opening = (
-        kimberlite.open(path, **options) if every is None else open_with(path, every, key_file=None, backend="auto")
+        kimberlite.open(path, **options)
+        if every is None
+        else open_with(path, every, key_file=None, backend="auto", on_replay=lambda: None)
     )
     async with opening as log:
         info = await log.info()
         about = {"database": info["database_id"], "origin": info["origin"]}
-        server = Server(log, limits or Limits(), about=about)
+        server = Server(log, limits or Limits(), about=about, access=access)
         listening = socket.create_server(("127.0.0.1", 0))
         await server.listen(listening)
         serving = Served(log, server, listening.getsockname()[1])

@@ -55,6 +55,22 @@ async def test_an_error_ends_it_and_nothing_is_lost_silently(db: Database) -> No
         with pytest.raises((Invalid, TypeError)):
             async with Producer(db, "s") as other:
                 await other.send(record)
+    many = Producer(db, "t")
+
+    async def send_all() -> None:
+        for i in range(3_000):
+            await many.send(b"%d" % i if i != 20 else bytes(17 << 20))
+        await many.flush()
+
+    with pytest.raises(LimitExceeded):
+        await send_all()
+    appended = await payloads(db.read("t"))
+    assert appended
+    assert many.receipt is not None
+    assert many.receipt.last_offset == len(appended) - 1
+    unsent = [record for record in many.unsent if isinstance(record, bytes)]
+    assert bytes(17 << 20) in unsent
+    assert not set(appended) & set(unsent)
     for buffer in (0, "1", True):
         with pytest.raises(Invalid):
             Producer(db, "s", buffer=buffer)  # type: ignore[arg-type]

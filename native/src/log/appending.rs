@@ -48,7 +48,7 @@ impl Log {
         for request in requests {
             let asked = request.get();
             let producer = asked.producer.as_ref().map(|(id, sequence)| (&id[..], *sequence));
-            match self.inner.admit(&asked.parts, producer, asked.several, now) {
+            match self.inner.admit_again(&asked.parts, producer, asked.since, asked.several, now) {
                 Ok(Admission::New(places)) => {
                     asked.places.set(places).expect("an append is admitted once");
                     accepted.push(request);

@@ -12,9 +12,6 @@ use super::replaying::ask;
 use super::segment::{reopened, source_of};
 use super::{Log, Resume, Segment, io_error};
 
-/// Of the newest segments so many keep what was read of their indexes.
-const LOADED: usize = 16;
-
 #[pymethods]
 impl Log {
     /// A segment to read from and, when it is active, to seal into; `upto` is what a checkpoint covers of it.
@@ -60,8 +57,6 @@ impl Log {
     fn close_segment(&self, segment: &Segment, index: Py<PyAny>) {
         let closed = log::Index::closed(Some(reopened(&self.files, index)), self.inner.keys.receipt);
         *segment.inner.index.write().unwrap() = Arc::new(closed);
-        // Or the memory for them would grow with the log.
-        self.inner.newest_first().iter().skip(LOADED).for_each(|segment| segment.unload());
     }
 
     /// The file of tree hashes; None while there is none.

@@ -102,6 +102,11 @@ impl Log {
         self.inner.doubted.load(Relaxed)
     }
 
+    /// What of a span may be read without waiting for an index; None if what is first wanted may not.
+    fn at_hand(&self, stream: Option<u32>, start: u64, end: u64, reverse: bool) -> Option<(u64, u64)> {
+        self.inner.at_hand(log::Span { stream, start, end, reverse })
+    }
+
     /// The first position at or after a time.
     fn position_at(&self, py: Python<'_>, timestamp: u64) -> PyResult<u64> {
         py.detach(|| self.inner.position_at(timestamp)).map_err(|failure| self.failure(py, failure))

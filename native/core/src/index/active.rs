@@ -201,6 +201,11 @@ fn put_rows<const N: usize>(out: &mut Vec<u8>, rows: impl Iterator<Item = [u64; 
 }
 
 impl Lookup for SegmentIndex {
+    fn size(&self) -> usize {
+        // A run is in a list of its stream too.
+        self.runs.size() + self.groups.size() + self.samples.size() + 4 * self.runs.len()
+    }
+
     fn first_position(&self) -> u64 {
         self.header.first_position
     }

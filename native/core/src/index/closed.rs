@@ -53,6 +53,16 @@ fn place(row: &[u8]) -> u32 {
 }
 
 impl ClosedIndex {
+    /// How long the index of this segment is, by its beginning; None if that is not it.
+    pub fn length(beginning: &[u8], segment: &SegmentHeader) -> Option<usize> {
+        let beginning = beginning.get(..HEADER)?;
+        let counts = [80, 84, 88, 92].map(|at| u32_at(beginning, at));
+        let [groups, runs, _, streams] = counts.map(u64::from);
+        let length = HEADER as u64 + 16 * groups + 28 * runs + 24 * streams;
+        // A segment is at most 2 GiB, a run at least 89 bytes, and a group a block.
+        (beginning == header(segment, counts) && length <= 1 << 30).then_some(length as usize)
+    }
+
     /// The index of the segment with this header, whose salt says where its places are valid.
     pub fn decode(bytes: &[u8], segment: &SegmentHeader) -> Checked<Self> {
         ensure(bytes.len() >= HEADER, "an index is cut short")?;
@@ -200,6 +210,10 @@ impl ClosedIndex {
 }
 
 impl Lookup for ClosedIndex {
+    fn size(&self) -> usize {
+        self.bytes.len() + size_of_val(&*self.samples)
+    }
+
     fn first_position(&self) -> u64 {
         self.first_position
     }

@@ -42,6 +42,11 @@ impl<const N: usize> Column<N> {
         self.len() == 0
     }
 
+    /// Bytes of all chunks that there are.
+    pub fn size(&self) -> usize {
+        self.chunks.iter().filter_map(OnceLock::get).map(|chunk| size_of_val(&**chunk)).sum()
+    }
+
     pub fn get(&self, index: usize) -> Option<[u64; N]> {
         if index >= self.len() {
             return None;

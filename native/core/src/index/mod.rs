@@ -43,6 +43,9 @@ pub struct StreamEntry {
 /// The look-ups that every form of a segment's index answers. The offsets of a stream have no gap,
 /// so its runs are numbered from 0 in each segment: that number is a run's *ordinal*.
 pub trait Lookup: Send + Sync {
+    /// Bytes of memory, about.
+    fn size(&self) -> usize;
+
     fn first_position(&self) -> u64;
 
     /// The position after the segment's last.

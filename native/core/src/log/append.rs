@@ -25,11 +25,20 @@ pub struct Part {
 /// Why nothing was admitted, and nothing consumed.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Refused {
-    Expected { stream: u32, length: u64 },
-    Sequence { expected: u64 },
+    Expected {
+        stream: u32,
+        length: u64,
+    },
+    Sequence {
+        expected: u64,
+    },
     DigestDiffers,
     Forgotten,
-    NoKey { stream: u32 },
+    /// It may have been appended, by a producer that is known no more.
+    Doubtful,
+    NoKey {
+        stream: u32,
+    },
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -56,6 +65,18 @@ impl Log {
         several: bool,
         now: u64,
     ) -> Result<Admission, Refused> {
+        self.admit_again(parts, producer, None, several, now)
+    }
+
+    /// The same for what may have been sent before, when this group was the last of which the producer knew.
+    pub fn admit_again(
+        &self,
+        parts: &[Part],
+        producer: Option<(&[u8], u64)>,
+        since: Option<u64>,
+        several: bool,
+        now: u64,
+    ) -> Result<Admission, Refused> {
         let mut tail = self.tail.lock().unwrap();
         let mut producers = self.producers.lock().unwrap();
         let mut streams = self.streams.write().unwrap();
@@ -67,6 +88,9 @@ impl Log {
         }
         let named = producer.map(|(id, _)| self.name(&streams, parts, id, several));
         if let (Some(named), Some((_, sequence))) = (&named, producer) {
+            if since.is_some_and(|since| producers.is_doubtful(named.stream, &named.id, since)) {
+                return Err(Refused::Doubtful);
+            }
             match producers.check(named.stream, &named.id, sequence, &named.digest) {
                 Verdict::New => {}
                 Verdict::Duplicate { group } => return Ok(Admission::Remembered { group }),

@@ -4,6 +4,8 @@ mod append;
 mod batches;
 mod cache;
 mod files;
+mod find;
+mod indexes;
 mod read;
 mod replay;
 mod reread;
@@ -51,6 +53,7 @@ pub struct Log {
     hashes: RwLock<Option<Arc<dyn Source>>>,
     /// Whether something in the file of hashes was found wrong.
     pub doubted: AtomicBool,
+    indexes: Mutex<indexes::Indexes>,
     cache: Mutex<cache::Cache>,
     /// Positions below this are durable, and nothing else is visible.
     durable: AtomicU64,
@@ -96,6 +99,7 @@ impl Log {
             tree: RwLock::new(Tree::empty()),
             segments: RwLock::default(),
             hashes: RwLock::default(),
+            indexes: Mutex::new(indexes::Indexes::new(cache)),
             cache: Mutex::new(cache::Cache::new(cache)),
             doubted: AtomicBool::new(false),
             durable: AtomicU64::new(0),

@@ -142,10 +142,10 @@ impl Log {
         self.again(|| self.indexed(position, window, ahead))
     }
 
-    fn indexed(&self, position: u64, window: &mut Window, ahead: usize) -> Result<Within, Failure> {
+    pub(super) fn indexed(&self, position: u64, window: &mut Window, ahead: usize) -> Result<Within, Failure> {
         let misled = Failure::Misled { position };
         let Some(segment) = self.segment_of(position) else { return Err(misled) };
-        let index = segment.index();
+        let index = self.index(&segment)?;
         let index = index.lookup(&segment)?;
         let Some(entry) = index.run_of_position(position) else { return Err(misled) };
         let at = (segment.header.number, entry.place as u64);
@@ -166,8 +166,14 @@ impl Log {
     }
 
     /// The run that holds an offset of a stream, which must be durable.
-    fn located(&self, stream: u32, offset: u64, window: &mut Window, ahead: usize) -> Result<Within, Failure> {
-        let position = self.position_of(stream, offset)?;
+    pub(super) fn located(
+        &self,
+        stream: u32,
+        offset: u64,
+        window: &mut Window,
+        ahead: usize,
+    ) -> Result<Within, Failure> {
+        let position = self.position_near(stream, offset, window.segment)?;
         let (run, within) = self.indexed(position, window, ahead)?;
         let header = &run.opened.header;
         let right = header.stream == stream && header.first_offset.checked_add(within as u64) == Some(offset);
@@ -371,67 +377,5 @@ impl Log {
             bytes += found.run.opened.size();
         }
         Ok(span)
-    }
-
-    /// Where a stream's offset, which is durable, is in the log, as the indexes have it.
-    pub fn position_of(&self, stream: u32, offset: u64) -> Result<u64, Failure> {
-        for segment in self.newest_first() {
-            if let Some(entry) = segment.index().lookup(&segment)?.run_of_offset(stream, offset) {
-                return Ok(entry.position.wrapping_add(offset.wrapping_sub(entry.offset)));
-            }
-        }
-        Err(Failure::Misled { position: self.durable() })
-    }
-
-    /// The first offset of a stream that is not before a position.
-    pub fn offset_at(&self, stream: u32, position: u64) -> Result<u64, Failure> {
-        let end = self.streams.read().unwrap().info[stream as usize].durable;
-        let mut window = Window::default();
-        self.again(|| {
-            let (mut low, mut high) = (0, end);
-            while low < high {
-                let middle = low.midpoint(high);
-                if self.position_of(stream, middle)? < position {
-                    low = middle + 1;
-                } else {
-                    high = middle;
-                }
-            }
-            let mut place = |offset| {
-                let found = self.located(stream, offset, &mut window, 0);
-                readable(found.map(|(run, within)| run.opened.header.first_position + within as u64))
-            };
-            let late = low < end && place(low)?.is_some_and(|place| place < position);
-            let early = low > 0 && place(low - 1)?.is_some_and(|place| place >= position);
-            if late || early { Err(Failure::Misled { position }) } else { Ok(low) }
-        })
-    }
-
-    /// The first durable position whose timestamp is not before this.
-    pub fn position_at(&self, timestamp: u64) -> Result<u64, Failure> {
-        let mut window = Window::default();
-        self.again(|| {
-            let end = self.durable();
-            let mut found = end;
-            for segment in self.newest_first().iter().rev() {
-                if let Some(position) = segment.index().lookup(segment)?.first_position_at_or_after(timestamp) {
-                    found = position.min(end);
-                    break;
-                }
-            }
-            let mut time = |position| readable(self.indexed(position, &mut window, 0).map(|(run, _)| run.timestamp));
-            let late = found < end && time(found)?.is_some_and(|time| time < timestamp);
-            let early = found > 0 && time(found - 1)?.is_some_and(|time| time >= timestamp);
-            if late || early { Err(Failure::Misled { position: found }) } else { Ok(found) }
-        })
-    }
-}
-
-/// None without the key.
-fn readable<T>(found: Result<T, Failure>) -> Result<Option<T>, Failure> {
-    match found {
-        Ok(found) => Ok(Some(found)),
-        Err(Failure::NoKey { .. }) => Ok(None),
-        Err(failure) => Err(failure),
     }
 }

@@ -82,7 +82,7 @@ impl Log {
         let Some(segment) = self.newest_first().into_iter().find(|segment| segment.header.first_group <= number) else {
             return Ok(None);
         };
-        let index = segment.index();
+        let index = self.index(&segment)?;
         let Some(group) = index.lookup(&segment)?.group_of_number(number) else { return Ok(None) };
         let place = group.place as u64;
         let damaged = |Damage(what)| self.damage(&segment, place, number, what);

@@ -2,12 +2,13 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, RwLock};
 
 use crate::format::{
     CLOSING, Damage, GROUP_HEADER, GroupHeader, RUN_HEADER, RunHeader, SEGMENT_HEADER, SegmentHeader, padded,
 };
-use crate::index::{ClosedIndex, GroupEntry, Lookup, RunEntry, SegmentIndex};
+use crate::index::{ClosedIndex, GroupEntry, Lookup, RunEntry, SegmentIndex, StreamEntry};
 use crate::keys::{Key, domain};
 
 /// Bytes of a file that somebody else keeps open.
@@ -53,24 +54,60 @@ impl Source for Descriptor {
 /// Where the runs of a segment are. The compressed form of a closed segment joins here.
 pub enum Index {
     Active(Box<SegmentIndex>),
-    /// Of a closed segment: read from its file, which is not believed without its MAC, when it is first needed.
+    /// Of a closed segment: read from its file, which is not believed without its MAC, when it is needed.
     Closed {
         file: Option<Arc<dyn Source>>,
         key: Key,
         loaded: OnceLock<Box<dyn Lookup>>,
+        streams: OnceLock<Known>,
     },
+}
+
+/// What stays in memory of an index that leaves it: the streams that the segment has, by number, if they are few; else a
+/// bit for each.
+#[derive(Clone)]
+pub enum Known {
+    Few(Arc<[StreamEntry]>),
+    Many(Arc<[u64]>),
+}
+
+const FEW: usize = 16;
+
+impl Known {
+    fn of(streams: Vec<StreamEntry>) -> Self {
+        if streams.len() <= FEW {
+            return Self::Few(streams.into());
+        }
+        let mut bits = vec![0; streams.last().map_or(0, |entry| entry.stream as usize / 64 + 1)];
+        streams.iter().for_each(|entry| bits[entry.stream as usize / 64] |= 1 << (entry.stream % 64));
+        Self::Many(bits.into())
+    }
+
+    /// What there is of a stream; None if only the index can say.
+    fn stream(&self, stream: u32) -> Option<Option<StreamEntry>> {
+        match self {
+            Self::Few(few) => {
+                let at = few.binary_search_by_key(&stream, |entry| entry.stream);
+                Some(at.ok().map(|at| few[at]))
+            }
+            Self::Many(bits) => {
+                let bits = bits.get(stream as usize / 64).copied().unwrap_or(0);
+                if bits >> (stream % 64) & 1 == 0 { Some(None) } else { None }
+            }
+        }
+    }
 }
 
 pub struct Segment {
     pub header: SegmentHeader,
     source: RwLock<Arc<dyn Source>>,
     pub index: RwLock<Arc<Index>>,
+    asked: AtomicBool,
 }
 
 impl Segment {
     pub fn active(header: SegmentHeader, source: Arc<dyn Source>) -> Self {
-        let index = Index::Active(Box::new(SegmentIndex::new(&header)));
-        Self { header, source: RwLock::new(source), index: RwLock::new(Arc::new(index)) }
+        Self::of(header, source, Index::Active(Box::new(SegmentIndex::new(&header))))
     }
 
     /// Goes on behind what a checkpoint covers: the index up to there is made again.
@@ -82,7 +119,12 @@ impl Segment {
     }
 
     pub fn closed(header: SegmentHeader, source: Arc<dyn Source>, file: Option<Arc<dyn Source>>, key: Key) -> Self {
-        Self { header, source: RwLock::new(source), index: RwLock::new(Arc::new(Index::closed(file, key))) }
+        Self::of(header, source, Index::closed(file, key))
+    }
+
+    fn of(header: SegmentHeader, source: Arc<dyn Source>, index: Index) -> Self {
+        let (source, index) = (RwLock::new(source), RwLock::new(Arc::new(index)));
+        Self { header, source, index, asked: AtomicBool::new(false) }
     }
 
     pub fn read(&self, place: u64, length: usize) -> io::Result<Vec<u8>> {
@@ -96,16 +138,21 @@ impl Segment {
     }
 
     pub fn index(&self) -> Arc<Index> {
+        self.asked.store(true, Ordering::Relaxed);
         self.index.read().unwrap().clone()
     }
 
-    /// What was read from the index file is read again when it is needed again.
+    /// Whether anybody wanted its index since this was last called.
+    pub fn was_asked(&self) -> bool {
+        self.asked.swap(false, Ordering::Relaxed)
+    }
+
+    /// What was read of a closed segment's index is read again when it is needed again.
     pub fn unload(&self) {
         let mut index = self.index.write().unwrap();
-        if let Index::Closed { file: Some(file), key, loaded } = &**index
-            && loaded.get().is_some()
-        {
-            *index = Arc::new(Index::closed(Some(file.clone()), *key));
+        if let Index::Closed { file, key, streams, .. } = &**index {
+            let (file, loaded, streams) = (file.clone(), OnceLock::new(), streams.clone());
+            *index = Arc::new(Index::Closed { file, key: *key, loaded, streams });
         }
     }
 
@@ -131,48 +178,68 @@ pub fn checked<'a>(key: &Key, bytes: &'a [u8]) -> Option<&'a [u8]> {
 
 impl Index {
     pub fn closed(file: Option<Arc<dyn Source>>, key: Key) -> Self {
-        Self::Closed { file, key, loaded: OnceLock::new() }
+        Self::Closed { file, key, loaded: OnceLock::new(), streams: OnceLock::new() }
+    }
+
+    pub fn is_loaded(&self) -> bool {
+        match self {
+            Self::Active(_) => true,
+            Self::Closed { loaded, .. } => loaded.get().is_some(),
+        }
+    }
+
+    /// What the segment has of a stream, if that can be told from memory.
+    pub fn stream(&self, stream: u32) -> Option<Option<StreamEntry>> {
+        let (loaded, streams) = match self {
+            Self::Active(index) => return Some(index.stream(stream)),
+            Self::Closed { loaded, streams, .. } => (loaded.get(), streams.get()?),
+        };
+        loaded.map_or_else(|| streams.stream(stream), |index| Some(index.stream(stream)))
     }
 
     pub fn lookup(&self, segment: &Segment) -> io::Result<&dyn Lookup> {
         match self {
             Self::Active(index) => Ok(&**index),
-            Self::Closed { file, key, loaded } => {
+            Self::Closed { file, key, loaded, streams } => {
                 if let Some(index) = loaded.get() {
                     return Ok(&**index);
                 }
                 let index = match file.as_ref().map(|file| from_file(&**file, key, &segment.header)) {
                     Some(Ok(Some(index))) => Box::new(index) as Box<dyn Lookup>,
-                    _ => Box::new(scan(segment, u64::MAX)?),
+                    _ => made_again(segment)?,
                 };
+                streams.get_or_init(|| Known::of(index.streams()));
                 Ok(&**loaded.get_or_init(|| index))
             }
         }
     }
 }
 
+/// What grows has room to grow, which a closed segment needs none of.
+fn made_again(segment: &Segment) -> io::Result<Box<dyn Lookup>> {
+    let index = scan(segment, u64::MAX)?;
+    let compact = ClosedIndex::decode(&index.encode(), &segment.header);
+    Ok(compact.map_or_else(|_| Box::new(index) as Box<dyn Lookup>, |index| Box::new(index)))
+}
+
 fn from_file(file: &dyn Source, key: &Key, header: &SegmentHeader) -> io::Result<Option<ClosedIndex>> {
     if *key == NO_KEY {
         return Ok(None);
     }
-    let mut bytes = Vec::new();
-    loop {
-        let piece = file.read(bytes.len() as u64, PIECE)?;
-        bytes.extend_from_slice(&piece);
-        if piece.len() < PIECE || bytes.len() > LARGEST_INDEX {
-            return Ok(checked(key, &bytes).and_then(|bytes| ClosedIndex::decode(bytes, header).ok()));
-        }
-    }
+    let Some(length) = ClosedIndex::length(&file.read(0, PIECE)?, header) else { return Ok(None) };
+    // No more than it says, whatever the file's length.
+    let bytes = file.read(0, length + MAC + 1)?;
+    Ok(checked(key, &bytes).and_then(|bytes| ClosedIndex::decode(bytes, header).ok()))
 }
 
 /// Stands for a receipt key that is not at hand, and makes no MAC that is believed.
 pub const NO_KEY: Key = [0; 32];
 
-/// Of an index file, read at a time.
-const PIECE: usize = 1 << 20;
+/// Of an index file, enough to say how long it is.
+const PIECE: usize = 4096;
 
-/// A segment is at most 2 GiB and a run at least 89 bytes, so that no index is larger.
-const LARGEST_INDEX: usize = 2 << 30;
+/// Behind the bytes of a derived file.
+const MAC: usize = 32;
 
 /// Whether the disk does not give back what is there. To direct reads it says so in other words than to buffered ones.
 pub fn is_unreadable(error: &io::Error) -> bool {

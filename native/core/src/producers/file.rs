@@ -6,6 +6,26 @@ use crate::format::{Checked, ensure, put, u32_at, u64_at, zeros};
 /// An entry: id 16, digest 16, sequence 8, group 8, time 8, stream 4, zero 4.
 const ENTRY: usize = 64;
 
+/// In place of the last zero: nothing else is in the entry but a group, the last that had a batch of one who is forgotten.
+const FORGOTTEN: u32 = 1;
+
+fn encode_forgotten(out: &mut Vec<u8>, group: u64) {
+    let mut entry = [0; ENTRY];
+    put(&mut entry, 40, group.to_le_bytes());
+    put(&mut entry, 60, FORGOTTEN.to_le_bytes());
+    out.extend_from_slice(&entry);
+}
+
+/// None if it is the entry of a batch.
+fn decode_forgotten(entry: &[u8; ENTRY]) -> Checked<Option<u64>> {
+    if u32_at(entry, 60) != FORGOTTEN {
+        return Ok(None);
+    }
+    let empty = zeros(&entry[..40]) && zeros(&entry[48..60]);
+    ensure(empty, "an entry of forgotten producers has more than a group")?;
+    Ok(Some(u64_at(entry, 40)))
+}
+
 fn encode(out: &mut Vec<u8>, fresh: &Fresh) {
     let mut entry = [0; ENTRY];
     put(&mut entry, 0, fresh.key.1);
@@ -38,6 +58,10 @@ impl Producers {
         }
         let mut out = Self::with_limits(limits);
         for entry in entries {
+            if let Some(group) = decode_forgotten(entry)? {
+                out.note_forgotten(group);
+                continue;
+            }
             let fresh = decode(entry)?;
             // All that is in the file is durable.
             out.durable = out.durable.max(fresh.batch.group);
@@ -50,6 +74,10 @@ impl Producers {
     fn load_all(entries: &[[u8; ENTRY]], limits: Limits) -> Checked<Option<Self>> {
         let mut out = Self::with_limits(limits);
         for entry in entries {
+            if let Some(group) = decode_forgotten(entry)? {
+                out.note_forgotten(group);
+                continue;
+            }
             let fresh = decode(entry)?;
             ensure(fresh.time >= out.latest, "a producer's entry is older than the one before")?;
             let producer = out.known.entry(fresh.key).or_default();
@@ -79,7 +107,16 @@ impl Producers {
         for fresh in self.settle(upto_group) {
             encode(&mut out, &fresh);
         }
+        if self.forgotten > self.noted {
+            self.noted = self.forgotten;
+            encode_forgotten(&mut out, self.forgotten);
+        }
         out
+    }
+
+    fn note_forgotten(&mut self, group: u64) {
+        self.forgotten = self.forgotten.max(group);
+        self.noted = self.forgotten;
     }
 
     fn settle(&mut self, upto_group: u64) -> impl Iterator<Item = Fresh> {
@@ -107,11 +144,15 @@ impl Producers {
                 }
             }
         }
+        if self.forgotten > 0 {
+            self.noted = self.forgotten;
+            encode_forgotten(&mut out, self.forgotten);
+        }
         out
     }
 
     /// How long the file is at most when it is made anew.
     pub fn live_bytes(&self) -> usize {
-        ENTRY * self.known.values().map(|producer| producer.batches.len()).sum::<usize>()
+        ENTRY * (self.known.values().map(|producer| producer.batches.len()).sum::<usize>() + 1)
     }
 }

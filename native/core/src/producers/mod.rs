@@ -124,6 +124,10 @@ pub struct Producers {
     fresh: VecDeque<Fresh>,
     /// The last group that is known to be durable.
     durable: u64,
+    /// The last group that had a batch of a producer that is known no more.
+    forgotten: u64,
+    /// What the file says of that.
+    noted: u64,
     thick: BTreeMap<u64, Key>,
     thin: BTreeMap<u64, Key>,
     turns: u64,
@@ -151,6 +155,8 @@ impl Producers {
             known: HashMap::new(),
             fresh: VecDeque::new(),
             durable: 0,
+            forgotten: 0,
+            noted: 0,
             thick: BTreeMap::new(),
             thin: BTreeMap::new(),
             turns: 0,
@@ -187,6 +193,12 @@ impl Producers {
         };
         let batch = &producer.batches[at as usize];
         if batch.digest == *digest { Verdict::Duplicate { group: batch.group } } else { Verdict::Conflict { expected } }
+    }
+
+    /// Whether nobody can know if a producer has appended something since this group: it is unknown, and others that
+    /// have were forgotten.
+    pub fn is_doubtful(&self, stream: u32, id: &Id, since: u64) -> bool {
+        self.forgotten > since && !self.known.contains_key(&(stream, *id))
     }
 
     /// Remembers a batch that the log has, or will have with this group. Batches come in the order
@@ -243,6 +255,7 @@ impl Producers {
     fn forget(&mut self, key: &Key) {
         if let Some(producer) = self.known.remove(key) {
             self.bytes -= producer.cost();
+            self.forgotten = self.forgotten.max(producer.batches.back().map_or(0, |batch| batch.group));
             let queue = if producer.thick { &mut self.thick } else { &mut self.thin };
             queue.remove(&producer.turn);
         }

@@ -120,6 +120,37 @@ fn live(seed: u64, limits: Limits) {
 }
 
 #[test]
+fn who_was_forgotten_is_doubted_and_nobody_else_before_and_after_loading() {
+    let limits = Limits { producers: 4, ..WIDE };
+    let mut table = Producers::with_limits(limits);
+    let mut file = Vec::new();
+    for group in 1..=9 {
+        // The first three stay, since they go on; of the others the last one is known.
+        for n in [1, 2, 3, 3 + group as u8] {
+            let sequence = if n > 3 { 0 } else { group - 1 };
+            table.apply(1, &id(n), sequence, &digest(sequence), group, group);
+        }
+        file.extend(table.drain_new(group));
+    }
+    let loaded = Producers::load(&file, limits).unwrap();
+    let anew = Producers::load(&table.compact(9), limits).unwrap();
+    assert_eq!(anew.len(), 4);
+    for table in [&table, &loaded, &anew] {
+        // Number 11 was forgotten when 12 came, and it was in group 8.
+        for (n, since, doubtful) in [(11, 7, true), (11, 8, false), (4, 0, true), (50, 7, true), (50, 8, false)] {
+            assert_eq!(table.is_doubtful(1, &id(n), since), doubtful, "{n} {since}");
+        }
+        assert!([1, 2, 3, 12].iter().all(|&n| !table.is_doubtful(1, &id(n), 0)));
+        assert!(table.is_doubtful(2, &id(1), 0), "streams are apart");
+    }
+    let mut few = Producers::with_limits(limits);
+    (0..9).for_each(|n| few.apply(1, &id(1), n, &digest(n), n + 1, n));
+    for few in [&Producers::load(&few.compact(9), limits).unwrap(), &few] {
+        assert!(!few.is_doubtful(1, &id(2), 0), "nobody was forgotten");
+    }
+}
+
+#[test]
 fn verdicts_are_those_of_a_list_of_all_batches_before_and_after_loading() {
     for seed in 1..5 {
         live(seed, WIDE);

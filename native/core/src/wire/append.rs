@@ -34,6 +34,8 @@ pub struct Part<'a> {
 pub struct Append<'a> {
     pub parts: Vec<Part<'a>>,
     pub producer: Option<(&'a [u8], u64)>,
+    /// The last group that the client knew of when it sent this before, if it did.
+    pub since: Option<u64>,
     pub sync: Option<&'a str>,
 }
 
@@ -66,15 +68,18 @@ impl<'a> Append<'a> {
     }
 
     fn take_how(mut cursor: Cursor<'a>, parts: Vec<Part<'a>>) -> Parsed<Self> {
-        let producer = if cursor.nil()? {
-            None
-        } else {
-            cursor.exactly(2)?;
-            Some((cursor.bytes()?, cursor.count()?))
-        };
+        let (mut producer, mut since) = (None, None);
+        if !cursor.nil()? {
+            let length = cursor.array()?;
+            if length != 2 && length != 3 {
+                return Err(Malformed("an array has another length than it should"));
+            }
+            producer = Some((cursor.bytes()?, cursor.count()?));
+            since = if length == 3 { Some(cursor.count()?) } else { None };
+        }
         let sync = if cursor.nil()? { None } else { Some(cursor.text()?) };
         cursor.end()?;
-        Ok(Self { parts, producer, sync })
+        Ok(Self { parts, producer, since, sync })
     }
 }
 
@@ -111,13 +116,11 @@ fn take_batch(cursor: &mut Cursor) -> Result<Batch, Refused> {
     Ok(batch)
 }
 
+/// A producer's id and sequence and, if this was sent before, the last group that it knew of then.
+pub type Sender<'a> = (&'a [u8], u64, Option<u64>);
+
 /// The body of an append to one stream.
-pub fn put_one(
-    out: &mut Vec<u8>,
-    part: (&str, &Batch, Option<u64>),
-    producer: Option<(&[u8], u64)>,
-    sync: Option<&str>,
-) {
+pub fn put_one(out: &mut Vec<u8>, part: (&str, &Batch, Option<u64>), producer: Option<Sender>, sync: Option<&str>) {
     out.put_array(5);
     put_part(out, part);
     put_how(out, producer, sync);
@@ -127,7 +130,7 @@ pub fn put_one(
 pub fn put_several(
     out: &mut Vec<u8>,
     parts: &[(&str, &Batch, Option<u64>)],
-    producer: Option<(&[u8], u64)>,
+    producer: Option<Sender>,
     sync: Option<&str>,
 ) {
     out.put_array(3);
@@ -154,11 +157,12 @@ pub fn put_records(out: &mut Vec<u8>, batch: &Batch) {
     }
 }
 
-fn put_how(out: &mut Vec<u8>, producer: Option<(&[u8], u64)>, sync: Option<&str>) {
-    out.put_optional(producer, |out, (id, sequence)| {
-        out.put_array(2);
+fn put_how(out: &mut Vec<u8>, producer: Option<Sender>, sync: Option<&str>) {
+    out.put_optional(producer, |out, (id, sequence, since)| {
+        out.put_array(if since.is_some() { 3 } else { 2 });
         out.put_bytes(id);
         out.put_count(sequence);
+        since.into_iter().for_each(|group| out.put_count(group));
     });
     out.put_optional(sync, |out, sync| out.put_text(sync));
 }

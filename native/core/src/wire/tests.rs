@@ -34,18 +34,22 @@ fn records() -> Batch {
     batch
 }
 
-fn one(batch: &Batch) -> Vec<u8> {
+fn one(batch: &Batch, since: Option<u64>) -> Vec<u8> {
     let mut body = Vec::new();
-    put_one(&mut body, ("tenant/orders", batch, Some(1 << 62)), Some((b"me", 5)), Some("group"));
+    put_one(&mut body, ("tenant/orders", batch, Some(1 << 62)), Some((b"me", 5, since)), Some("group"));
     body
 }
 
 #[test]
 fn an_append_arrives_as_it_was_sent() {
     let batch = records();
-    let body = one(&batch);
-    check(&body).unwrap();
-    let Append { parts, producer, sync } = Append::to_one(&body).unwrap();
+    for since in [None, Some(0), Some(1 << 40)] {
+        let body = one(&batch, since);
+        check(&body).unwrap();
+        assert_eq!(Append::to_one(&body).unwrap().since, since);
+    }
+    let body = one(&batch, None);
+    let Append { parts, producer, sync, .. } = Append::to_one(&body).unwrap();
     let [Part { stream, batch: arrived, expect }] = &parts[..] else { panic!("it is to one stream") };
     assert_eq!(
         (*stream, *expect, producer, sync),
@@ -55,7 +59,7 @@ fn an_append_arrives_as_it_was_sent() {
 
     let mut body = Vec::new();
     put_several(&mut body, &[("a", &batch, None), ("b", &batch, Some(0))], None, None);
-    let Append { parts, producer, sync } = Append::to_several(&body).unwrap();
+    let Append { parts, producer, sync, .. } = Append::to_several(&body).unwrap();
     let seen: Vec<_> = parts.iter().map(|part| (part.stream, part.expect, part.batch.bytes == batch.bytes)).collect();
     assert_eq!((seen, producer, sync), (vec![("a", None, true), ("b", Some(0), true)], None, None));
 }
@@ -64,7 +68,7 @@ fn an_append_arrives_as_it_was_sent() {
 fn an_append_that_is_cut_or_goes_on_is_malformed() {
     let mut batch = Batch::default();
     batch.push(&Record { key: Some(b"k"), headers: &[], event_time: Some(-5), payload: b"payload" });
-    let body = one(&batch);
+    let body = one(&batch, Some(3));
     for length in 0..body.len() {
         assert!(matches!(Append::to_one(&body[..length]), Err(Refused::Malformed(_))), "{length}");
     }
@@ -74,7 +78,7 @@ fn an_append_that_is_cut_or_goes_on_is_malformed() {
 
 #[test]
 fn no_altered_byte_makes_an_append_panic_or_large() {
-    let body = one(&records())[..400].to_vec();
+    let body = one(&records(), Some(3))[..400].to_vec();
     for place in 0..body.len() {
         for value in 0..=255 {
             let mut altered = body.clone();

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::world::{Random, Sender, Shape, World};
 use crate::format::Hash;
-use crate::log::{Admission, Found, Log, MOST_LEAVES, Refused, Span, Window};
+use crate::log::indexes::Indexes;
+use crate::log::{Admission, Found, Index, Log, MOST_LEAVES, Refused, Segment, Span, Window};
 use crate::record::Batch;
 use crate::system::Declaration;
 use crate::tree;
@@ -196,7 +197,40 @@ fn part_of_a_span_is_the_same_part_of_the_whole() {
 
 #[test]
 fn an_offset_and_a_position_are_found_by_a_position_and_by_a_time() {
-    let world = grow(SHAPES[0], 7, 90);
+    all_are_found(&grow(SHAPES[0], 7, 90));
+}
+
+#[test]
+fn indexes_take_turns_in_memory_and_lead_to_the_same() {
+    let mut world = grow(SHAPES[0], 8, 60);
+    world.settle();
+    let late = world.add_stream(false);
+    for _ in 0..8 {
+        (0..6).for_each(|_| step(&mut world));
+        world.rotate();
+    }
+    world.rotate();
+    assert!(world.sent.values().flatten().any(|sent| sent.parts.iter().any(|part| part.0 == late)));
+    let closed = &world.segments[..world.segments.len() - 1];
+    let loaded = || closed.iter().filter(|segment| segment.index().is_loaded()).count();
+    all_are_found(&world);
+    assert!(closed.len() > 8 && loaded() > 8, "{} {}", closed.len(), loaded());
+    closed.iter().for_each(|segment| segment.unload());
+    *world.log.indexes.lock().unwrap() = Indexes::new(1);
+    all_are_found(&world);
+    agree(&world, &world.log);
+    assert_eq!(loaded(), 1);
+    // What an index that was dropped had of streams is known, but not if it was not believed.
+    let known = |segment: &Segment| segment.index().stream(0).is_some();
+    assert!(closed.iter().all(|segment| known(segment)));
+    let damaged =
+        closed.iter().find(|segment| matches!(&*segment.index(), Index::Closed { file: Some(_), .. })).unwrap();
+    damaged.distrust();
+    assert!(!known(damaged));
+    all_are_found(&world);
+}
+
+fn all_are_found(world: &World) {
     let published = &world.kept[..world.published];
     for position in (0..=world.published as u64).step_by(3) {
         for stream in 0..world.lengths.len() as u32 {

@@ -223,7 +223,9 @@ fn an_index_that_is_gone_or_touched_is_made_again_from_the_segment() {
     let streams = |segment: &Segment| segment.index().lookup(segment).unwrap().streams();
     let wanted = streams(&closed(Some(right.clone()), RECEIPT));
     assert!(!wanted.is_empty());
+    let size = |segment: &Segment| segment.index().lookup(segment).unwrap().size();
     assert_eq!(streams(&closed(None, RECEIPT)), wanted);
+    assert_eq!(size(&closed(None, RECEIPT)), size(&closed(Some(right.clone()), RECEIPT)));
     let segment = closed(Some(right.clone()), RECEIPT);
     let is_loaded = || matches!(&*segment.index(), Index::Closed { loaded, .. } if loaded.get().is_some());
     for _ in 0..2 {

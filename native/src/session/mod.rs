@@ -1,25 +1,26 @@
 //! One client's connection to the server, all but its socket: what arrived is taken apart, appends go to the pool,
 //! and their answers leave, with Python once a read and once a group.
+mod answering;
+
 use std::collections::HashMap;
 use std::ffi::c_int;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 
-use kimberlite_core::log::{self, EndingKey, Part, Receipt};
+use kimberlite_core::log::{self, Part};
 use kimberlite_core::record::LONGEST_PRODUCER;
 use kimberlite_core::wire::append::{Append, Refused};
 use kimberlite_core::wire::inbox::{Inbox, Unfit};
-use kimberlite_core::wire::receipts::{self, Ending, Place};
 use kimberlite_core::wire::{Header, LARGEST, cursor, kind, put_message};
-use pyo3::exceptions::{PyBufferError, PyValueError};
+use pyo3::exceptions::PyBufferError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyTuple};
+use pyo3::types::PyBytes;
 use pyo3::{PyTraverseError, PyVisit, ffi, intern};
 
 use crate::inbox::{Lease, USUAL, arrived};
 use crate::limits::Limits;
 use crate::log::Log;
-use crate::messages::{ending_of, place_of, put_error, put_refusal};
+use crate::messages::put_refusal;
 use crate::pool::{Caller, Policy, Pool, Request};
 use crate::writer::lock;
 
@@ -49,7 +50,7 @@ struct State {
     /// Takes bytes for the client; None before there is a socket, and when it is closed.
     write: Option<Py<PyAny>>,
     /// Is called when appends have come into the pool; None when it is closed.
-    entered: Option<Py<PyAny>>,
+    wake: Option<Py<PyAny>>,
     /// Is told what is not ours to do; None when it is closed.
     connection: Option<Py<PyAny>>,
     /// Whether nothing is taken of what arrives.
@@ -79,6 +80,8 @@ enum Stop {
     Crowded,
     Memory,
     Hello,
+    /// Others have their turn first.
+    Enough,
     Broken(&'static str, String),
 }
 
@@ -90,6 +93,7 @@ impl Stop {
             Self::Crowded => Some("crowded"),
             Self::Memory => Some("memory"),
             Self::Hello => Some("hello"),
+            Self::Enough => Some("enough"),
             Self::Broken(code, _) => Some(code),
         }
     }
@@ -99,6 +103,8 @@ impl Stop {
 enum Taken {
     Pushed,
     Refused(&'static str, String),
+    /// Done already, whether it has an answer or not.
+    Done,
     /// Python's to do.
     Frame,
     Broken(String),
@@ -106,18 +112,18 @@ enum Taken {
 
 #[pymethods]
 impl Session {
-    /// `entered` is called when appends have come into the pool. The connection's `took` is called with what is not ours to do, its `go_on` when there is room for requests again.
+    /// `wake` is called when appends have come into the pool. The connection's `took` is called with what is not ours to do, its `go_on` when there is room for requests again.
     #[new]
     fn new(
         log: &Log,
         pool: Py<Pool>,
         limits: Py<Limits>,
         policy: String,
-        entered: Py<PyAny>,
+        wake: Py<PyAny>,
         connection: Py<PyAny>,
     ) -> Self {
         let inbox = Some(Inbox::new(USUAL, LARGEST));
-        let state = State { inbox, entered: Some(entered), connection: Some(connection), ..State::default() };
+        let state = State { inbox, wake: Some(wake), connection: Some(connection), ..State::default() };
         Self { log: log.inner.clone(), pool, limits, policy, state: Mutex::new(state), lease: Lease::default() }
     }
 
@@ -126,7 +132,7 @@ impl Session {
         // What cannot be looked at now is not garbage.
         let Ok(state) = self.state.try_lock() else { return Ok(()) };
         visit.call(&state.write)?;
-        visit.call(&state.entered)?;
+        visit.call(&state.wake)?;
         visit.call(&state.connection)
     }
 
@@ -213,9 +219,10 @@ impl Session {
             }
             state.counted.0 += 1;
             let taken = this.taken(slf, &mut state, header, body)?;
-            let refused = matches!(taken, Taken::Refused(..));
+            let ended = matches!(taken, Taken::Refused(..) | Taken::Done);
             match taken {
                 Taken::Pushed => pushed = true,
+                Taken::Done => {}
                 Taken::Refused(code, message) => {
                     this.limits.get().count(code);
                     put_refusal(&mut state.out, header.id, code, &message);
@@ -229,13 +236,16 @@ impl Session {
                 }
                 Taken::Broken(message) => break Stop::Broken("PROTOCOL_ERROR", message),
             }
-            if !matches!(header.kind, kind::HELLO | kind::CREDIT | kind::STOP) && !refused {
+            if !matches!(header.kind, kind::HELLO | kind::CREDIT | kind::STOP) && !ended {
                 state.requests += 1;
                 state.bytes += header.length;
             }
             inbox.take(header);
             if header.kind == kind::HELLO && !state.greeted {
                 break Stop::Hello;
+            }
+            if frames.len() == MOST_FRAMES {
+                break Stop::Enough;
             }
         };
         state.full = matches!(stop, Stop::Full);
@@ -244,8 +254,8 @@ impl Session {
         drop(state);
         this.write(py, &out);
         if pushed && pool.matters() {
-            let entered = lock(&this.state).entered.as_ref().map(|entered| entered.clone_ref(py));
-            entered.map(|entered| entered.call0(py)).transpose()?;
+            let wake = lock(&this.state).wake.as_ref().map(|wake| wake.clone_ref(py));
+            wake.map(|wake| wake.call0(py)).transpose()?;
         }
         if frames.is_empty() && matches!(stop, Stop::Empty) {
             return Ok(());
@@ -273,50 +283,6 @@ impl Session {
     /// An append that Python took is in the pool, or will never be.
     fn entered(&self) {
         lock(&self.state).slow -= 1;
-    }
-
-    /// Sends a message; the `last` one to its id closes the request.
-    fn send(&self, py: Python<'_>, kind: u32, id: u32, body: &[u8], last: bool) {
-        let mut out = Vec::with_capacity(body.len() + 16);
-        put_message(&mut out, kind, id, |out| out.extend_from_slice(body));
-        self.write(py, &out);
-        if last {
-            self.close_handed(py, id);
-        }
-    }
-
-    /// Sends what is put together already.
-    fn send_bytes(&self, py: Python<'_>, bytes: &[u8]) {
-        self.write(py, bytes);
-    }
-
-    /// Answers a request with an error, or nobody's.
-    #[pyo3(signature = (id, error))]
-    fn fail(&self, py: Python<'_>, id: u32, error: &Bound<'_, PyAny>) -> PyResult<()> {
-        self.write_error(py, id, error)?;
-        self.close_handed(py, id);
-        Ok(())
-    }
-
-    /// Answers an append that Python took.
-    fn acknowledge(&self, py: Python<'_>, id: u32, receipts: Vec<Bound<'_, PyTuple>>) -> PyResult<()> {
-        let mut out = Vec::new();
-        let first = receipts.first().ok_or_else(|| PyValueError::new_err("an append has a receipt"))?;
-        let mut failed = Ok(());
-        put_message(&mut out, kind::RECEIPTS, kind::NOBODY, |out| {
-            failed = (|| {
-                receipts::put_ending(out, &ending_of(first)?, 1);
-                receipts::put_answer(out, id, receipts.len());
-                for receipt in &receipts {
-                    receipts::put_place(out, &place_of(receipt)?);
-                }
-                Ok::<_, PyErr>(())
-            })();
-        });
-        failed?;
-        self.write(py, &out);
-        self.close_handed(py, id);
-        Ok(())
     }
 
     /// Requests that are not yet answered, and their bytes.
@@ -398,6 +364,16 @@ impl Session {
                 return Ok(Taken::Frame);
             }
             kind::APPEND => {}
+            kind::PING => return Ok(ping(state, header.id, body)),
+            // To what has just ended they come too late.
+            kind::CREDIT if !state.handed.contains_key(&header.id) => {
+                let mut cursor = cursor::Cursor::new(body);
+                let sound = cursor.count().is_ok() && cursor.end().is_ok();
+                return Ok(if sound { Taken::Done } else { Taken::Broken("a credit is a number of bytes".into()) });
+            }
+            kind::STOP if !state.handed.contains_key(&header.id) => {
+                return Ok(if body == NIL { Taken::Done } else { Taken::Broken("a stop says nothing".into()) });
+            }
             kind::HELLO => return Ok(Taken::Broken("it has said hello already".into())),
             _ => return Ok(Taken::Frame),
         }
@@ -411,7 +387,7 @@ impl Session {
             Err(Refused::Invalid(what)) => return Ok(Taken::Refused("INVALID", what.into())),
             Err(Refused::TooLarge(what)) => return Ok(Taken::Refused("LIMIT_EXCEEDED", what)),
         };
-        let Append { mut parts, producer, sync } = append;
+        let Append { mut parts, producer, since, sync } = append;
         let part = parts.pop().expect("it is to one stream");
         let sync = sync.unwrap_or(&self.policy);
         let splits = sync == "record" && part.batch.ends.len() > 1;
@@ -426,114 +402,27 @@ impl Session {
         let part = Part { stream, batch: Arc::new(part.batch), expect: part.expect };
         let producer = producer.map(|(id, sequence)| (id.to_vec(), sequence));
         let quantum = self.log.database.quantum;
-        let request = Request::build(caller, vec![part], Policy::named(sync), producer, false, quantum);
+        let request = Request::build(caller, vec![part], Policy::named(sync), producer, since, false, quantum);
         self.pool.get().push(Bound::new(slf.py(), request)?);
         Ok(Taken::Pushed)
     }
+}
 
-    /// Puts an append's receipts to the answers that leave with `send_answers`; whether they are the first.
-    pub fn answer(&self, id: u32, weight: usize, receipts: &[Receipt], key: &EndingKey) -> bool {
-        let mut state = lock(&self.state);
-        if state.connection.is_none() {
-            return false;
-        }
-        receipts::put_answer(&mut state.answers, id, receipts.len());
-        for receipt in receipts {
-            let place = Place {
-                first_offset: receipt.first_offset,
-                last_offset: receipt.last_offset,
-                first_position: receipt.first_position,
-                last_position: receipt.last_position,
-                mac: receipt.mac_under(key),
-            };
-            receipts::put_place(&mut state.answers, &place);
-        }
-        state.answered += 1;
-        state.requests -= 1;
-        state.bytes -= weight;
-        state.answered == 1
-    }
+/// Nil, as a message's body.
+const NIL: &[u8] = &[0xc0];
 
-    pub fn send_answers(&self, py: Python<'_>, ending: &Ending) {
-        let mut state = lock(&self.state);
-        let answered = std::mem::take(&mut state.answered);
-        if answered == 0 {
-            return;
-        }
-        let mut out = Vec::with_capacity(state.answers.len() + 160);
-        put_message(&mut out, kind::RECEIPTS, kind::NOBODY, |out| {
-            receipts::put_ending(out, ending, answered);
-            out.extend_from_slice(&state.answers);
-        });
-        state.answers.clear();
-        drop(state);
-        self.write(py, &out);
-        self.room(py);
-    }
+/// Messages that Python is told of at a time.
+const MOST_FRAMES: usize = 64;
 
-    pub fn refuse(&self, py: Python<'_>, id: u32, weight: usize, error: &Bound<'_, PyAny>) -> PyResult<()> {
-        self.write_error(py, id, error)?;
-        self.close_request(py, weight);
-        Ok(())
+fn ping(state: &mut State, id: u32, body: &[u8]) -> Taken {
+    if body != NIL {
+        return Taken::Broken("this request says nothing".into());
     }
-
-    fn write_error(&self, py: Python<'_>, id: u32, error: &Bound<'_, PyAny>) -> PyResult<()> {
-        let mut out = Vec::new();
-        self.limits.get().count(&put_error(&mut out, id, error)?);
-        self.write(py, &out);
-        Ok(())
+    if state.handed.contains_key(&id) {
+        return Taken::Broken(format!("request {id} is open already"));
     }
-
-    /// A request that Python had is answered.
-    fn close_handed(&self, py: Python<'_>, id: u32) {
-        let weight = lock(&self.state).handed.remove(&id);
-        if let Some(weight) = weight {
-            self.close_request(py, weight);
-        }
-    }
-
-    fn close_request(&self, py: Python<'_>, weight: usize) {
-        let mut state = lock(&self.state);
-        if state.connection.is_some() {
-            state.requests -= 1;
-            state.bytes -= weight;
-        }
-        drop(state);
-        self.room(py);
-    }
-
-    /// Goes on if it had stopped because too much was open.
-    fn room(&self, py: Python<'_>) {
-        let mut state = lock(&self.state);
-        let limits = self.limits.get();
-        // Not at every one: the next requests are taken together.
-        let roomy = state.requests <= limits.requests / 2 && state.bytes <= limits.bytes / 2;
-        if !state.full || !roomy {
-            return;
-        }
-        state.full = false;
-        let connection = state.connection.as_ref().map(|connection| connection.clone_ref(py));
-        drop(state);
-        if let Some(connection) = connection
-            && let Err(error) = connection.bind(py).call_method0(intern!(py, "go_on"))
-        {
-            error.write_unraisable(py, None);
-        }
-    }
-
-    /// What a client's socket does is no concern of whoever answers it.
-    fn write(&self, py: Python<'_>, bytes: &[u8]) {
-        if bytes.is_empty() {
-            return;
-        }
-        self.limits.get().sent.fetch_add(bytes.len() as u64, Relaxed);
-        let write = lock(&self.state).write.as_ref().map(|write| write.clone_ref(py));
-        if let Some(write) = write
-            && let Err(error) = write.bind(py).call1((PyBytes::new(py, bytes),))
-        {
-            error.write_unraisable(py, None);
-        }
-    }
+    put_message(&mut state.out, kind::RESULT, id, |out| out.extend_from_slice(NIL));
+    Taken::Done
 }
 
 /// What an append may not have besides its records.
