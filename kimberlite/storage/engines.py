@@ -47,10 +47,17 @@ class Native:
         self._native.close()
 
 
+class Uring(Native):
+    """OSError where there is no io_uring: `ENOSYS`, `EPERM` or `EACCES` where the kernel or a container forbids it."""
+
+    def __init__(self) -> None:
+        self._ring = _native.Ring(ENTRIES)
+        super().__init__("uring", self._ring)
+
+    def abandon(self) -> None:
+        """Closes without waiting for what the kernel does not finish."""
+        self._ring.abandon()
+
+
 def threads() -> Native:
     return Native("threads", _native.Writer(WRITERS))
-
-
-def uring() -> Native:
-    """OSError where there is no io_uring: `ENOSYS`, `EPERM` or `EACCES` where the kernel or a container forbids it."""
-    return Native("uring", _native.Ring(ENTRIES))

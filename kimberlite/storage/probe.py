@@ -25,7 +25,7 @@ def open_backend(
     """The backend for a directory; `create` makes it if it is not there.
 
     `auto` is io_uring if a durable direct write through it works in this very directory, and threads if not. Reading
-    only writes nothing, so it tries nothing. OSError as `files` lists it, and as `engines.uring` does if that is
+    only writes nothing, so it tries nothing. OSError as `files` lists it, and as `engines.Uring` does if that is
     what is asked for.
     """
     if create and not read_only:
@@ -44,9 +44,9 @@ def _choose(path: str | os.PathLike[str], name: Choice, read_only: bool) -> tupl
     if name == "threads":
         return engines.threads(), "The configuration asks for threads."
     if name == "uring":
-        return engines.uring(), "The configuration asks for io_uring."
+        return engines.Uring(), "The configuration asks for io_uring."
     try:
-        ring = engines.uring()
+        ring = engines.Uring()
     except OSError as problem:
         return engines.threads(), f"There is no io_uring here ({_why(problem)})."
     try:
@@ -57,7 +57,7 @@ def _choose(path: str | os.PathLike[str], name: Choice, read_only: bool) -> tupl
     return ring, "A durable direct write through io_uring worked in this directory."
 
 
-def _try(ring: Engine, path: str | os.PathLike[str]) -> None:
+def _try(ring: engines.Uring, path: str | os.PathLike[str]) -> None:
     """One block, durably. The directory is not locked yet: a name in it would be in another writer's way."""
     directory = Directory(path, read_only=False)
     try:
@@ -70,7 +70,7 @@ def _try(ring: Engine, path: str | os.PathLike[str]) -> None:
         directory.close_directory()
 
 
-def _try_file(ring: Engine, file: DiskFile) -> None:
+def _try_file(ring: engines.Uring, file: DiskFile) -> None:
     buffer = _native.Buffer(BLOCK)
     with memoryview(buffer) as view:
         view[:] = os.urandom(BLOCK)
@@ -78,6 +78,7 @@ def _try_file(ring: Engine, file: DiskFile) -> None:
     poll = select.poll()
     poll.register(ring.fileno(), select.POLLIN)
     if not poll.poll(_PATIENCE * 1000):
+        ring.abandon()
         raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
     for _, problem in ring.reap():
         if problem is not None:

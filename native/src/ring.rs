@@ -125,6 +125,16 @@ impl Ring {
             state.event = None;
         });
     }
+
+    /// Closes without waiting, for a kernel that does not finish: what it still reads from is never let go.
+    fn abandon(&self) {
+        let mut state = lock(&self.state);
+        state.waiting.clear();
+        state.unsubmitted.clear();
+        state.flying = 0;
+        std::mem::forget((state.ring.take(), std::mem::take(&mut state.requests)));
+        state.event = None;
+    }
 }
 
 impl Ring {
@@ -169,13 +179,14 @@ impl State {
         self.push();
     }
 
-    /// Waits for everything. It sleeps on the eventfd and not in the ring, which may be broken.
+    /// Waits for everything. It sleeps on the eventfd and not in the ring, which may be broken, and looks after a second
+    /// whether anything has finished that the eventfd did not tell of.
     fn settle(&mut self) {
         while self.flying > 0 || !self.waiting.is_empty() {
             let fd = self.event.as_ref().map_or(-1, AsRawFd::as_raw_fd);
             let mut event = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
             // SAFETY: one pollfd. After EINTR the turn finds nothing and we are here again.
-            unsafe { libc::poll(&mut event, 1, -1) };
+            unsafe { libc::poll(&mut event, 1, 1000) };
             drain(self.event.as_ref());
             self.turn();
         }

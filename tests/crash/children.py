@@ -49,7 +49,7 @@ STEPS: dict[str, tuple[Any, str]] = {
 def usable() -> list[Engine]:
     """The engines that there are here."""
     try:
-        engines.uring().close()
+        engines.Uring().close()
     except OSError:
         return ["threads"]
     return ["threads", "uring"]

@@ -49,7 +49,7 @@ class Buffered(DiskBackend):
     """As on a file system that does not take O_DIRECT: everything goes through the page cache."""
 
     def __init__(self, path: Path, engine: Engine) -> None:
-        made = engines.uring() if engine == "uring" else engines.threads()
+        made = engines.Uring() if engine == "uring" else engines.threads()
         super().__init__(path, made, "a test", read_only=False)
 
     def _open_direct(self, parent: int, leaf: str, mode: Mode) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import gc
 import os
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from kimberlite import _native
-from kimberlite.storage import Backend, Choice, Mode, files, open_backend
+from kimberlite.storage import Backend, Choice, Mode, files, open_backend, probe
 
 from .conftest import ON_DISK, file_size_limit, open_or_skip, pattern
 
@@ -257,6 +258,29 @@ def test_auto_takes_threads_where_a_trial_write_fails(
     assert backend.list() == []
     backend.close()
     assert descriptors() == before
+
+
+def test_auto_takes_threads_where_a_trial_write_never_ends(
+    uring: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = descriptors()
+    reader, writer = os.pipe()
+    os.write(writer, bytes(fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ)))
+    nameless = files.Directory.open_nameless
+
+    def full(directory: files.Directory) -> files.DiskFile:
+        file = nameless(directory)
+        os.dup2(writer, file.direct_fd)
+        return file
+
+    monkeypatch.setattr(files.Directory, "open_nameless", full)
+    monkeypatch.setattr(probe, "_PATIENCE", 0.2)
+    backend = open_backend(tmp_path)
+    assert (backend.name, "ETIMEDOUT" in backend.reason) == ("threads", True)
+    backend.close()
+    os.close(writer)
+    os.close(reader)
+    assert descriptors() == before + 1, "the ring, which the kernel still writes for"
 
 
 def test_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
