@@ -207,7 +207,7 @@ def attacked(name: str, address: str, found: list[tuple[int, list[float]]]) -> I
 
 
 def feel(name: str, daemon: Daemon, others: Processes, seconds: float, rounds: int) -> Felt:
-    alone, under = _native.Times(), _native.Times()
+    alone, under = _native.Histogram(), _native.Histogram()
     said: list[tuple[int, list[float]]] = []
     grown = 0
     for _ in range(rounds):

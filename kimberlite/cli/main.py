@@ -25,6 +25,7 @@ from kimberlite.cli import (
     streams,
     tail,
     terminal,
+    top,
     verify,
 )
 from kimberlite.errors import Invalid, KimberliteError, Unavailable
@@ -40,6 +41,7 @@ COMMANDS: Final[dict[str, ModuleType]] = {
     "info": info,
     "verify": verify,
     "bench": bench,
+    "top": top,
     "inspect": inspect,
     "keys": keys,
     "completion": completion,

@@ -211,6 +211,13 @@ class Client:
         told: dict[str, Any] = await self._connection.request(Kind.INFO, _native.pack(None), result)
         return told
 
+    async def metrics(self) -> dict[str, Any]:
+        """What the daemon counts, by the names under which `/metrics` shows it; a histogram as what
+        `hdrhistogram` decodes."""
+        self._connection.check()
+        told: dict[str, Any] = await self._connection.request(Kind.METRICS, _native.pack(None), result)
+        return told
+
     async def verify(self, anchor: Receipt | None = None) -> dict[str, Any]:
         """What the daemon says of every byte of its log, checked now; an error says what is wrong and where."""
         self._connection.check()

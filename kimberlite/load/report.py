@@ -89,12 +89,12 @@ class Report:
         rows = (f"{name},{ms:.6f},{share:.9f}" for name, curve in self.curves().items() for ms, share in curve)
         return "\n".join(["work,ms,share", *rows, ""])
 
-    def _parts(self) -> Iterator[tuple[str, int, _native.Times]]:
+    def _parts(self) -> Iterator[tuple[str, int, _native.Histogram]]:
         if self.plan.work != "read":
             yield "append", self.outcome.appends.records, self.outcome.append_times
         if self.plan.work != "append":
             yield "read", self.outcome.reads.records, self.outcome.read_times
 
 
-def quantiles(times: _native.Times) -> dict[str, float]:
+def quantiles(times: _native.Histogram) -> dict[str, float]:
     return {name: times.quantile(share) / 1e6 for name, share in QUANTILES.items()}

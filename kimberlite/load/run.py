@@ -36,15 +36,15 @@ class Outcome:
     appends: Count = field(default_factory=Count)
     reads: Count = field(default_factory=Count)
     #: Of each append, and of each read, from when it was meant to be sent.
-    append_times: _native.Times = field(default_factory=_native.Times)
-    read_times: _native.Times = field(default_factory=_native.Times)
+    append_times: _native.Histogram = field(default_factory=_native.Histogram)
+    read_times: _native.Histogram = field(default_factory=_native.Histogram)
 
     @property
     def records_per_s(self) -> float:
         return (self.appends.records + self.reads.records) / self.seconds
 
     @property
-    def times(self) -> _native.Times:
+    def times(self) -> _native.Histogram:
         return self.append_times.plus(self.read_times)
 
 
@@ -108,8 +108,8 @@ class Processes:
         for done in found.values():
             outcome.appends += done.counts[0]
             outcome.reads += done.counts[1]
-            outcome.append_times = outcome.append_times.plus(_native.Times.decode(done.times[0]))
-            outcome.read_times = outcome.read_times.plus(_native.Times.decode(done.times[1]))
+            outcome.append_times = outcome.append_times.plus(_native.Histogram.decode(done.times[0]))
+            outcome.read_times = outcome.read_times.plus(_native.Histogram.decode(done.times[1]))
         return outcome
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -78,6 +79,7 @@ class Dispatch:
             Kind.STREAMS: self._streams,
             Kind.INFO: self._info,
             Kind.VERIFY: self._verify,
+            Kind.METRICS: self._metrics,
         }
 
     def take(self, kind: int, id: int, body: bytes) -> None:
@@ -206,7 +208,8 @@ class Dispatch:
             self._refuse(id, LimitExceeded(f"{most} reads and tails are open already"))
             return
         credit = Credit(asked.credit)
-        work = self._read(id, asked, credit) if kind == Kind.READ else self._tail(id, asked, credit)
+        now = time.perf_counter()
+        work = self._read(id, asked, credit, now) if kind == Kind.READ else self._tail(id, asked, credit)
         task = self.start(self._answered(id, work))
         self._readings[id] = kind, task, credit
         task.add_done_callback(partial(self._ended, id))
@@ -216,7 +219,7 @@ class Dispatch:
         if id in self._readings and self._readings[id][1] is task:
             del self._readings[id]
 
-    async def _read(self, id: int, asked: Reading, credit: Credit) -> None:
+    async def _read(self, id: int, asked: Reading, credit: Credit, since: float) -> None:
         self._connection.access.check("read", asked.stream)
         source = self._serving.reading(
             id,
@@ -228,7 +231,8 @@ class Dispatch:
             system=asked.system,
             run=self._run,
         )
-        await self._send_all(id, source, credit)
+        # Without credit it is the client that is waited for.
+        await self._send_all(id, source, credit, since if asked.credit else None)
 
     async def _tail(self, id: int, asked: Reading, credit: Credit) -> None:
         self._connection.access.check("read", asked.stream)
@@ -242,13 +246,16 @@ class Dispatch:
         async with self._reading:
             return await self._serving.run(call)
 
-    async def _send_all(self, id: int, source: Frames, credit: Credit) -> None:
+    async def _send_all(self, id: int, source: Frames, credit: Credit, since: float | None = None) -> None:
         credit.begun = True
         try:
             while not credit.stopped:
                 await credit.some()
                 await self._connection.writable()
                 frame = await source.more()
+                if since is not None:
+                    self._serving.meters.began(time.perf_counter() - since)
+                    since = None
                 if frame is None:
                     break
                 credit.spend(len(frame.data))
@@ -279,12 +286,16 @@ class Dispatch:
             self._end_reading(id)
 
     async def _get(self, id: int, body: bytes) -> None:
+        since: float | None = time.perf_counter()
         self._connection.access.check("read", None)
         async with self._turn:
             positions = fields(body, positions=list)["positions"]
             if not all(is_a(position, int) and position >= 0 for position in positions):
                 raise ProtocolError("positions are numbers from 0")
             async for frame in self._serving.get(id, positions):
+                if since is not None:
+                    self._serving.meters.began(time.perf_counter() - since)
+                    since = None
                 await self._connection.writable()
                 self._send_frame(frame)
             self._reply(Kind.END, id, NIL)
@@ -306,6 +317,16 @@ class Dispatch:
         async with self._turn:
             await self._connection.writable()
             self._reply(Kind.RESULT, id, _native.pack(await self._serving.info()))
+            await asyncio.sleep(0)
+
+    async def _metrics(self, id: int, body: bytes) -> None:
+        if _native.unpack(body) is not None:
+            raise ProtocolError("this request says nothing")
+        self._connection.access.check("inspect", None)
+        async with self._turn:
+            await self._connection.writable()
+            said = {family.name: family.plain() for family in self._server.metrics.families(self._server)}
+            self._reply(Kind.RESULT, id, _native.pack(said))
             await asyncio.sleep(0)
 
     async def _verify(self, id: int, body: bytes) -> None:

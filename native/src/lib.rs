@@ -5,6 +5,7 @@ mod batch;
 mod buffer;
 mod crypto;
 mod errors;
+mod histogram;
 mod inbox;
 mod limits;
 mod load;
@@ -49,11 +50,13 @@ mod _native {
     #[pymodule_export]
     use super::crypto::{blake3, derive, key_id, xaes_open, xaes_seal};
     #[pymodule_export]
+    use super::histogram::Histogram;
+    #[pymodule_export]
     use super::inbox::Inbox;
     #[pymodule_export]
     use super::limits::Limits;
     #[pymodule_export]
-    use super::load::{Swarm, Times};
+    use super::load::Swarm;
     #[pymodule_export]
     use super::log::{Frame, Log, Resume, Sealed, Segment, closes, header_damage};
     #[pymodule_export]

@@ -10,53 +10,11 @@ use pyo3::types::PyBytes;
 
 use crate::batch::Batch;
 use crate::errors;
+use crate::histogram::Histogram;
 use crate::writer::lock;
 
 /// After which signals are looked at.
 const SLICE: Duration = Duration::from_millis(50);
-
-/// Times in nanoseconds, of which the quantiles are known to three digits.
-#[pyclass(frozen, module = "kimberlite._native")]
-pub struct Times(load::Times);
-
-#[pymethods]
-impl Times {
-    #[new]
-    fn new() -> Self {
-        Self(load::Times::default())
-    }
-
-    /// What `encode` made.
-    #[staticmethod]
-    fn decode(encoded: &[u8]) -> PyResult<Self> {
-        load::Times::decode(encoded).map(Self).ok_or_else(|| PyValueError::new_err("these are no times"))
-    }
-
-    /// HdrHistogram's V2 encoding, deflated.
-    fn encode<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, &self.0.encode())
-    }
-
-    fn __len__(&self) -> usize {
-        self.0.len() as usize
-    }
-
-    fn plus(&self, other: &Self) -> Self {
-        let mut sum = self.0.clone();
-        sum.add(&other.0);
-        Self(sum)
-    }
-
-    /// What this share of the times is not above.
-    fn quantile(&self, share: f64) -> u64 {
-        self.0.quantile(share)
-    }
-
-    /// Every time that occurs, and the share of those that are not above it.
-    fn curve(&self) -> Vec<(u64, f64)> {
-        self.0.curve()
-    }
-}
 
 /// Clients that were greeted already, driven in this thread.
 #[pyclass(frozen, module = "kimberlite._native")]
@@ -128,12 +86,12 @@ impl Swarm {
 
     /// How long the answers took so far, to appends and to reads.
     #[getter]
-    fn times(&self) -> (Times, Times) {
+    fn times(&self) -> (Histogram, Histogram) {
         let swarm = lock(&self.swarm);
         let gather = |appends: bool| {
             let mut sum = Tally::default();
             swarm.clients().filter(|client| is_append(client) == appends).for_each(|client| sum.add(&client.tally));
-            Times(sum.times)
+            Histogram(sum.times)
         };
         (gather(true), gather(false))
     }

@@ -16,7 +16,7 @@ use pyo3::{PyTraverseError, PyVisit};
 
 use crate::batch::Batch;
 use crate::messages::Producer;
-use crate::meters::Meters;
+use crate::meters::{Appended, Meters};
 use crate::records::{self, Ending};
 use crate::session::Session;
 use crate::writer::lock;
@@ -114,21 +114,22 @@ pub struct Answers<'py, 'a> {
     py: Python<'py>,
     log: &'a log::Log,
     meters: &'a Meters,
-    now: Instant,
+    appended: Appended,
     key: Option<EndingKey>,
     ending: Option<Ending<'py>>,
     sessions: Vec<(Py<Session>, receipts::Ending)>,
 }
 
 impl<'py, 'a> Answers<'py, 'a> {
-    pub fn new(py: Python<'py>, log: &'a log::Log, meters: &'a Meters) -> Self {
-        Self { py, log, meters, now: Instant::now(), key: None, ending: None, sessions: Vec::new() }
+    /// `sealed` is when their group's bytes were begun, unless they were answered before.
+    pub fn new(py: Python<'py>, log: &'a log::Log, meters: &'a Meters, sealed: Option<Instant>) -> Self {
+        Self { py, log, meters, appended: Appended::new(sealed), key: None, ending: None, sessions: Vec::new() }
     }
 
     /// With a receipt for each of its parts.
     pub fn answer(&mut self, request: &Request, receipts: &[Receipt]) -> PyResult<()> {
         let records = request.parts.iter().map(|part| part.batch.ends.len()).sum();
-        self.meters.appended(request.born, self.now, records, request.size);
+        self.appended.count(self.meters, request.born, records, request.size);
         let key = self.key.get_or_insert_with(|| receipts[0].ending_key(self.log));
         match &request.caller {
             Caller::Client { session, id, weight } => {
@@ -160,6 +161,7 @@ impl<'py, 'a> Answers<'py, 'a> {
 
     /// Sends what was put together.
     pub fn leave(self) {
+        self.appended.add(self.meters);
         for (session, ending) in self.sessions {
             session.get().send_answers(self.py, &ending);
         }

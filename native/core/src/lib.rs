@@ -1,6 +1,7 @@
 //! The pure core of Kimberlite: bytes in, bytes out. It has never heard of Python.
 pub mod format;
 pub mod group;
+pub mod histogram;
 pub mod index;
 pub mod keys;
 pub mod load;

@@ -1,6 +1,7 @@
 //! From requests to receipts.
 
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Instant;
 
 use kimberlite_core::log::{self, Admission, Part};
 use pyo3::prelude::*;
@@ -68,7 +69,7 @@ impl Log {
         let (id, sequence) = request.producer.as_ref().expect("only a producer's append is remembered");
         let receipts = py.detach(|| self.inner.reread(number, &request.parts, id, *sequence, request.several));
         let receipts = receipts.map_err(|failure| self.failure(py, failure))?;
-        let mut answers = Answers::new(py, &self.inner, self.meters.get());
+        let mut answers = Answers::new(py, &self.inner, self.meters.get(), None);
         answers.answer(request, &receipts)?;
         answers.leave();
         Ok(())
@@ -93,11 +94,13 @@ impl Log {
     ) -> Sealed {
         let (address, capacity) = (buffer.as_ptr() as usize, buffer.capacity());
         let segment = segment.inner.clone();
-        let inner = py.detach(|| {
+        let began = Instant::now();
+        let (inner, took) = py.detach(|| {
             // SAFETY: the committer hands a buffer to one group at a time and keeps it until its write is done.
             let out = unsafe { std::slice::from_raw_parts_mut(address as *mut u8, capacity) };
-            self.inner.seal(&segment, place, durable_upto, now, closing, out)
+            (self.inner.seal(&segment, place, durable_upto, now, closing, out), began.elapsed())
         });
+        self.meters.get().sealed(took);
         Sealed {
             number: inner.number,
             place: inner.place,
@@ -107,6 +110,7 @@ impl Log {
             shared: Arc::new(Shared {
                 group: Mutex::new(inner),
                 segment,
+                began,
                 tree: Mutex::new(None),
                 finished: Condvar::new(),
             }),
@@ -169,7 +173,7 @@ impl Log {
             timestamp: group.timestamp,
         };
         drop(group);
-        let mut answers = Answers::new(py, &self.inner, self.meters.get());
+        let mut answers = Answers::new(py, &self.inner, self.meters.get(), Some(sealed.shared.began));
         let mut receipts = Vec::new();
         for request in &requests {
             let request = request.get();

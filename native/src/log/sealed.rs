@@ -2,6 +2,7 @@
 
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Instant;
 
 use kimberlite_core::format::Hash;
 use kimberlite_core::{group, log};
@@ -11,6 +12,8 @@ use pyo3::prelude::*;
 pub struct Shared {
     pub group: Mutex<group::Sealed>,
     pub segment: Arc<log::Segment>,
+    /// When its bytes were begun.
+    pub began: Instant,
     /// Size and root of the tree behind the group, once its leaves are made.
     pub tree: Mutex<Option<(u64, Hash)>>,
     pub finished: Condvar,

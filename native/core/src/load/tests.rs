@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use super::Swarm;
 use super::client::{Client, Failure, Pace, Work};
-use super::{Swarm, Times};
+use crate::histogram::Histogram;
 use crate::record::{Batch, Record};
 use crate::wire::append::Append;
 use crate::wire::cursor::Put;
@@ -145,13 +146,13 @@ fn a_swarm_asks_until_it_is_told_not_to_and_waits_for_what_is_open() {
 
 #[test]
 fn times_are_what_they_were_when_they_are_encoded_and_added() {
-    let mut times = Times::default();
+    let mut times = Histogram::default();
     (1..=1000).for_each(|ns| times.record(ns * 1000));
-    let again = Times::decode(&times.encode()).unwrap();
+    let again = Histogram::decode(&times.encode()).unwrap();
     assert_eq!(again.quantile(0.5), times.quantile(0.5));
     let mut sum = again.clone();
     sum.add(&times);
     assert_eq!((sum.len(), sum.quantile(0.99)), (2000, times.quantile(0.99)));
     assert_eq!(sum.curve().last().unwrap().1, 1.0);
-    assert!(Times::decode(b"nothing").is_none());
+    assert!(Histogram::decode(b"nothing").is_none());
 }

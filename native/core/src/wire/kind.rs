@@ -22,6 +22,7 @@ kinds! {
     INFO = 10
     PING = 11
     VERIFY = 12
+    METRICS = 13
 
     WELCOME = 65
     RECEIPTS = 66
