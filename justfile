@@ -62,6 +62,10 @@ bench *arguments:
     python -m benches.reads
     python -m benches.startup
 
+# Instructions that the core needs, held against those that are written down; `--write` writes them down.
+bench-instructions *arguments:
+    python -m benches.instructions {{ arguments }}
+
 # Whether the working tree, or a second commit, is slower than BASE: both are built, and do everything in turns.
 bench-compare base *arguments:
     python -m benches.compare {{ base }} {{ arguments }}

@@ -3,13 +3,15 @@
 Both are built, and do every case in turns, a slice at a time: whatever the machine does meanwhile it does to both. Of
 each case the ratio of the two is printed, later ÷ earlier, the median over pairs of neighbouring slices, and between
 what 95 % of resampled medians lie. A case is called slower when all of them are above 1 and the median is beyond what
-its kind allows, and then this ends with 1.
+its kind allows, and then this ends with 1. So it does when the core needs more instructions for something than is
+allowed: these are counted, where that can be done, and know no noise.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import math
 import os
 import random
@@ -26,14 +28,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from benches import instructions
 from benches.daemon import Daemon
-from benches.packages import cache
+from benches.packages import Missing, cache
 from benches.table import Table, machine, show, write_json
 from kimberlite.load.plan import Plan
 from kimberlite.load.run import Processes
 
 ROOT: Final = Path(__file__).parents[1]
 WORKER: Final = Path(__file__).with_name("compare_worker.py")
+#: More instructions than this are too many.
+ALLOWED: Final = 0.10
 #: Resamplings for the bounds of a median, from a fixed seed.
 RESAMPLED: Final = 2_000
 
@@ -226,6 +231,18 @@ def _digest(copy: Path) -> str:
     return whole.hexdigest()[:20]
 
 
+def counted(checkout: Path) -> dict[str, float]:
+    """Instructions of what the commit's core does; Missing if they cannot be counted, or it has nothing for that."""
+    if not (checkout / "native/core/examples/work.rs").exists():
+        raise Missing("the earlier commit has nothing whose instructions can be counted")
+    known = checkout / "instructions.json"
+    if not known.exists():
+        program = instructions.built(checkout, cache() / "compare" / "target")
+        known.write_text(json.dumps(instructions.counted(program, instructions.valgrind())), encoding="utf-8")
+    found: dict[str, float] = json.loads(known.read_text(encoding="utf-8"))
+    return found
+
+
 def table(found: Sequence[Compared]) -> Table:
     rows = tuple(
         (
@@ -277,10 +294,18 @@ def main() -> int:
         )
         found = compare(before, after, options.case or list(CASES), options.rounds)
         where = machine(disk)
-    show(where, [table(found)], markdown=options.markdown)
+    tables, counts = [table(found)], []
+    try:
+        before_counts, after_counts = (counted(side) for side in sides)
+        counts = instructions.held_against(after_counts, before_counts)
+        tables.append(instructions.table(counts, "Instructions for each kind of work of the core"))
+    except Missing as problem:
+        print(f"no instructions are counted: {problem}", file=sys.stderr)
+    show(where, tables, markdown=options.markdown)
     if options.json:
-        write_json(options.json, where, {"compared": found})
-    return 1 if any(each.verdict == "slower" for each in found) else 0
+        write_json(options.json, where, {"compared": found, "instructions": counts})
+    more = any(each.ratio is not None and each.ratio > 1 + ALLOWED for each in counts)
+    return 1 if more or any(each.verdict == "slower" for each in found) else 0
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ def test_every_case_is_done_by_both_sides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(compare, "checked_out", lambda _commit: ROOT)
+    monkeypatch.setattr(compare, "counted", lambda _side: {"seal": 100.0})
     short = {case: Kind(kind.name, 100.0, 0.03, kind.share) for case, kind in CASES.items()}
     monkeypatch.setattr(compare, "CASES", short)
     result = tmp_path / "result.json"
@@ -55,4 +56,15 @@ def test_every_case_is_done_by_both_sides(
     found = json.loads(result.read_text())["compared"]
     assert [each["case"] for each in found] == list(CASES)
     assert all(each["before_ns"] > 0 and each["low"] <= each["ratio"] <= each["high"] for each in found)
-    assert "later ÷ earlier" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "later ÷ earlier" in shown
+    assert "Instructions for each kind of work of the core" in shown
+
+
+def test_more_instructions_fail_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = iter([{"seal": 100.0}, {"seal": 111.0}])
+    monkeypatch.setattr(compare, "checked_out", lambda _commit: ROOT)
+    monkeypatch.setattr(compare, "counted", lambda _side: next(counts))
+    monkeypatch.setattr(compare, "CASES", {"encode": Kind("codec", 100.0, 0.03)})
+    monkeypatch.setattr("sys.argv", ["compare", "HEAD", "--rounds", "3", "--directory", str(tmp_path)])
+    assert compare.main() == 1
