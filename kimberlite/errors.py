@@ -113,7 +113,7 @@ class KeyUnavailable(KimberliteError):
 
 
 class RolledBack(KimberliteError):
-    """The log ends before something it has acknowledged."""
+    """The log ends before something it has acknowledged: nothing is appended, and what was on its way may be lost."""
 
     code = "ROLLED_BACK"
     exit_code = 79

@@ -10,7 +10,19 @@ from typing import Final
 
 from kimberlite import _native
 from kimberlite.arguments import Sender
-from kimberlite.errors import Closed, Conflict, KimberliteError, ProtocolError, Unavailable, UnknownOutcome
+from kimberlite.errors import (
+    Closed,
+    Conflict,
+    Duplicate,
+    Invalid,
+    KimberliteError,
+    LimitExceeded,
+    NoSpace,
+    ProtocolError,
+    RolledBack,
+    Unavailable,
+    UnknownOutcome,
+)
 from kimberlite.records import Receipt
 from kimberlite.wire.messages import NOBODY
 
@@ -20,6 +32,8 @@ Answer = Callable[[list[Receipt] | KimberliteError], None]
 #: What appends to several streams count their sequences in; no stream is called so.
 SEVERAL: Final = ""
 FORGOTTEN: Final = "the server has forgotten what it was sent; it may be appended"
+#: Before the server says one of these it looks whether what was sent before is appended.
+JUDGED: Final = (Conflict, Duplicate, Invalid, LimitExceeded, NoSpace, RolledBack, Unavailable)
 #: Of a producer's batches the server remembers the last so many.
 REMEMBERED: Final = 1024
 LARGEST_BATCH_BYTES: Final = _native.LARGEST_BATCH_BYTES
@@ -60,7 +74,7 @@ class Call:
         self.sent = self.doubtful = False
         #: The last group that was known to be durable when it was first sent with its sequence.
         self.since = 0
-        #: Refused only because one before it was: it gets another sequence.
+        #: Refused only for its sequence, and not appended: it gets another one.
         self.again = False
 
     @property
@@ -90,8 +104,13 @@ class Lane:
         self.broken = False
         #: Where to go on when it is whole again: what the server says, or the lowest that was refused.
         self.resume: int | None = None
-        #: Whether the server cannot say any more what of it is appended.
-        self.forgotten = False
+        #: Whether it needs another producer: of this one the server has forgotten something, or has something else.
+        self.spent = False
+
+    def stumble(self, at: int) -> None:
+        """Something was refused: it goes on at this sequence, unless at a lower one."""
+        self.broken = True
+        self.resume = at if self.resume is None else min(self.resume, at)
 
 
 class Appends:
@@ -220,28 +239,55 @@ class Appends:
         call = self._calls[id]
         if isinstance(error, UnknownOutcome | Closed):
             return False
-        lane = call.lane
-        forgotten = isinstance(error, Conflict) and error.about == "forgotten"
-        if forgotten:
-            error = UnknownOutcome(FORGOTTEN)
-        if lane is None:
-            self._forget(call)
-            call.answer(error)
-            return True
-        assert call.producer is not None
-        lane.broken = True
-        lane.forgotten = lane.forgotten or forgotten
-        if isinstance(error, Conflict) and error.about == "producer" and error.expected is not None:
+        about = error.about if isinstance(error, Conflict) else None
+        if about == "forgotten":
+            self._refused_forgotten(call, error.expected if isinstance(error, Conflict) else None)
+        elif call.lane is None:
+            self._end(call, self._outcome(call, error))
+        elif about == "producer" and isinstance(error, Conflict):
+            # Another sequence is the next, or this one is something else's: it is not appended.
             call.again = True
-            lane.resume = error.expected
+            call.lane.broken = True
+            call.lane.spent = call.lane.spent or error.expected is None
+            call.lane.resume = error.expected if error.expected is not None else call.lane.resume
+        elif isinstance(error, Duplicate) and not call.doubtful:
+            # The server remembers fewer than are on their way, and takes it for one of them.
+            call.again = call.lane.broken = call.lane.spent = True
         else:
-            self._forget(call)
-            lane.open.remove(call)
-            if lane.resume is None or call.producer[1] < lane.resume:
-                lane.resume = call.producer[1]
-            call.answer(error)
-        self._settle(lane)
+            outcome = self._outcome(call, error)
+            call.lane.spent = call.lane.spent or isinstance(outcome, UnknownOutcome | Duplicate)
+            self._end(call, outcome)
+        if call.lane is not None:
+            self._settle(call.lane)
         return True
+
+    def _refused_forgotten(self, call: Call, group: int | None) -> None:
+        """The server does not know its producer, and has forgotten some since the group that was named."""
+        self.group = max(self.group, group or 0)
+        if call.doubtful or group is None or group <= call.since:
+            if call.lane is not None:
+                call.lane.spent = True
+            self._end(call, UnknownOutcome(FORGOTTEN))
+        elif call.lane is None:
+            # What was sent but once and is refused is not appended.
+            self._transmit(call)
+        else:
+            call.again = call.lane.broken = call.lane.spent = True
+
+    def _outcome(self, call: Call, error: KimberliteError) -> KimberliteError:
+        """What is known of an append that was refused."""
+        judged = JUDGED if call.span == 1 else (Conflict, Duplicate)
+        if call.doubtful and not isinstance(error, judged):
+            return UnknownOutcome(f"{error.code}: {error}; it may be appended, since it was sent before")
+        return error
+
+    def _end(self, call: Call, error: KimberliteError) -> None:
+        self._forget(call)
+        if call.lane is not None:
+            assert call.producer is not None
+            call.lane.stumble(call.producer[1])
+            call.lane.open.remove(call)
+        call.answer(error)
 
     # ---- lanes
 
@@ -250,21 +296,15 @@ class Appends:
         if self._send is None or any(not call.again for call in lane.open if lane.broken):
             return
         if lane.broken:
-            assert lane.resume is not None
-            forgotten = lane.forgotten or lane.resume < lane.known
             again, lane.open = lane.open, []
-            if lane.forgotten:
+            if lane.spent or lane.resume is None or lane.resume < lane.known:
                 # What it is called now is new to the server, whatever that remembers.
                 lane.producer, lane.resume = os.urandom(16), 0
-            lane.broken, lane.next, lane.resume = False, lane.resume, None
-            lane.known, lane.forgotten = lane.next, False
+            lane.next = lane.known = lane.resume
+            lane.broken, lane.spent, lane.resume = False, False, None
             for call in again:
                 call.again = False
-                if forgotten and call.doubtful:
-                    self._forget(call)
-                    call.answer(UnknownOutcome(FORGOTTEN))
-                else:
-                    self._number(lane, call)
+                self._number(lane, call)
         while lane.waiting and self._fits(lane, lane.waiting[0]):
             call = lane.waiting.popleft()
             try:
@@ -291,11 +331,9 @@ class Appends:
 
     def _transmit(self, call: Call) -> None:
         assert self._send is not None
-        producer: Sender | None = call.producer
         if not call.doubtful:
             call.since = self.group
-        elif producer is not None:
-            producer = *producer, call.since
+        producer: Sender | None = None if call.producer is None else (*call.producer, call.since)
         message = _native.encode_append(call.id, call.parts, call.several, producer, call.sync)
         call.sent = True
         self._send(message)

@@ -41,6 +41,8 @@ class Connection:
         self._pid = os.getpid()
         self._ids = request_ids()
         self.appends = Appends(self._ids)
+        #: Who this is, and how many times it has tried to connect.
+        self._name, self._attempts = os.urandom(16), 0
         self.link: Link | None = None
         #: Of the database, once it is known; another one is never written to.
         self._database: str | None = None
@@ -219,7 +221,9 @@ class Connection:
                 link = await connect(self._address, received, lost)
         except TimeoutError:
             raise Unavailable(f"{self._address} does not answer") from None
-        link.send(_native.encode_message(Kind.HELLO, 0, Hello(VERSION, self._anchor, self._database).pack()))
+        self._attempts += 1
+        hello = Hello(VERSION, self._anchor, self._database, (self._name, self._attempts))
+        link.send(_native.encode_message(Kind.HELLO, 0, hello.pack()))
         try:
             async with asyncio.timeout(self._retry):
                 greeted = await greeting

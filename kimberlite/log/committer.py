@@ -10,7 +10,16 @@ from typing import Any, Final
 
 from kimberlite import _native
 from kimberlite.arguments import Sender, Sync
-from kimberlite.errors import Closed, KimberliteError, LimitExceeded, NoSpace, Unavailable, UnknownOutcome
+from kimberlite.errors import (
+    Closed,
+    Duplicate,
+    KimberliteError,
+    LimitExceeded,
+    NoSpace,
+    RolledBack,
+    Unavailable,
+    UnknownOutcome,
+)
 from kimberlite.log.flights import Answer, Flight, Flights
 from kimberlite.log.marks import Mark, encode_mark
 from kimberlite.log.names import segment_name
@@ -188,8 +197,9 @@ class Committer:
         while self.pool and self.poisoned is None and self._busy is None and self._may_seal():
             batch, declarations = self.pool.first
             if OVERHEAD + batch > self.tail.most:
-                self.pool.take(0)[0][0].refuse(LimitExceeded("the append does not fit in a segment"))
+                requests, _ = self.pool.take(0)
                 self._let_in()
+                self.refuse(requests, LimitExceeded("the append does not fit in a segment"))
                 continue
             # So many streams may be new that their declarations alone fill groups.
             crowd = OVERHEAD + declarations + batch > self.tail.most or declarations > MOST_DECLARED
@@ -263,7 +273,7 @@ class Committer:
             except KimberliteError as error:
                 request.refuse(error)
             except OSError as error:
-                request.refuse(Unavailable(f"the disk cannot be read: {error}"))
+                request.refuse(Duplicate(f"it is appended, and its receipt cannot be read: {error}"))
 
     def _seal(self, bound: int, now: int, *, durable: bool, closing: bool) -> Flight:
         buffer = self._buffer(bound)
@@ -454,9 +464,22 @@ class Committer:
 
     def _refuse_all(self, error: NoSpace | Unavailable) -> None:
         """Everything in the pool: nothing of it was numbered or sealed."""
-        for request in self.pool.clear():
-            request.refuse(type(error)(str(error)))
+        requests = self.pool.clear()
         self._let_in()
+        self.refuse(requests, error)
+
+    def refuse(self, requests: list[_native.Request], error: KimberliteError) -> None:
+        """With this error whatever is not in the log already; what is, is answered as it was before."""
+        answers: list[Answer] = []
+        for request in requests:
+            outcome = self.log.repeated(request)
+            # In a log that was rolled back nobody finds what it has lost.
+            if outcome is None or (isinstance(error, RolledBack) and isinstance(outcome, KimberliteError)):
+                request.refuse(type(error)(str(error)))
+            else:
+                answers.append((request, outcome))
+        if answers:
+            self._refuse(answers)
 
     async def quiet(self) -> None:
         """Returns when everything sealed is durable."""

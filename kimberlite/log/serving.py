@@ -65,6 +65,20 @@ class Serving:
         answer = await log._enter(batches, expect, producer, policy, several=several)
         return answer if several else _listed(answer)
 
+    def repeated(
+        self, parts: Parts, producer: Sender, sync: str | None, error: KimberliteError, *, several: bool
+    ) -> asyncio.Future[list[Receipt]]:
+        """The answer to an append that is refused: the error, unless it is in the log already."""
+        if self._log._policy(sync) == "record":  # type: ignore[arg-type]
+            raise error
+        native, future = self._log._native, self._log._loop.create_future()
+        numbered = [(stream, native.stream(stream), batch, expect) for stream, batch, expect in parts]
+        known = [(stream, number, batch, expect) for stream, number, batch, expect in numbered if number is not None]
+        if len(known) < len(parts) or self.committer.poisoned is not None:
+            raise error
+        self.committer.refuse([_native.Request(known, "group", producer, several, future, self._log._quantum)], error)
+        return future if several else _listed(future)
+
     async def _enter_each(
         self, parts: Parts, producer: Sender | None, policy: Sync, *, several: bool
     ) -> asyncio.Future[list[Receipt]]:

@@ -42,6 +42,8 @@ class Connection(asyncio.BufferedProtocol):
         self._writable.set()
         self.opened = self._loop.time()
         self.greeted = False
+        #: Which client it said that it is.
+        self.client: bytes | None = None
         self.closing = False
         #: Waits for a turn at the pool.
         self._waiting: asyncio.Task[None] | None = None
@@ -168,6 +170,12 @@ class Connection(asyncio.BufferedProtocol):
         self.closing = True
         self._hold("closing")
         self._transport.close()
+
+    def replace(self) -> None:
+        """Its client is here again: nothing more of this is taken, not even what has arrived."""
+        self.why = "replaced"
+        self._hold("closing")
+        self.abort()
 
     def abort(self) -> None:
         """What is written and has not left is dropped."""

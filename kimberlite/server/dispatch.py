@@ -10,7 +10,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from kimberlite import _native
-from kimberlite.errors import Closed, Invalid, KimberliteError, LimitExceeded, ProtocolError, Unavailable
+from kimberlite.errors import (
+    Closed,
+    Invalid,
+    KimberliteError,
+    LimitExceeded,
+    NoSpace,
+    ProtocolError,
+    RolledBack,
+    Unavailable,
+)
 from kimberlite.log.serving import Frames
 from kimberlite.wire.messages import NONE, VERSION, Hello, Kind, Reading, count, fields, is_a, receipt
 
@@ -166,6 +175,8 @@ class Dispatch:
                 raise Invalid(f"this is database {self._server.database}, not {said.database}")
             if said.anchor is not None:
                 self._server.anchored(said.anchor)
+            if said.client is not None:
+                self._server.recognized(*said.client, self._connection)
         except KimberliteError as error:
             self._connection.fail(error)
             return
@@ -177,13 +188,20 @@ class Dispatch:
     ) -> None:
         try:
             parts, producer, sync = _native.decode_append(kind, body)
+            several = kind == Kind.APPEND_MANY
             for stream, _, _ in parts:
                 self._connection.access.check("append", stream)
-            self._server.check_writable()
-            await self._serving.prepare(parts)
-            if before is not None:
-                await before
-            future = await self._serving.enter(parts, producer, sync, several=kind == Kind.APPEND_MANY)
+            try:
+                self._server.check_writable()
+                await self._serving.prepare(parts)
+                if before is not None:
+                    await before
+                future = await self._serving.enter(parts, producer, sync, several=several)
+            except (RolledBack, NoSpace, Unavailable, LimitExceeded) as error:
+                # What was sent before may have been appended then.
+                if producer is None:
+                    raise
+                future = self._serving.repeated(parts, producer, sync, error, several=several)
             if self._server.refusing is None:
                 for stream, _, _ in parts:
                     self._session.permit(stream)

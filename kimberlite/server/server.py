@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -24,6 +25,8 @@ LOG = logging.getLogger(__name__)
 
 #: Seconds between two looks at who is late.
 LOOK: Final = 0.25
+#: Clients whose last connection is remembered.
+RECOGNIZED: Final = 10_000
 
 
 class Server:
@@ -60,6 +63,9 @@ class Server:
         self._about = about
         self.metrics = Metrics()
         self.connections: set[Connection] = set()
+        #: The last connections of clients that said who they are, by their number; and those that are there.
+        self._numbers: OrderedDict[bytes, int] = OrderedDict()
+        self._clients: dict[bytes, Connection] = {}
         self._listeners: list[asyncio.Server] = []
         self._rolled_back: RolledBack | None = None
         #: Set when the log has failed: nothing is acknowledged any more.
@@ -110,7 +116,22 @@ class Server:
 
     def left(self, connection: Connection) -> None:
         self.connections.discard(connection)
+        if connection.client is not None and self._clients.get(connection.client) is connection:
+            del self._clients[connection.client]
         self.metrics.closed[connection.why] += 1
+
+    def recognized(self, client: bytes, number: int, connection: Connection) -> None:
+        """A client has connected again, and sends again what was not answered: what is left of an earlier connection
+        of its would come late. Closed if this is that itself."""
+        if number <= self._numbers.get(client, -1):
+            raise Closed("this client has connected again since")
+        if (earlier := self._clients.get(client)) is not None:
+            earlier.replace()
+        connection.client = client
+        self._clients[client], self._numbers[client] = connection, number
+        self._numbers.move_to_end(client)
+        if len(self._numbers) > RECOGNIZED:
+            self._numbers.popitem(last=False)
 
     def anchored(self, anchor: Receipt) -> None:
         """A client has shown the highest durable receipt that it was given."""

@@ -100,18 +100,27 @@ class Hello:
     version: int
     anchor: Receipt | None
     database: str | None
+    #: Which client this is, and its how manieth connection.
+    client: tuple[bytes, int] | None = None
 
     def pack(self) -> bytes:
         anchor = None if self.anchor is None else list(self.anchor)
-        return _native.pack({"version": self.version, "anchor": anchor, "database": self.database})
+        said = {"version": self.version, "anchor": anchor, "database": self.database, "client": self.client}
+        return _native.pack(said)
 
     @classmethod
     def unpack(cls, body: bytes) -> Hello:
-        said = fields(body, version=int, anchor=(list, NONE), database=(str, NONE))
-        anchor = said["anchor"]
+        said = fields(body, version=int, anchor=(list, NONE), database=(str, NONE), client=(list, NONE))
+        anchor, client = said["anchor"], said["client"]
         if anchor is not None:
             anchor = receipt(anchor)
-        return cls(said["version"], anchor, said["database"])
+        if client is not None and not is_client(client):
+            raise ProtocolError("a client is 16 bytes and a count")
+        return cls(said["version"], anchor, said["database"], client and (client[0], client[1]))
+
+
+def is_client(said: list[Any]) -> bool:
+    return len(said) == 2 and is_a(said[0], bytes) and len(said[0]) == 16 and is_a(said[1], int) and said[1] >= 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,11 +31,10 @@ from kimberlite import (
     _native,
 )
 from kimberlite.client.client import Client
-from kimberlite.log.options import Options
 from kimberlite.server.limits import Limits
 from kimberlite.wire.messages import Kind
 from tests.client.proxies import cutting, proxied
-from tests.server.wires import Served, served, until
+from tests.server.wires import served, until
 
 
 async def payloads(records: Any) -> list[bytes]:
@@ -496,45 +495,6 @@ async def test_a_server_that_takes_no_connection_is_given_up_in_time() -> None:
             await db.append("s", b"x")
         await db.close()
         assert time.monotonic() - begun < 15
-
-
-@pytest.mark.parametrize(("others", "restarts"), [(2_000, False), (10_050, False), (10_050, True)])
-async def test_what_the_server_has_forgotten_is_not_appended_again(tmp_path: Path, others: int, restarts: bool) -> None:
-    """Its answer is lost, and before it is asked again so many other producers come."""
-    options: dict[str, Any] = {"every": Options(checkpoint_records=1_000)}
-
-    async def outcomes(there: Served) -> None:
-        proxy.target = there.port
-        found: list[Any] = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 30)
-        if others > 10_000:
-            assert [type(each) for each in found] == [UnknownOutcome] * 3
-        else:
-            assert [each.first_offset for each in found] == [0, 1, 0]
-        assert (await db.append("s", b"4")).first_offset == 2
-        assert await payloads(there.log.read("s")) == [b"1", b"2", b"4"]
-        assert await payloads(there.log.read("u")) == [b"3"]
-
-    async with proxied(1) as proxy:
-        async with served(tmp_path / "db", **options) as there:
-            proxy.target = there.port
-            await there.log.append("t", b"before")
-            db = await kimberlite.connect(f"kimberlite://127.0.0.1:{proxy.port}")
-            proxy.mute = True
-            appends: list[Any] = [db.append("s", b"1"), db.append("s", b"2"), db.append("u", b"3", producer=("me", 0))]
-            calls = [asyncio.create_task(append) for append in appends]
-            await until(lambda: sum(stream.length for stream in there.log.streams()) == 4)
-            proxy.target = 1
-            proxy.cut()
-            proxy.mute = False
-            for first in range(0, others, 500):
-                ids = [(f"p{i}", 0) for i in range(first, first + 500)]
-                await asyncio.gather(*(there.log.append("t", b"x", producer=each) for each in ids))
-            if not restarts:
-                await outcomes(there)
-        if restarts:
-            async with served(tmp_path / "db", **options) as again:
-                await outcomes(again)
-        await db.close()
 
 
 async def test_a_server_that_welcomes_and_closes_is_not_asked_for_ever() -> None:

@@ -37,6 +37,7 @@ REQUESTS: dict[Kind, tuple[Any, Action, str | None]] = {
     Kind.STREAMS: ({"start": 0}, "inspect", None),
     Kind.INFO: (None, "inspect", None),
     Kind.VERIFY: ({"anchor": None}, "inspect", None),
+    Kind.METRICS: (None, "inspect", None),
 }
 
 

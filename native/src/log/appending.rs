@@ -64,6 +64,15 @@ impl Log {
         Ok((accepted, refused))
     }
 
+    /// The number of the group that an append is in already, None if it is in none, or an error if nobody can tell.
+    fn repeated<'py>(&self, py: Python<'py>, request: &Request) -> PyResult<Bound<'py, PyAny>> {
+        let Some((id, sequence)) = &request.producer else { return Ok(py.None().into_bound(py)) };
+        match self.inner.repeated(&request.parts, (id, *sequence), request.since, request.several) {
+            Ok(group) => Ok(group.into_pyobject(py)?.into_any()),
+            Err(error) => Ok(self.refused(py, error).into_value(py).into_bound(py).into_any()),
+        }
+    }
+
     /// Answers an append of a producer that is in a durable group already as it was answered then.
     fn answer_again(&self, py: Python<'_>, number: u64, request: &Request) -> PyResult<()> {
         let (id, sequence) = request.producer.as_ref().expect("only a producer's append is remembered");

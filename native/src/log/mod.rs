@@ -78,9 +78,9 @@ impl Log {
             Refused::DigestDiffers => {
                 errors::conflict(py, "the producer has used this sequence for other records".into(), None, "producer")
             }
-            Refused::Doubtful => {
+            Refused::Doubtful { group } => {
                 let what = "it may have been appended, and its producer was forgotten since".into();
-                errors::conflict(py, what, None, "forgotten")
+                errors::conflict(py, what, Some(group), "forgotten")
             }
             Refused::Forgotten => {
                 errors::raise(py, "Duplicate", "appended before; its receipt is no longer remembered")

@@ -10,7 +10,7 @@ use crate::format::{CLOSING, Checked, Damage, Hash, SegmentHeader, put};
 use crate::group::{self, Placed, Sealed};
 use crate::index::{GroupEntry, RunEntry};
 use crate::keys::{Key, domain};
-use crate::producers::Verdict;
+use crate::producers::{Producers, Verdict};
 use crate::record::{Batch, Producer, Record};
 use crate::system::{Several, System};
 
@@ -34,8 +34,10 @@ pub enum Refused {
     },
     DigestDiffers,
     Forgotten,
-    /// It may have been appended, by a producer that is known no more.
-    Doubtful,
+    /// It may have been appended, by a producer that is known no more: the last group that had a batch of such a one.
+    Doubtful {
+        group: u64,
+    },
     NoKey {
         stream: u32,
     },
@@ -87,17 +89,10 @@ impl Log {
             }
         }
         let named = producer.map(|(id, _)| self.name(&streams, parts, id, several));
-        if let (Some(named), Some((_, sequence))) = (&named, producer) {
-            if since.is_some_and(|since| producers.is_doubtful(named.stream, &named.id, since)) {
-                return Err(Refused::Doubtful);
-            }
-            match producers.check(named.stream, &named.id, sequence, &named.digest) {
-                Verdict::New => {}
-                Verdict::Duplicate { group } => return Ok(Admission::Remembered { group }),
-                Verdict::Conflict { expected } if expected > sequence => return Err(Refused::DigestDiffers),
-                Verdict::Conflict { expected } => return Err(Refused::Sequence { expected }),
-                Verdict::Forgotten => return Err(Refused::Forgotten),
-            }
+        if let (Some(named), Some((_, sequence))) = (&named, producer)
+            && let Some(group) = judged(&producers, named, sequence, since, tail.sealer.group)?
+        {
+            return Ok(Admission::Remembered { group });
         }
         for part in parts {
             let length = streams.info[part.stream as usize].forming;
@@ -125,6 +120,28 @@ impl Log {
         let declarations: Vec<_> = parts.iter().flat_map(|part| streams.undeclared(part.stream)).collect();
         declarations.iter().for_each(|payload| tail.system(&mut streams, payload));
         Ok(Admission::New(parts.iter().map(|part| tail.add(&mut streams, part.stream, part.batch.clone())).collect()))
+    }
+
+    /// The group that an append is in already, if it is in one; or why nobody can know, or tell. Of what was not appended
+    /// nothing is said.
+    pub fn repeated(
+        &self,
+        parts: &[Part],
+        (id, sequence): (&[u8], u64),
+        since: Option<u64>,
+        several: bool,
+    ) -> Result<Option<u64>, Refused> {
+        let tail = self.tail.lock().unwrap();
+        let producers = self.producers.lock().unwrap();
+        let streams = self.streams.read().unwrap();
+        if parts.iter().map(|part| &streams.list[part.stream as usize]).any(|s| s.encrypted && s.keys.is_none()) {
+            return Ok(None);
+        }
+        let named = self.name(&streams, parts, id, several);
+        match judged(&producers, &named, sequence, since, tail.sealer.group) {
+            Err(Refused::Sequence { .. }) => Ok(None),
+            judged => judged,
+        }
     }
 
     /// Puts declarations into the group that is forming, so many bytes of it at most; what they take.
@@ -243,6 +260,30 @@ impl Log {
         let mut out = [0; 16];
         self.tail.lock().unwrap().sealer.entropy.fill(&mut out);
         out
+    }
+}
+
+/// What the table says of a producer's batch: the group that it is in; None if it is the next one.
+fn judged(
+    producers: &Producers,
+    named: &Named,
+    sequence: u64,
+    since: Option<u64>,
+    forming: u64,
+) -> Result<Option<u64>, Refused> {
+    if let Some(since) = since {
+        let doubt = producers.doubt(named.stream, &named.id, since);
+        // Whoever has seen a group that is not there yet has seen another log.
+        if let Some(group) = doubt.or((since >= forming).then_some(forming - 1)) {
+            return Err(Refused::Doubtful { group });
+        }
+    }
+    match producers.check(named.stream, &named.id, sequence, &named.digest) {
+        Verdict::New => Ok(None),
+        Verdict::Duplicate { group } => Ok(Some(group)),
+        Verdict::Conflict { expected } if expected > sequence => Err(Refused::DigestDiffers),
+        Verdict::Conflict { expected } => Err(Refused::Sequence { expected }),
+        Verdict::Forgotten => Err(Refused::Forgotten),
     }
 }
 

@@ -180,6 +180,7 @@ impl Log {
         }
         let mut tail = self.tail.lock().unwrap();
         let mut producers = self.producers.lock().unwrap();
+        producers.reached(header.number);
         for (stream, id, sequence, digest) in &contents.producers {
             producers.apply(*stream, id, *sequence, digest, header.number, header.timestamp);
         }

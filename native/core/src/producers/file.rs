@@ -120,7 +120,7 @@ impl Producers {
     }
 
     fn settle(&mut self, upto_group: u64) -> impl Iterator<Item = Fresh> {
-        self.durable = self.durable.max(upto_group);
+        self.reached(upto_group);
         let durable = |fresh: &Fresh| fresh.batch.group <= upto_group;
         let count = self.fresh.iter().take_while(|fresh| durable(fresh)).count();
         self.fresh.drain(..count)

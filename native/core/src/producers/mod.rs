@@ -196,9 +196,14 @@ impl Producers {
     }
 
     /// Whether nobody can know if a producer has appended something since this group: it is unknown, and others that
-    /// have were forgotten.
-    pub fn is_doubtful(&self, stream: u32, id: &Id, since: u64) -> bool {
-        self.forgotten > since && !self.known.contains_key(&(stream, *id))
+    /// have were forgotten. Then the last group that had a batch of one of these.
+    pub fn doubt(&self, stream: u32, id: &Id, since: u64) -> Option<u64> {
+        (self.forgotten > since && !self.known.contains_key(&(stream, *id))).then_some(self.forgotten)
+    }
+
+    /// This group is durable, and all before it.
+    pub fn reached(&mut self, group: u64) {
+        self.durable = self.durable.max(group);
     }
 
     /// Remembers a batch that the log has, or will have with this group. Batches come in the order
