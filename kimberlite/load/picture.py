@@ -13,7 +13,10 @@ LEFT: Final = 70
 RIGHT: Final = 30
 TOP: Final = 56
 BOTTOM: Final = 60
-COLOURS: Final = ("#1f6fb4", "#d1651b", "#3a8f3f", "#8a4fb0")
+COLOURS: Final = ("#1f6fb4", "#d1651b", "#3a8f3f", "#8a4fb0", "#b8932a", "#2a9d9d", "#7a7a7a")
+#: Columns of a letter of a curve's name, nearly, and of its line and the room behind it.
+LETTER: Final = 7.2
+NAMED: Final = 46
 #: Shares that have a line of their own, as far as the picture goes: at most to that of one request in so many powers of
 #: ten.
 SHARES: Final = ("0%", "50%", "90%", "99%", "99.9%", "99.99%", "99.999%", "99.9999%")
@@ -38,7 +41,8 @@ def picture(title: str, curves: Mapping[str, Curve]) -> str:
             f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
             f'<text x="{LEFT}" y="24" font-size="13">{escape(title)}</text>',
             *axes.lines(),
-            *(line for i, (name, curve) in enumerate(curves.items()) for line in drawn(axes, i, name, curve)),
+            *(line for i, curve in enumerate(curves.values()) for line in drawn(axes, i, curve)),
+            *named(list(curves)),
             "</svg>",
             "",
         ]
@@ -75,14 +79,19 @@ class Axes:
         yield f'<text x="{(LEFT + right) / 2:.1f}" y="{HEIGHT - 14}" text-anchor="middle">milliseconds</text>'
 
 
-def drawn(axes: Axes, number: int, name: str, curve: Curve) -> Iterator[str]:
-    colour = COLOURS[number % len(COLOURS)]
+def drawn(axes: Axes, number: int, curve: Curve) -> Iterator[str]:
     if curve:
         kept = [*curve[:: len(curve) // POINTS + 1], curve[-1]]
         # A share is reached where it is, and not on the way there.
         steps = "".join(f"H{axes.x(ms):.1f}V{axes.y(share):.1f}" for ms, share in kept)
         start = f"M{axes.x(kept[0][0]):.1f} {axes.y(0):.1f}"
+        colour = COLOURS[number % len(COLOURS)]
         yield f'<path d="{start}{steps}" fill="none" stroke="{colour}" stroke-width="2"/>'
-    x = LEFT + 120 * number
-    yield f'<path d="M{x} 40h22" stroke="{colour}" stroke-width="2"/>'
-    yield f'<text x="{x + 28}" y="44">{escape(name)}</text>'
+
+
+def named(names: Sequence[str]) -> Iterator[str]:
+    x: float = LEFT
+    for number, name in enumerate(names):
+        yield f'<path d="M{x:.1f} 40h22" stroke="{COLOURS[number % len(COLOURS)]}" stroke-width="2"/>'
+        yield f'<text x="{x + 28:.1f}" y="44">{escape(name)}</text>'
+        x += NAMED + LETTER * len(name)
