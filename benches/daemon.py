@@ -20,12 +20,18 @@ LISTENS = re.compile(r"listening on (127\.0\.0\.1:\d+)")
 class Daemon:
     """`kimberlite serve` on a free port, from its first word to its exit."""
 
-    def __init__(self, path: Path, *settings: str, environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *settings: str,
+        environment: Mapping[str, str] = os.environ,
+        module: str = "kimberlite.cli.main",
+    ) -> None:
         flags = [flag for setting in settings for flag in ("--set", setting)]
         serve = ["serve", str(path), "--listen", "127.0.0.1:0", "--http", "", *flags]
         clean = {name: value for name, value in environment.items() if not name.startswith("KIMBERLITE_")}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "kimberlite.cli.main", *serve], stderr=subprocess.PIPE, env=clean, text=True
+            [sys.executable, "-m", module, *serve], stderr=subprocess.PIPE, env=clean, text=True
         )
         self.address = ""
         #: What it has said lately; it never waits for somebody to read it.
@@ -33,9 +39,13 @@ class Daemon:
         self._reader = threading.Thread(target=self._listen, daemon=True)
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def cpu(self) -> float:
         """Seconds of processor that it has spent."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         # From the third on: utime and stime are the fourteenth and the fifteenth.
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -46,11 +56,11 @@ class Daemon:
 
     def forget_peak(self) -> int:
         """Bytes of memory that it has now."""
-        Path(f"/proc/{self._process.pid}/clear_refs").write_text("5")
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
         return self._status("VmRSS")
 
     def _status(self, name: str) -> int:
-        lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
     def __enter__(self) -> Self:
