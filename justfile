@@ -74,6 +74,22 @@ bench-compare base *arguments:
 bench-peers *arguments:
     python -m benches.network --modes --peers {{ arguments }}
 
+# Where a loaded daemon spends its time, or with `bench` what loads it: Python, Rust, C and kernel, results/flamegraph-serve.svg.
+flamegraph *arguments:
+    python -m benches.flamegraph {{ arguments }}
+
+# The Python functions that a loaded daemon spends its time in.
+profile *arguments:
+    python -m benches.profile {{ arguments }}
+
+# The machine code that it spends its time in, and what it asks of the kernel for a request.
+perf *arguments:
+    python -m benches.perf {{ arguments }}
+
+# Latencies at several loads, as clients see them and in the parts of the daemon: results/latency-report.html, and a table.
+latency-report *arguments:
+    python -m benches.latency_report {{ arguments }}
+
 # The tour: append, kill, recover, verify, tamper.
 demo:
     kimberlite demo
