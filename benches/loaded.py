@@ -8,12 +8,11 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, get_args
-from unittest.mock import patch
 
 from benches import frames, sampling
 from benches.daemon import Daemon
@@ -87,20 +86,29 @@ def database(directory: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def loaded(options: argparse.Namespace, library: Path | None = None) -> Iterator[Loaded]:
-    """A daemon and clients that are warm; framed, if there is the library for it."""
+def loaded(options: argparse.Namespace, library: Path | None = None, whose: Whose = "serve") -> Iterator[Loaded]:
+    """A daemon and clients that are warm; those that are looked at are framed, if there is the library for it."""
     with database(options.directory) as path:
         written = path / "frames"
         written.mkdir()
         framing = frames.environment(library, written) if library is not None else {}
-        environment = os.environ | framing
-        module = "benches.framed" if framing else "kimberlite.cli.main"
-        with Daemon(path / "db", environment=environment, module=module) as daemon:
+        module = "benches.framed" if framing and whose == "serve" else "kimberlite.cli.main"
+        with Daemon(path / "db", environment=os.environ | framing, module=module) as daemon:
             plan = planned(options, daemon.address)
-            # Processes with clients have the environment of their parent.
-            with patch.dict(os.environ, framing), Processes(plan) as processes:
+            with _inherited(framing if whose == "bench" else {}), Processes(plan) as processes:
                 processes.run(WARM, warm=True)
                 yield Loaded(daemon, plan, processes, written)
+
+
+@contextmanager
+def _inherited(environment: Mapping[str, str]) -> Iterator[None]:
+    """By processes that begin meanwhile."""
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        for name in environment:
+            del os.environ[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +136,7 @@ class Seen:
 def seen(options: argparse.Namespace, whose: Whose = "serve", *, framed: bool = True) -> Seen:
     """Framed, there are stacks, with Python's functions in them."""
     perf, library = sampling.had_perf(), frames.built() if framed else None
-    with loaded(options, library) as load:
+    with loaded(options, library, whose) as load:
         pids = [load.daemon.pid] if whose == "serve" else load.clients
         data = load.directory / "perf.data"
         cpu, before = load.daemon.cpu, _calls(load.directory)

@@ -15,7 +15,7 @@ from benches.table import Table, machine, show
 
 #: Columns of what is done for a function that calls no other in Python.
 PARTS: Final = {"Python": (PYTHON, INTERPRETER), "Rust": (RUST,), "C": (LIBRARY,), "kernel": (KERNEL,)}
-NOBODY: Final = "(no Python function)"
+NOBODY: Final = "(no Python: native threads)"
 
 
 def table(seen: Seen, most: int) -> Table:

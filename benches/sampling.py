@@ -2,6 +2,8 @@
 
 perf takes a sample so often for each second of processor that a thread uses, in the kernel or not: who waits is not
 seen. It keeps a piece of the stack, which is unwound later by the tables that compilers leave; nothing is stopped.
+Without hardware counters the clock is an interrupt: what the kernel does with interrupts off is counted where it
+turns them on again, as in finish_task_switch.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ HEAD: Final = re.compile(r"\s*(\S.*?)\s+(\d+)/(\d+)\s*$")
 LINE: Final = re.compile(r"\s*([0-9a-f]+) (.*) \((.*)\)$")
 LONE: Final = re.compile(r"^(.*?\s\d+/\d+)\s+(?=[0-9a-f]+ )")
 FRAMED: Final = re.compile(r"python_([0-9a-f]{3})$")
+PLUMBING: Final = ("pyo3::impl_::trampoline", "core::", "<core::", "std::", "<std::", "alloc::", "<alloc::")
 UNWOUND: Final = 0xFFFFFFFFFFFFFFFF
 CYTHON: Final = re.compile(r"__pyx_(?:pw|pf|f)_(\d.*)$")
 
@@ -197,13 +200,13 @@ def _cython(symbol: str) -> str:
 
 def _without_plumbing(frames: Sequence[Frame]) -> Iterator[Frame]:
     """From the outermost on, without how a process or a thread begins, how the interpreter calls another function, how
-    it calls Rust, and what is told twice in a row."""
+    it calls Rust, what Rust's own library does to call us, and what is told twice in a row."""
     last = None
     begun = False
     for i, frame in enumerate(frames):
         begun = begun or frame.kind in (PYTHON, RUST)
         inner = [after for after in frames[i + 1 :] if after.kind in (PYTHON, RUST) or "uvloop" in after.where]
-        is_plumbing = frame.kind == INTERPRETER or frame.name.startswith("pyo3::impl_::trampoline") or not begun
+        is_plumbing = frame.kind == INTERPRETER or frame.name.startswith(PLUMBING) or not begun
         if (inner and is_plumbing) or (frame.kind, frame.name) == last:
             continue
         last = frame.kind, frame.name

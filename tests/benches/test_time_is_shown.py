@@ -18,7 +18,7 @@ from benches.sampling import INTERPRETER, KERNEL, LIBRARY, PYTHON, RUST, THREAD,
 
 ROOT = Path(__file__).parents[2]
 SVG = "{http://www.w3.org/2000/svg}"
-SMALL = ("--clients", "8", "--batch", "10", "--seconds", "1")
+SMALL = ("--clients", "8", "--batch", "10", "--seconds", "0.6")
 
 
 def python(*arguments: str, cwd: Path) -> str:
