@@ -15,6 +15,8 @@ from benches.table import Table, machine, show
 
 #: Columns of what is done for a function that calls no other in Python.
 PARTS: Final = {"Python": (PYTHON, INTERPRETER), "Rust": (RUST,), "C": (LIBRARY,), "kernel": (KERNEL,)}
+#: Calls of which there is no mean.
+FEW: Final = 10
 NOBODY: Final = "(no Python: native threads)"
 
 
@@ -40,8 +42,8 @@ def table(seen: Seen, most: int) -> Table:
                 f"{own[name].total() / samples:.1%}",
                 *(f"{part / samples:.1%}" if part else "" for part in parts),
                 f"{total[name] / samples:.1%}",
-                f"{calls / seen.requests:.3f}" if calls else "",
-                f"{1e6 * total[name] / FREQUENCY / in_time:.1f}" if calls else "",
+                f"{calls / seen.requests:.3f}" if calls >= FEW else "",
+                f"{1e6 * total[name] / FREQUENCY / in_time:.1f}" if calls >= FEW else "",
             )
         )
     title = f"{seen.did()}: time on the processor, {samples:,} samples in {seen.seconds:g} s"
