@@ -129,13 +129,20 @@ impl GroupKey {
     }
 }
 
+const RANDOM: &str = "the kernel always has random bytes";
+
 /// Where random bytes come from: the kernel, or a seed in tests that compare bytes.
 pub enum Entropy {
-    Kernel,
+    /// With what was drawn ahead, each byte of which is given out once.
+    Kernel(Vec<u8>),
     Seeded(Box<blake3::OutputReader>),
 }
 
 impl Entropy {
+    pub fn kernel() -> Self {
+        Self::Kernel(Vec::new())
+    }
+
     pub fn seeded(seed: &[u8]) -> Self {
         Self::Seeded(Box::new(blake3::Hasher::new().update(seed).finalize_xof()))
     }
@@ -144,9 +151,24 @@ impl Entropy {
         matches!(self, Self::Seeded(_))
     }
 
+    /// Asks the kernel once for all that `fill` is about to give; what is left of it is thrown away by the next call.
+    pub fn draw(&mut self, count: usize) {
+        if let Self::Kernel(ahead) = self {
+            ahead.clear();
+            ahead.resize(count, 0);
+            getrandom::fill(ahead).expect(RANDOM);
+        }
+    }
+
     pub fn fill(&mut self, out: &mut [u8]) {
         match self {
-            Self::Kernel => getrandom::fill(out).expect("the kernel always has random bytes"),
+            Self::Kernel(ahead) => match ahead.len().checked_sub(out.len()) {
+                Some(rest) => {
+                    out.copy_from_slice(&ahead[rest..]);
+                    ahead.truncate(rest);
+                }
+                None => getrandom::fill(out).expect(RANDOM),
+            },
             Self::Seeded(reader) => reader.fill(out),
         }
     }
@@ -169,6 +191,21 @@ mod tests {
         let mut text = *b"XAES-256-GCM";
         let tag = Xaes::new(&[3; 32]).seal(&nonce, b"c2sp.org/XAES-256-GCM", &mut text);
         assert_eq!(hex(&text) + &hex(&tag), "986ec1832593df5443a179437fd083bf3fdb41abd740a21f71eb769d");
+    }
+
+    #[test]
+    fn random_bytes_are_given_out_once_whether_they_were_drawn_ahead_or_not() {
+        let mut entropy = Entropy::kernel();
+        let mut seen = std::collections::HashSet::new();
+        for drawn in [0, 0, 64, 100, 32, 0] {
+            entropy.draw(drawn);
+            for _ in 0..5 {
+                let (mut seed, mut nonce) = ([0; 32], [0; 24]);
+                entropy.fill(&mut seed);
+                entropy.fill(&mut nonce);
+                assert!(seen.insert(seed[..24].to_vec()) && seen.insert(nonce.to_vec()));
+            }
+        }
     }
 
     #[test]

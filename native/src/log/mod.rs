@@ -119,7 +119,7 @@ impl Log {
         };
         let receipt: Key = exactly(receipt_key, "receipt key")?;
         let several = derive(&receipt, &[&domain("kimberlite/producer/1")]);
-        let entropy = seed.map_or(Entropy::Kernel, Entropy::seeded);
+        let entropy = seed.map_or_else(Entropy::kernel, Entropy::seeded);
         let finisher = Mutex::new(Finisher { queue: None, last: None });
         let secrets = Secrets { receipt, several };
         let inner = Arc::new(log::Log::new(database, secrets, level, cache_bytes, entropy));

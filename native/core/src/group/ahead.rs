@@ -80,7 +80,7 @@ pub fn make_ahead(stream: &Arc<Stream>, batch: &Arc<Batch>) {
             return;
         }
         let piece = &run.pieces[0];
-        state.runs.push((piece.from, piece.to, Drawn::with(&mut Entropy::Kernel, stream, piece)));
+        state.runs.push((piece.from, piece.to, Drawn::with(&mut Entropy::kernel(), stream, piece)));
     }
 }
 

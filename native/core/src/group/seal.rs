@@ -177,6 +177,7 @@ impl Sealer {
         let mut at = GROUP_HEADER;
         let mut hashes = Vec::with_capacity(plans.len());
         let mut runs = Vec::with_capacity(plans.len());
+        self.entropy.draw(plans.iter().filter(|plan| plan.drawn.is_none()).count() * size_of::<Hash>());
         for plan in plans {
             let mut run = self.seal_run(database, plan, &mut out[at..]);
             run.place = place + at as u64;

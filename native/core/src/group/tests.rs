@@ -295,7 +295,7 @@ fn what_was_made_ahead_is_used_once_and_nothing_is_made_after_sealing() {
         let mut out = vec![0; room(&batches)];
         let placed = placed(&streams, &mut [0; 4], &batches);
         let mut sealer = sealer(None);
-        sealer.entropy = Entropy::Kernel;
+        sealer.entropy = Entropy::kernel();
         let sealed = sealer.seal(&database, &placed, &SALT, 4096, 0, 1, 0, &mut out);
         let header = GroupHeader::decode(&out, &SALT, 4096).unwrap();
         let expected = Expected { number: 1, position: 0, previous: [2; 32], timestamp: 0 };
