@@ -52,15 +52,9 @@ crash *arguments="":
 soak *arguments:
     python -m tests.crash.soak {{ arguments }}
 
-# The benches, one after another: nothing else should run on the machine.
+# Every bench, one after another, into `results/`: nothing else should run on the machine. `--quick` is done in two minutes.
 bench *arguments:
-    python -m benches.disk --seconds 2 --markdown
-    python -m benches.engine --peers {{ arguments }}
-    python -m benches.engine --matrix --rounds 1 --seconds 1 {{ arguments }}
-    python -m benches.network --modes
-    python -m benches.hostile
-    python -m benches.reads
-    python -m benches.startup
+    python -m benches {{ arguments }}
 
 # Instructions that the core needs, held against those that are written down; `--write` writes them down.
 bench-instructions *arguments:

@@ -31,7 +31,7 @@ from typing import Final, Self
 from benches import instructions
 from benches.daemon import Daemon
 from benches.packages import Missing, cache
-from benches.table import Table, machine, show, write_json
+from benches.table import Table, machine, publish
 from kimberlite.load.plan import Plan
 from kimberlite.load.run import Processes
 
@@ -301,9 +301,7 @@ def main() -> int:
         tables.append(instructions.table(counts, "Instructions for each kind of work of the core"))
     except Missing as problem:
         print(f"no instructions are counted: {problem}", file=sys.stderr)
-    show(where, tables, markdown=options.markdown)
-    if options.json:
-        write_json(options.json, where, {"compared": found, "instructions": counts})
+    publish(where, tables, {"compared": found, "instructions": counts}, markdown=options.markdown, path=options.json)
     more = any(each.ratio is not None and each.ratio > 1 + ALLOWED for each in counts)
     return 1 if more or any(each.verdict == "slower" for each in found) else 0
 

@@ -130,7 +130,7 @@ class Side:
             key = directory / f"{name}.key"
             if encrypted:
                 kimberlite.crypto.master.create_master(key)
-            options = {"key_file": key} if encrypted else {}
+            options: dict[str, Any] = {"key_file": key} if encrypted else {}
             self._opened[name] = await self._stack.enter_async_context(
                 kimberlite.open(directory / name, segment_bytes=64 << 20, backend="threads", **options)
             )

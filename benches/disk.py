@@ -21,7 +21,7 @@ from itertools import product
 from pathlib import Path
 from random import Random
 
-from benches.table import Table, byte_count, machine, microseconds, quantile, show, write_json
+from benches.table import Table, byte_count, machine, microseconds, publish, quantile
 from kimberlite import _native
 from kimberlite.load.disk import (
     BEST,
@@ -312,9 +312,7 @@ def main() -> None:
             else:
                 rows["depth"] = deep = depths(Path(name), options.seconds)
                 tables.append(depth_table(deep))
-    show(where, tables, markdown=options.markdown)
-    if options.json:
-        write_json(options.json, where, rows)
+    publish(where, tables, rows, markdown=options.markdown, path=options.json)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Final, Literal
 
 import kimberlite
 from benches import disk, limits, peers
-from benches.table import Table, machine, microseconds, quantile, show, write_json
+from benches.table import Table, machine, microseconds, publish, quantile
 from kimberlite.crypto.master import create_master
 from kimberlite.load.disk import best_writes, rate
 from kimberlite.load.plan import events
@@ -71,6 +71,9 @@ class Outcome:
     p99_ns: int
     #: Bytes of segments for each byte of payload.
     stored: float
+    #: Records a second of the slowest round and of the fastest.
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +141,7 @@ async def append(cell: Cell, directory: Path, seconds: float) -> Outcome:
         used = sum(file.stat().st_size for file in (path / "db" / "segments").iterdir())
         rate = len(took) * cell.batch / elapsed
         stored = (warm + len(took)) * cell.batch * cell.size
-        return Outcome(cell, rate, quantile(took, 0.5), quantile(took, 0.99), used / stored)
+        return Outcome(cell, rate, quantile(took, 0.5), quantile(took, 0.99), used / stored, rate, rate)
     finally:
         shutil.rmtree(path)
 
@@ -157,6 +160,8 @@ def middle(outcomes: Sequence[Outcome]) -> Outcome:
         sorted(outcomes, key=lambda outcome: outcome.records_per_s)[len(outcomes) // 2],
         p50_ns=int(statistics.median(outcome.p50_ns for outcome in outcomes)),
         p99_ns=int(statistics.median(outcome.p99_ns for outcome in outcomes)),
+        low=min(outcome.records_per_s for outcome in outcomes),
+        high=max(outcome.records_per_s for outcome in outcomes),
     )
 
 
@@ -277,10 +282,13 @@ def main() -> None:
             work = peers.Work(batch=100, size=256, seconds=options.seconds)
             tables.append(peers.peer_table(peers.compare(directory, work, makers, options.rounds)))
         where = machine(directory)
-    show(where, tables, markdown=options.markdown)
-    if options.json:
-        reached = list(aims(found, raws).values())
-        write_json(options.json, where, {"append": found, "raw": list(raws.values()), "aims": reached})
+    publish(
+        where,
+        tables,
+        {"append": found, "raw": list(raws.values()), "aims": list(aims(found, raws).values())},
+        markdown=options.markdown,
+        path=options.json,
+    )
 
 
 if __name__ == "__main__":

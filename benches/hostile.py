@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Final
 
 from benches.daemon import Daemon
-from benches.table import Table, machine, show, write_json
+from benches.table import Table, machine, publish
 from kimberlite import _native
 from kimberlite.load.plan import Plan
 from kimberlite.load.run import Processes
@@ -223,8 +223,11 @@ def feel(name: str, daemon: Daemon, others: Processes, seconds: float, rounds: i
     return Felt(
         name,
         sum(times for times, _ in said) / (rounds * (seconds + SETTLING)),
-        *(alone.quantile(share) / 1e6 for share in (0.5, 0.99)),
-        *(under.quantile(share) / 1e6 for share in (0.5, 0.99, 1.0)),
+        alone.quantile(0.5) / 1e6,
+        alone.quantile(0.99) / 1e6,
+        under.quantile(0.5) / 1e6,
+        under.quantile(0.99) / 1e6,
+        under.quantile(1.0) / 1e6,
         1000 * statistics.median(answers) if answers else None,
         1000 * answers[len(answers) * 99 // 100] if answers else None,
         grown / MIB,
@@ -287,9 +290,7 @@ def main() -> None:
                     print(each, file=sys.stderr, flush=True)
                     found.append(feel(each, daemon, others, options.seconds, options.rounds))
         where = machine(directory)
-    show(where, [table(found)], markdown=options.markdown)
-    if options.json:
-        write_json(options.json, where, {"hostile": found})
+    publish(where, [table(found)], {"hostile": found}, markdown=options.markdown, path=options.json)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from benches.packages import Installed, Missing, Program, had
-from benches.table import Table, show, write_json
+from benches.table import Table, publish
 
 ROOT: Final = Path(__file__).parents[1]
 KEPT: Final = Path(__file__).with_suffix(".json")
@@ -140,9 +140,13 @@ def main() -> int:
         return 69
     known = kept()
     found = held_against(counts, known.get(compiler(), {}))
-    show(compiler(), [table(found, "Instructions for each kind of work")], markdown=options.markdown)
-    if options.json:
-        write_json(options.json, compiler(), {"instructions": found})
+    publish(
+        compiler(),
+        [table(found, "Instructions for each kind of work")],
+        {"instructions": found},
+        markdown=options.markdown,
+        path=options.json,
+    )
     if options.write:
         known[compiler()] = {kind: round(count) for kind, count in counts.items()}
         KEPT.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")

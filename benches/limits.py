@@ -18,7 +18,7 @@ from statistics import median
 from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from benches.table import Table, byte_count, machine, show, write_json
+from benches.table import Table, byte_count, machine, publish
 
 SIZES = (256, 1 << 10, 1 << 20)
 #: Calls between two looks at the clock, in bytes: enough that the clock costs nothing.
@@ -110,9 +110,7 @@ def main() -> None:
     options = arguments().parse_args()
     where = machine()
     found = rates(options.seconds)
-    show(where, [rate_table(found)], markdown=options.markdown)
-    if options.json:
-        write_json(options.json, where, {"limits": found})
+    publish(where, [rate_table(found)], {"limits": found}, markdown=options.markdown, path=options.json)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,12 @@ import statistics
 import sys
 import tempfile
 import time
+from base64 import b64decode, b64encode
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import astuple, fields, replace
+from functools import reduce
 from pathlib import Path
 from typing import Final
 
@@ -42,7 +44,7 @@ from benches.network_tables import (
     read_table,
 )
 from benches.rivals import Figures, Rival, rivals, settings_table
-from benches.table import machine, show, write_json
+from benches.table import machine, publish
 from kimberlite import _native
 from kimberlite.crypto.master import create_master
 from kimberlite.load.plan import Plan
@@ -101,16 +103,20 @@ def append(cell: Cell, directory: Path, seconds: float) -> Outcome:
         plain, best = (1e9 * cell.batch / statistics.mean(writes) for writes in (disk.plain_batch, disk.best_batch))
         best_p50 = statistics.median(disk.best_batch) / 1e6
         cpu_us = 1e6 * spent / outcome.appends.records
-        return Outcome(cell, outcome.records_per_s, p50, p99, p999, plain, best, best_p50, cpu_us)
+        rate, times = outcome.records_per_s, b64encode(outcome.times.encode()).decode()
+        return Outcome(cell, rate, p50, p99, p999, plain, best, best_p50, cpu_us, rate, rate, times)
     finally:
         shutil.rmtree(path)
 
 
 def middle(outcomes: Sequence[Outcome]) -> Outcome:
-    """The medians, each by itself."""
-    _cell, *numbers = (field.name for field in fields(Outcome))
+    """The medians, each by itself; and what is of all rounds."""
+    _cell, *numbers, _low, _high, _times = (field.name for field in fields(Outcome))
     medians = {name: statistics.median(getattr(outcome, name) for outcome in outcomes) for name in numbers}
-    return replace(outcomes[0], **medians)
+    rates = [outcome.records_per_s for outcome in outcomes]
+    times = reduce(_native.Histogram.plus, (_native.Histogram.decode(b64decode(each.times)) for each in outcomes))
+    together = b64encode(times.encode()).decode()
+    return replace(outcomes[0], low=min(rates), high=max(rates), times=together, **medians)
 
 
 def encoding(found: Sequence[Outcome], rounds: int = 5, batches: int = 1_000) -> Encoding | None:
@@ -219,13 +225,13 @@ def main() -> None:
     if peers:
         plain = [outcome for outcome in outcomes if outcome.cell.mode == "plain"]
         tables += [peer_table(plain, others), settings_table(peers)]
-    show(where, tables, markdown=options.markdown)
-    if options.json:
-        write_json(
-            options.json,
-            where,
-            {"append": outcomes, "read": readings, "peers": others, "encoding": [] if encoded is None else [encoded]},
-        )
+    publish(
+        where,
+        tables,
+        {"append": outcomes, "read": readings, "peers": others, "encoding": [] if encoded is None else [encoded]},
+        markdown=options.markdown,
+        path=options.json,
+    )
 
 
 if __name__ == "__main__":

@@ -44,6 +44,11 @@ class Outcome:
     best_p50_ms: float
     #: Microseconds of processor that the daemon spends on a record, the kernel's for it included.
     cpu_us: float
+    #: The slowest round and the fastest.
+    low: float
+    high: float
+    #: Every latency of all rounds, as HdrHistogram encodes them, in base64.
+    times: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from random import Random
 from typing import TYPE_CHECKING, Protocol
 
 from benches import disk
-from benches.table import Table, machine, microseconds, quantile, show, write_json
+from benches.table import Table, machine, microseconds, publish, quantile
 
 if TYPE_CHECKING:
     import lmdb
@@ -345,9 +345,13 @@ def main() -> None:
     work = Work(options.batch, options.size, options.seconds, options.no_sync)
     with tempfile.TemporaryDirectory(dir=options.directory, prefix="bench-peers-") as name:
         found = compare(Path(name), work, peers, options.rounds)
-    show(where, [peer_table(found), settings_table(found)], markdown=options.markdown)
-    if options.json:
-        write_json(options.json, where, {"peers": found})
+    publish(
+        where,
+        [peer_table(found), settings_table(found)],
+        {"peers": found},
+        markdown=options.markdown,
+        path=options.json,
+    )
 
 
 if __name__ == "__main__":

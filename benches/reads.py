@@ -22,7 +22,7 @@ from pathlib import Path
 
 import kimberlite
 from benches.engine import Cell, Mode, payloads
-from benches.table import Table, machine, microseconds, quantile, show, write_json
+from benches.table import Table, machine, microseconds, publish, quantile
 from kimberlite.crypto.master import create_master, load_master
 from kimberlite.log.verify import verify
 from kimberlite.storage import open_backend
@@ -197,9 +197,7 @@ def main() -> None:
             for figure in measure(directory, mode, options.records, options.rounds, options.seconds)
         ]
         where = machine(directory)
-    show(where, [table(found)], markdown=options.markdown)
-    if options.json:
-        write_json(options.json, where, {"reads": found})
+    publish(where, [table(found)], {"reads": found}, markdown=options.markdown, path=options.json)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,25 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import kimberlite
-from benches.table import Table, machine, show
+from benches.table import Table, machine, publish
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    log: str
+    median_s: float
+    worst_s: float
+    #: The same interpreter that only starts and stops.
+    import_s: float
+    #: Bytes on the disk.
+    stored: int
+    #: Whether the page cache was empty.
+    dropped: bool
+
 
 BATCH = 100
 SIZE = 256
@@ -115,15 +130,34 @@ def killed_under_load(path: Path, total: int, streams: int, producers: int) -> N
     child.communicate()
 
 
-def main() -> None:
+def table(found: Start) -> Table:
+    row = (
+        found.log,
+        f"{found.median_s:.3f}",
+        f"{found.worst_s:.3f}",
+        f"{found.import_s:.3f}",
+        f"{found.stored / (1 << 30):.2f}",
+        "yes" if found.dropped else "no",
+    )
+    headings = ("log", "median s", "worst s", "only import s", "GiB on disk", "caches dropped")
+    return Table("From exec to the first read and the first durable append", headings, (row,))
+
+
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--directory", type=Path, default=Path())
     parser.add_argument("--gib", type=float, default=10.0)
     parser.add_argument("--streams", type=int, default=10_000)
     parser.add_argument("--producers", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--fill", nargs=4, metavar=("PATH", "BYTES", "STREAMS", "PRODUCERS"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = arguments().parse_args()
     if options.fill:
         path, total, streams, producers = options.fill
         asyncio.run(fill(Path(path), int(total), int(streams), int(producers)))
@@ -139,20 +173,10 @@ def main() -> None:
             took.append(first_answers(path, random.randrange(1, total // SIZE) // 2))
             imports.append(import_only())
         used = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        row = (
-            f"{options.gib:g} GiB, {options.streams} streams, {options.producers} producers",
-            f"{statistics.median(took):.3f}",
-            f"{max(took):.3f}",
-            f"{statistics.median(imports):.3f}",
-            f"{used / (1 << 30):.2f}",
-            "yes" if dropped else "no",
-        )
-        headings = ("log", "median s", "worst s", "only import s", "GiB on disk", "caches dropped")
-        show(
-            machine(directory),
-            [Table("From exec to the first read and the first durable append", headings, (row,))],
-            markdown=False,
-        )
+        log = f"{options.gib:g} GiB, {options.streams} streams, {options.producers} producers"
+        found = Start(log, statistics.median(took), max(took), statistics.median(imports), used, dropped)
+        rows = {"startup": [found]}
+        publish(machine(directory), [table(found)], rows, markdown=options.markdown, path=options.json)
     finally:
         shutil.rmtree(directory)
 

@@ -83,7 +83,12 @@ def show(where: str, tables: Sequence[Table], *, markdown: bool) -> None:
     print("\n\n".join([where, *parts]))
 
 
-def write_json(path: Path, where: str, rows: Mapping[str, Sequence[Any]]) -> None:
-    """`rows`: dataclasses, by the name of their table."""
-    content = {"machine": where, **{name: [asdict(row) for row in group] for name, group in rows.items()}}
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def publish(
+    where: str, tables: Sequence[Table], rows: Mapping[str, Sequence[Any]], *, markdown: bool, path: Path | None
+) -> None:
+    """Shows the tables, and writes them and their rows, dataclasses by a name of theirs, to a file if there is one."""
+    show(where, tables, markdown=markdown)
+    if path is not None:
+        found = {name: [asdict(row) for row in group] for name, group in rows.items()}
+        content = {"machine": where, **found, "tables": [asdict(table) for table in tables]}
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

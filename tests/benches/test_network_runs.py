@@ -57,7 +57,8 @@ def test_every_work_is_measured_beside_the_raw_disk_its_aim_and_the_peers(
 
 
 def outcome(cell: Cell, records_per_s: float, p50_ms: float = 1.0) -> Outcome:
-    return Outcome(cell, records_per_s, p50_ms, 2.0, 3.0, 1.0, 1.0, 0.5, 1.0)
+    rate = records_per_s
+    return Outcome(cell, rate, p50_ms, 2.0, 3.0, 1.0, 1.0, 0.5, 1.0, rate, rate, "")
 
 
 def test_a_lone_writer_is_held_against_the_disk_and_encryption_against_none() -> None:
