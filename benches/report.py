@@ -32,7 +32,7 @@ from kimberlite import _native
 ROOT: Final = Path(__file__).parents[1]
 RESULTS: Final = ROOT / "results"
 #: What figures may depend on.
-PACKAGES: Final = ("uvloop", "blake3", "cryptography", "hdrhistogram", "lmdb", "rocksdict")
+PACKAGES: Final = ("uvloop", "blake3", "cryptography", "hdrhistogram", "lmdb", "matplotlib", "rocksdict")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def commit() -> str:
 def versions() -> dict[str, str]:
     """Of what was measured, and of what it runs on."""
     found = {"python": platform.python_version(), "kernel": platform.release()}
-    found["rustc"] = _first_line("rustc", "--version")
+    found["rustc"] = _first_line("rustc", "--version").removeprefix("rustc ")
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
