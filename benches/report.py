@@ -50,6 +50,7 @@ class Bench:
 BENCHES: Final = (
     Bench("limits", "The processor's limits", "", "--seconds 0.2", on_disk=False),
     Bench("disk", "The disk's limits", "", "--seconds 0.2"),
+    Bench("targets", "Targets", "", "--seconds 0.2 --records 100000"),
     Bench("sweep", "Throughput", "", "--seconds 0.4 --rounds 1 --clients 1 16 64 --batches 1 100"),
     Bench("network", "Over loopback", "--modes", "--seconds 0.4 --rounds 1 --records 200000"),
     Bench("engine", "Embedded", "--peers", "--peers --seconds 0.2 --rounds 1"),

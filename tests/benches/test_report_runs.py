@@ -13,6 +13,7 @@ import pytest
 #: The least that is measured at all.
 SHORT = (
     ("limits", "--seconds 0.05", False),
+    ("targets", "--seconds 0.05 --records 3000", True),
     ("sweep", "--seconds 0.1 --rounds 2 --clients 1 4 --batches 1 10", True),
     ("sizes", "--records 5000 20000", True),
     ("startup", "--gib 0.001 --streams 5 --producers 5 --rounds 1", True),
@@ -32,6 +33,9 @@ def test_what_benches_find_is_one_file_and_one_page(tmp_path: Path, monkeypatch:
     benches: dict[str, Any] = found["benches"]
     assert "nothing" in benches["network"]
     assert [each["records"] for each in benches["sizes"]["sizes"]] == [5_000, 20_000]
+    reached = {each["work"]: each["figure"] for each in benches["targets"]["targets"]}
+    assert len(reached) == 12
+    assert all(figure > 0 for figure in reached.values())
     for each in benches["sweep"]["sweep"]:
         assert 0 < each["low"] <= each["records_per_s"] <= each["high"]
         assert min(each["best"], each["plain"]) > 0

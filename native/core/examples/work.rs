@@ -1,17 +1,20 @@
-//! One kind of work, so many times over: what an instruction counter counts. `work` alone lists the kinds.
+//! One kind of work, so many times over: `work KIND TIMES` for whoever counts instructions, `work KIND SECONDSs` for how
+//! many nanoseconds it takes, in the mean and at the 99th percentile. `work` alone lists the kinds whose instructions can be
+//! counted.
 use std::env;
 use std::hint::black_box;
 use std::io;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use kimberlite_core::format::SEGMENT_HEADER;
 use kimberlite_core::group::{Database, OVERHEAD, Placed, Sealer, Stream, bound};
 use kimberlite_core::histogram::Recorder;
-use kimberlite_core::keys::{Entropy, GroupKey};
+use kimberlite_core::keys::{Entropy, GroupKey, Xaes};
 use kimberlite_core::log::{Log, Part, Receipt, Secrets, Segment, Source, Window};
 use kimberlite_core::record::{Batch, Record};
-use kimberlite_core::sha256::Kernel;
+use kimberlite_core::sha256::{self, Job, Kernel, START};
 use kimberlite_core::system::Declaration;
 use kimberlite_core::wire::append::{self, Append};
 use kimberlite_core::wire::receipts::{self, Ending, Place};
@@ -22,33 +25,59 @@ const BATCH: usize = 100;
 const SIZE: usize = 256;
 const QUANTUM: usize = 4096;
 
-type Work = fn(usize);
+type Work = Box<dyn FnMut()>;
 
 /// What each does once is a batch of records, unless it says otherwise.
-const KINDS: [(&str, Work); 10] = [
+const KINDS: [(&str, fn() -> Work); 10] = [
     ("encode", encode),
     ("decode", decode),
-    ("seal", |times| seal(times, false)),
-    ("seal encrypted", |times| seal(times, true)),
+    ("seal", || seal(false)),
+    ("seal encrypted", || seal(true)),
     ("hash portable", hash),
-    ("append", |times| appends(times, BATCH)),
-    ("append one", |times| appends(times, 1)),
+    ("append", || appends(BATCH)),
+    ("append one", || appends(1)),
     ("answer 64", answer),
     ("read", read),
     ("record a time", record),
 ];
 
+/// What depends on what the processor has for it, which an instruction counter hides.
+const HARDWARE: [(&str, fn() -> Work); 5] = [
+    ("sha256 chain 1 KiB", chain),
+    ("sha256 64 x 1 KiB", many),
+    ("blake3 1 KiB", || blake(1 << 10)),
+    ("blake3 1 MiB", || blake(1 << 20)),
+    ("aes 1 KiB", encrypt),
+];
+
 fn main() -> ExitCode {
     let arguments: Vec<_> = env::args().skip(1).collect();
-    match &arguments[..] {
-        [] => KINDS.iter().for_each(|(name, _)| println!("{name}")),
-        [name, times] => {
-            let Some((_, work)) = KINDS.iter().find(|kind| kind.0 == name) else { return ExitCode::from(64) };
-            work(times.parse().expect("a number"));
-        }
-        _ => return ExitCode::from(64),
+    let [name, much] = &arguments[..] else {
+        KINDS.iter().for_each(|(name, _)| println!("{name}"));
+        return ExitCode::from(if arguments.is_empty() { 0 } else { 64 });
+    };
+    let Some((_, make)) = KINDS.iter().chain(&HARDWARE).find(|kind| kind.0 == name) else { return ExitCode::from(64) };
+    let mut work = make();
+    match much.strip_suffix('s') {
+        Some(seconds) => timed(&mut work, Duration::from_secs_f64(seconds.parse().expect("seconds"))),
+        None => (0..much.parse().expect("a number")).for_each(|_| work()),
     }
     ExitCode::SUCCESS
+}
+
+fn timed(work: &mut Work, whole: Duration) {
+    let mut times = Vec::new();
+    let begun = Instant::now();
+    let mut last = begun;
+    while last.duration_since(begun) < whole {
+        work();
+        let now = Instant::now();
+        times.push(now.duration_since(last).as_nanos() as u64);
+        last = now;
+    }
+    let mean = times.iter().sum::<u64>() / times.len() as u64;
+    times.sort_unstable();
+    println!("{mean} {}", times[times.len() * 99 / 100]);
 }
 
 fn payload(i: usize) -> Vec<u8> {
@@ -65,21 +94,21 @@ fn plain(payload: &[u8]) -> Record<'_> {
     Record { key: None, headers: b"", event_time: None, payload }
 }
 
-fn encode(times: usize) {
+fn encode() -> Work {
     let payloads: Vec<_> = (0..BATCH).map(payload).collect();
-    for _ in 0..times {
+    Box::new(move || {
         let mut batch = Batch::default();
         payloads.iter().for_each(|payload| batch.push(&plain(payload)));
         black_box(&batch);
-    }
+    })
 }
 
-fn decode(times: usize) {
+fn decode() -> Work {
     let mut message = Vec::new();
     append::put_one(&mut message, ("stream", &batch(BATCH), None), Some((&[7; 16], 1, None)), Some("group"));
-    for _ in 0..times {
+    Box::new(move || {
         black_box(Append::to_one(black_box(&message)).expect("it is an append"));
-    }
+    })
 }
 
 fn database(tagged: bool) -> Database {
@@ -87,27 +116,28 @@ fn database(tagged: bool) -> Database {
     Database { id: [1; 16], identity: [2; 32], quantum: QUANTUM, tagged, group_key }
 }
 
-fn seal(times: usize, encrypted: bool) {
+fn seal(encrypted: bool) -> Work {
     let (database, batch) = (database(encrypted), Arc::new(batch(BATCH)));
     let stream = Arc::new(Stream::new(1, [4; 32], encrypted, encrypted.then_some(&[7; 32])));
     let entropy = Entropy::seeded(b"work");
     let mut sealer =
         Sealer { group: 1, position: 0, chain: [2; 32], timestamp: 0, incarnation: 0, level: None, entropy };
     let mut out = vec![0; OVERHEAD + bound(&batch, QUANTUM)];
-    for i in 0..times {
-        let offset = (i * BATCH) as u64;
+    let mut offset = 0;
+    Box::new(move || {
         let placed = [Placed { stream: stream.clone(), offset, batch: batch.clone() }];
-        black_box(sealer.seal(&database, &placed, &[5; 32], 4096, 0, i as u64, 0, &mut out));
-    }
+        black_box(sealer.seal(&database, &placed, &[5; 32], 4096, 0, offset, 0, &mut out));
+        offset += BATCH as u64;
+    })
 }
 
-fn hash(times: usize) {
+fn hash() -> Work {
     let entries: Vec<[u8; 54]> = (0..BATCH).map(|i| [i as u8; 54]).collect();
     let mut out = vec![[0; 32]; BATCH];
-    for _ in 0..times {
+    Box::new(move || {
         Kernel::PORTABLE.leaves(black_box(&entries), &mut out);
         black_box(&out);
-    }
+    })
 }
 
 /// A file in memory.
@@ -177,12 +207,12 @@ impl Appending {
     }
 }
 
-fn appends(times: usize, records: usize) {
+fn appends(records: usize) -> Work {
     let (mut log, batch) = (Appending::new(1 << 20), batch(records));
-    (0..times).for_each(|_| log.append(&batch, false));
+    Box::new(move || log.append(&batch, false))
 }
 
-fn answer(times: usize) {
+fn answer() -> Work {
     let ending = Ending {
         timestamp: 1 << 60,
         durable: true,
@@ -192,7 +222,7 @@ fn answer(times: usize) {
         incarnation: 0,
         group: 9,
     };
-    for _ in 0..times {
+    Box::new(move || {
         let mut out = Vec::new();
         receipts::put_ending(&mut out, &ending, 64);
         for id in 0..64u32 {
@@ -203,14 +233,15 @@ fn answer(times: usize) {
             receipts::put_place(&mut out, &place);
         }
         black_box(&out);
-    }
+    })
 }
 
 /// From bytes of the file, looked up and checked, to a message.
-fn read(times: usize) {
+fn read() -> Work {
     let (mut log, batch) = (Appending::new(0), batch(BATCH));
     (0..8).for_each(|_| log.append(&batch, true));
-    for i in 0..times {
+    let mut i = 0;
+    Box::new(move || {
         // Behind the declaration.
         let found = log.log.get(1 + (i * BATCH % (8 * BATCH)) as u64, &mut Window::default(), 0);
         let found = found.unwrap_or_else(|_| panic!("it was appended"));
@@ -218,13 +249,48 @@ fn read(times: usize) {
         let opened = &found.run.opened;
         runs.push("stream", (0, 0), found.run.timestamp, (0..opened.count()).map(|i| opened.decoded(i)));
         black_box(runs.message(1));
-    }
+        i += 1;
+    })
 }
 
-fn record(times: usize) {
+fn record() -> Work {
     let recorder = Recorder::default();
-    for i in 0..times {
-        recorder.record(black_box(1000 + i as u64));
-    }
-    black_box(recorder.sum());
+    let mut time = 1000;
+    Box::new(move || {
+        recorder.record(black_box(time));
+        time += 1;
+    })
+}
+
+/// Each hash is of the one before and a kibibyte.
+fn chain() -> Work {
+    let (data, mut last) = ([7; 1 << 10], [0; 32]);
+    Box::new(move || last = sha256::digest(&[&last, &data]))
+}
+
+fn many() -> Work {
+    let data: Vec<Vec<u8>> = (0..64).map(|i| vec![i; 1 << 10]).collect();
+    let mut out = vec![[0; 32]; data.len()];
+    Box::new(move || {
+        let jobs: Vec<_> = data.iter().map(|body| Job { state: &START, absorbed: 0, head: &[], body }).collect();
+        sha256::many(&jobs, &mut out);
+        black_box(&out);
+    })
+}
+
+fn blake(size: usize) -> Work {
+    let data = vec![7; size];
+    Box::new(move || {
+        black_box(blake3::hash(black_box(&data)));
+    })
+}
+
+fn encrypt() -> Work {
+    let (cipher, mut data, mut nonce, mut number) = (Xaes::new(&[7; 32]), [7; 1 << 10], [0; 24], 0);
+    Box::new(move || {
+        // Of one key; a nonce is not used twice, even here.
+        number += 1;
+        nonce[16..].copy_from_slice(&u64::to_le_bytes(number));
+        black_box(cipher.seal(&nonce, b"", &mut data));
+    })
 }
