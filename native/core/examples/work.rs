@@ -26,9 +26,10 @@ const SIZE: usize = 256;
 const QUANTUM: usize = 4096;
 
 type Work = Box<dyn FnMut()>;
+type Kind = (&'static str, fn() -> Work);
 
 /// What each does once is a batch of records, unless it says otherwise.
-const KINDS: [(&str, fn() -> Work); 10] = [
+const KINDS: [Kind; 10] = [
     ("encode", encode),
     ("decode", decode),
     ("seal", || seal(false)),
@@ -42,7 +43,7 @@ const KINDS: [(&str, fn() -> Work); 10] = [
 ];
 
 /// What depends on what the processor has for it, which an instruction counter hides.
-const HARDWARE: [(&str, fn() -> Work); 5] = [
+const HARDWARE: [Kind; 5] = [
     ("sha256 chain 1 KiB", chain),
     ("sha256 64 x 1 KiB", many),
     ("blake3 1 KiB", || blake(1 << 10)),
