@@ -37,6 +37,8 @@ from kimberlite.load.run import Processes
 
 ROOT: Final = Path(__file__).parents[1]
 WORKER: Final = Path(__file__).with_name("compare_worker.py")
+#: The program of a checkout whose instructions are counted.
+WORK: Final = "work"
 #: More instructions than this are too many.
 ALLOWED: Final = 0.10
 #: Resamplings for the bounds of a median, from a fixed seed.
@@ -199,7 +201,8 @@ def checked_out(commit: str | None) -> Path:
         else:
             archive = Path(name) / "archive"
             archive.write_bytes(_output("git", "archive", commit))
-            subprocess.run(["tar", "-xf", archive, "-C", copy], check=True)
+            # As new as they are here: cargo takes what is older than the last commit's build for a part of that.
+            subprocess.run(["tar", "-mxf", archive, "-C", copy], check=True)
         where = made / _digest(copy)
         if where.exists():
             return where
@@ -208,6 +211,8 @@ def checked_out(commit: str | None) -> Path:
         build = ["cargo", "build", "--release", "--locked", "--quiet", "--manifest-path", str(manifest)]
         subprocess.run(build, check=True, env=os.environ | {"CARGO_TARGET_DIR": str(target)})
         shutil.copyfile(target / "release" / "lib_native.so", copy / "kimberlite" / "_native.abi3.so")
+        if (copy / "native/core/examples/work.rs").exists():
+            shutil.copy(instructions.built(copy, target), copy / WORK)
         copy.rename(where)
     return where
 
@@ -233,11 +238,10 @@ def _digest(copy: Path) -> str:
 
 def counted(checkout: Path) -> dict[str, float]:
     """Instructions of what the commit's core does; Missing if they cannot be counted, or it has nothing for that."""
-    if not (checkout / "native/core/examples/work.rs").exists():
+    program, known = checkout / WORK, checkout / "instructions.json"
+    if not program.exists():
         raise Missing("the earlier commit has nothing whose instructions can be counted")
-    known = checkout / "instructions.json"
     if not known.exists():
-        program = instructions.built(checkout, cache() / "compare" / "target")
         known.write_text(json.dumps(instructions.counted(program, instructions.valgrind())), encoding="utf-8")
     found: dict[str, float] = json.loads(known.read_text(encoding="utf-8"))
     return found
