@@ -1,0 +1,3 @@
+module kimberlite/benches/drivers/load
+
+go 1.25
