@@ -43,7 +43,9 @@ from benches.network_tables import (
     peer_table,
     read_table,
 )
-from benches.rivals import Figures, Rival, rivals, settings_table
+from benches.offers import OFFERS, chosen, rivals_here
+from benches.packages import Missing
+from benches.rivals import Figures, Rival, settings_table
 from benches.table import machine, publish
 from kimberlite import _native
 from kimberlite.crypto.master import create_master
@@ -181,7 +183,15 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=3.0, help="of load, for each cell of a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--modes", action="store_true", help="encrypted, and JSON compressed, besides")
-    parser.add_argument("--peers", action="store_true", help="Redis Streams and PostgreSQL at the same work")
+    parser.add_argument(
+        "--peers",
+        nargs="?",
+        type=chosen,
+        const=list(OFFERS),
+        default=[],
+        metavar="NAME,NAME",
+        help=f"others at the same work, all or some of {', '.join(OFFERS)}",
+    )
     parser.add_argument("--records", type=int, default=READ, help="that are read")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", action="store_true")
@@ -191,11 +201,11 @@ def arguments() -> argparse.ArgumentParser:
 def measure(
     directory: Path, wanted: Sequence[Cell], peers: Sequence[Rival], seconds: float, rounds: int
 ) -> tuple[list[Outcome], list[Peer]]:
-    """Everybody at everything in turns."""
+    """Everybody at everything in turns. A peer that fails at a work is named, and the rest goes on."""
     ours: dict[Cell, list[Outcome]] = {cell: [] for cell in wanted}
     theirs: dict[tuple[Cell, str], list[Figures]] = defaultdict(list)
     turns: list[tuple[Cell, Rival | None]] = [(cell, None) for cell in wanted]
-    turns += [(cell, peer) for cell in wanted for peer in peers if cell.mode == "plain"]
+    turns += [(cell, peer) for cell in wanted for peer in peers if takes(peer, cell)]
     for number in range(rounds):
         for cell, peer in random.Random(number).sample(turns, len(turns)):
             name = "Kimberlite" if peer is None else peer.name
@@ -204,16 +214,24 @@ def measure(
                 ours[cell].append(append(cell, directory, seconds))
             else:
                 load = Load(cell.clients, cell.depth, cell.batch, SIZE, seconds, PROCESSES)
-                theirs[cell, name].append(peer.run(load))
+                try:
+                    theirs[cell, name].append(peer.run(load))
+                except (Missing, RuntimeError, OSError) as problem:
+                    print(f"{cell.label()}: {name} failed: {problem}", file=sys.stderr, flush=True)
     outcomes = [middle(each) for each in ours.values()]
-    return outcomes, [middle_peer(cell, peer.name, theirs[cell, peer.name]) for cell, peer in turns if peer is not None]
+    wanted_peers = [(cell, peer.name) for cell, peer in turns if peer is not None]
+    return outcomes, [middle_peer(*each, theirs[each]) for each in wanted_peers if theirs[each]]
+
+
+def takes(peer: Rival, cell: Cell) -> bool:
+    return cell.mode == "plain" and not (peer.alone and cell.clients * cell.depth > 1)
 
 
 def main() -> None:
     options = arguments().parse_args()
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=options.directory)))
-        peers, missing = stack.enter_context(rivals(directory)) if options.peers else ([], [])
+        peers, missing = rivals_here(options.peers, directory)
         print(*missing, sep="\n", end="\n" if missing else "", file=sys.stderr)
         outcomes, others = measure(directory, cells(every_mode=options.modes), peers, options.seconds, options.rounds)
         readings = read(directory, options.records, options.rounds)

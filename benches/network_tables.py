@@ -165,7 +165,7 @@ def peer_table(found: Sequence[Outcome], peers: Sequence[Peer]) -> Table:
                 words = f"{peer.cell.label()}: {peer.name}"
                 rows.append((words, *shown(figures), f"{ratio:.2f}", f"{figures.records_per_s / ours.plain:.2f}"))
     headings = (
-        "clients × in flight × batch: server",
+        "clients × in flight × batch: peer",
         "records/s",
         "p50 ms",
         "p99 ms",
@@ -173,7 +173,7 @@ def peer_table(found: Sequence[Outcome], peers: Sequence[Peer]) -> Table:
         "ours ÷ it",
         "÷ raw plain",
     )
-    return Table(f"Durable appends of {SIZE}-byte records over loopback, beside other servers", headings, tuple(rows))
+    return Table(f"Durable appends of {SIZE}-byte records over loopback, beside peers", headings, tuple(rows))
 
 
 def shown(figures: Outcome | Figures) -> tuple[str, ...]:

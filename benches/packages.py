@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 #: Seconds for one call of apt-get.
-PATIENCE = 300
+PATIENCE = 300.0
 #: 100 MB for compiling queries, which is off.
 UNWANTED = "libllvm"
 
@@ -84,18 +84,29 @@ def had(program: Program) -> Installed:
     raise Missing(f"no {program.place}/{program.name} in the packages of {program.package}")
 
 
-def run(command: Sequence[str], environment: Mapping[str, str] | None = None, directory: Path | None = None) -> str:
+def run(
+    command: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
+    patience: float = PATIENCE,
+) -> str:
     """What it printed; Missing if it cannot be run or fails."""
     try:
         done = subprocess.run(
-            command, env=environment, cwd=directory, capture_output=True, text=True, timeout=PATIENCE, check=False
+            command, env=environment, cwd=directory, capture_output=True, text=True, timeout=patience, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as problem:
         raise Missing(str(problem)) from problem
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise Missing(f"{Path(command[0]).name}: {lines[-1]}")
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or [f"exit status {done.returncode}"]
+        raise Missing(f"{Path(command[0]).name}: {_reason(lines)}")
     return done.stdout
+
+
+def _reason(lines: Sequence[str]) -> str:
+    """Compilers and Maven say it first and explain it afterwards; others end with it."""
+    first = (line for line in lines if line.lower().lstrip("[").startswith("error"))
+    return next(first, lines[-1]).strip()
 
 
 def _download(program: Program, directory: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from benches import servers
 from benches.clients import Lane, Tally, drive
 from benches.clients import Load as Load
 from benches.dialects import Copy, Insert, Resp, command, query
-from benches.packages import Installed, Missing, had
+from benches.packages import Installed
 from benches.table import Table, quantile
 
 #: Seconds before those that count, unless those are fewer.
@@ -37,25 +37,32 @@ class Figures:
 
 
 class Rival(Protocol):
-    name: str
-    #: The version too, in one line.
-    settings: str
+    @property
+    def name(self) -> str: ...
+    @property
+    def settings(self) -> str:
+        """The version too, in one line."""
+
+    @property
+    def alone(self) -> bool:
+        """In a process with its only writer, and so not for loads of more."""
 
     def run(self, load: Load) -> Figures: ...
 
 
 class Redis:
     name = "Redis Streams"
+    alone = False
 
     def __init__(self, program: Installed, directory: Path) -> None:
         self._program, self._directory = program, directory
         self.settings = (
-            f"{program.version()}: {_listed(servers.REDIS_SETTINGS)}; XADD, a stream for each client, pipelined, "
+            f"{program.version()}: {listed(servers.REDIS_SETTINGS)}; XADD, a stream for each client, pipelined, "
             "a batch in MULTI and EXEC"
         )
 
     def run(self, load: Load) -> Figures:
-        with _directory(self._directory) as place, servers.redis(self._program, place) as port:
+        with fresh(self._directory) as place, servers.redis(self._program, place) as port:
             lanes = [Lane(number, load.depth) for number in range(load.clients)]
             tally = drive(port, Resp(), lanes, load, min(WARM, load.seconds))
             stored = sum(int(command(port, "XLEN", f"log-{number}")) for number in range(load.clients))
@@ -64,18 +71,19 @@ class Redis:
 
 class PostgreSQL:
     name = "PostgreSQL"
+    alone = False
     _table = "log"
 
     def __init__(self, program: Installed, directory: Path) -> None:
         self._program, self._directory = program, directory
         self.settings = (
-            f"{program.version()}: {_listed(servers.POSTGRES_SETTINGS)}; a table for all clients with an identity as "
+            f"{program.version()}: {listed(servers.POSTGRES_SETTINGS)}; a table for all clients with an identity as "
             "primary key, a transaction for each batch, binary COPY or a prepared INSERT of one, a connection for "
             f"each batch in flight up to {CONNECTIONS} that share them"
         )
 
     def run(self, load: Load) -> Figures:
-        with _directory(self._directory) as place, servers.postgres(self._program, place) as port:
+        with fresh(self._directory) as place, servers.postgres(self._program, place) as port:
             self._prepare(port, load)
             dialect = (Insert if load.batch == 1 else Copy)(servers.USER, self._table)
             tally = drive(port, dialect, spread(load.clients * load.depth), load, min(WARM, load.seconds))
@@ -95,12 +103,12 @@ class PostgreSQL:
             query(port, servers.USER, text)
 
 
-def _listed(settings: dict[str, str]) -> str:
+def listed(settings: dict[str, str]) -> str:
     return ", ".join(f"{name}={value or repr(value)}" for name, value in settings.items())
 
 
 @contextmanager
-def _directory(parent: Path) -> Iterator[Path]:
+def fresh(parent: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=parent, prefix="rival-") as name:
         yield Path(name).resolve()
 
@@ -112,31 +120,17 @@ def spread(in_flight: int) -> list[Lane]:
 
 
 def figures(name: str, load: Load, tally: Tally, stored: int) -> Figures:
-    if stored < tally.acknowledged * load.batch:
-        raise RuntimeError(f"{name} acknowledged {tally.acknowledged * load.batch} records and has {stored}")
+    check(name, tally.acknowledged * load.batch, stored)
     if not tally.took:
         raise RuntimeError(f"{name} answered nothing in {load.seconds} s")
     p50, p99, p999 = (quantile(tally.took, part) / 1e6 for part in (0.5, 0.99, 0.999))
     return Figures(len(tally.took) * load.batch / load.seconds, p50, p99, p999)
 
 
-@contextmanager
-def rivals(directory: Path) -> Iterator[tuple[list[Rival], list[str]]]:
-    """Those that run here, and a line for each that does not; downloads what is neither installed nor in the cache."""
-    found: list[Rival] = []
-    missing: list[str] = []
-    for make, program, start in (
-        (Redis, servers.REDIS, servers.redis),
-        (PostgreSQL, servers.POSTGRES, servers.postgres),
-    ):
-        try:
-            installed = had(program)
-            with _directory(directory) as place, start(installed, place):
-                found.append(make(installed, directory))
-        except Missing as problem:
-            missing.append(f"{make.name} is left out: missing: {problem}")
-    yield found, missing
+def check(name: str, acknowledged: int, stored: int) -> None:
+    if stored < acknowledged:
+        raise RuntimeError(f"{name} acknowledged {acknowledged} records and has {stored}")
 
 
 def settings_table(found: Sequence[Rival]) -> Table:
-    return Table("What was run", ("server: version and settings",), tuple((f"{r.name}: {r.settings}",) for r in found))
+    return Table("What was run", ("peer: version and settings",), tuple((f"{r.name}: {r.settings}",) for r in found))

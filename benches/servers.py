@@ -1,4 +1,4 @@
-"""Redis and PostgreSQL as a careful user runs them for appends: the fastest settings that are durable at the answer.
+"""Servers as a careful user runs them for appends: the fastest settings that are durable at the answer.
 
 Each runs on a free port of the loopback for as long as its context; what it wrote is thrown away with its directory.
 """
@@ -53,6 +53,23 @@ POSTGRES_SETTINGS = {
     "jit": "off",
 }
 
+#: With the address, the directory and the ports, which every run has of its own.
+NATS_SETTINGS = {"sync_interval": "always", "max_file_store": "1TB"}
+#: fsync is on unless one turns it off; 2 GiB, the quota by default, is full within a run.
+ETCD_SETTINGS = {"quota-backend-bytes": str(16 << 30), "log-level": "error"}
+KAFKA_SETTINGS = {
+    "process.roles": "broker,controller",
+    "node.id": "1",
+    "controller.listener.names": "CONTROLLER",
+    "log.flush.interval.messages": "1",
+    "auto.create.topics.enable": "false",
+}
+#: The name that a cluster of Kafka must have: 16 bytes in base 64.
+CLUSTER = "a2ltYmVybGl0ZS1iZW5jaA"
+#: As Kafka's own scripts run it; and nothing is left in the system's directory for temporary files.
+JAVA = ("-server", "-Xms1G", "-Xmx1G", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-XX:-UsePerfData")
+UMADB_SETTINGS = {"read-method": "mmap"}
+
 #: Seconds to start, and to stop before it is killed.
 PATIENCE = 30.0
 USER = "postgres"
@@ -99,6 +116,71 @@ def postgres(program: Installed, directory: Path) -> Iterator[int]:
 
 
 @contextmanager
+def nats(program: Installed, directory: Path) -> Iterator[int]:
+    """Its port."""
+    port = free_port()
+    settings = {"host": "127.0.0.1", "port": str(port)}
+    stored = NATS_SETTINGS | {"store_dir": f'"{directory / "data"}"'}
+    lines = [f"{name}: {value}" for name, value in settings.items()]
+    lines += ["jetstream {", *(f"  {name}: {value}" for name, value in stored.items()), "}"]
+    (directory / "conf").write_text("\n".join(lines), encoding="utf-8")
+    line = [str(program.path), "--config", str(directory / "conf")]
+    with running(program, line, directory, signal.SIGKILL, lambda: reached(port)):
+        yield port
+
+
+@contextmanager
+def etcd(program: Installed, directory: Path) -> Iterator[int]:
+    """Its port for clients."""
+    port, other = free_port(), free_port()
+    clients, members = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{other}"
+    line = [str(program.path), "--data-dir", str(directory / "data"), "--initial-cluster", f"default={members}"]
+    line += ["--listen-client-urls", clients, "--advertise-client-urls", clients]
+    line += ["--listen-peer-urls", members, "--initial-advertise-peer-urls", members]
+    for name, value in ETCD_SETTINGS.items():
+        line += [f"--{name}", value]
+    with running(program, line, directory, signal.SIGKILL, lambda: reached(port)):
+        yield port
+
+
+@contextmanager
+def kafka(java: Installed, jars: Path, directory: Path) -> Iterator[int]:
+    """Its port for producers."""
+    port, other = free_port(), free_port()
+    addresses = f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{other}"
+    settings = KAFKA_SETTINGS | {
+        "listeners": addresses,
+        "advertised.listeners": addresses,
+        "controller.quorum.bootstrap.servers": f"127.0.0.1:{other}",
+        "log.dirs": str(directory / "data"),
+    }
+    conf = directory / "conf"
+    conf.write_text("".join(f"{name}={value}\n" for name, value in settings.items()), encoding="utf-8")
+    line = [str(java.path), *JAVA, f"-Djava.io.tmpdir={directory}", "-Dorg.slf4j.simpleLogger.defaultLogLevel=error"]
+    line += ["-classpath", f"{jars}/*"]
+    create = [*line, "kafka.tools.StorageTool", "format", "--standalone", "-c", str(conf), "-t", CLUSTER]
+    run([*_as(None, signal.SIGKILL), *create], java.environment())
+    with running(java, [*line, "kafka.Kafka", str(conf)], directory, signal.SIGKILL, lambda: reached(port)):
+        yield port
+
+
+@contextmanager
+def umadb(program: Installed, directory: Path) -> Iterator[int]:
+    """Its port."""
+    port = free_port()
+    line = [str(program.path), "--listen", f"127.0.0.1:{port}", "--db-path", str(directory / "data")]
+    for name, value in UMADB_SETTINGS.items():
+        line += [f"--{name}", value]
+    with running(program, line, directory, signal.SIGKILL, lambda: reached(port)):
+        yield port
+
+
+def reached(port: int) -> None:
+    """An OSError as long as nobody listens."""
+    socket.create_connection(("127.0.0.1", port), PATIENCE).close()
+
+
+@contextmanager
 def running(
     program: Installed,
     line: Sequence[str],
@@ -116,6 +198,7 @@ def running(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
+            cwd=directory,
             start_new_session=True,
         )
     try:

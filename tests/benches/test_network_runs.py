@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,34 +21,52 @@ class Slow:
 
     name = "Slow"
     settings = "1.0: no settings"
+    alone = False
 
     def run(self, load: Load) -> Figures:
         return Figures(float(load.batch), 1.0, 2.0, 3.0)
 
 
-@contextmanager
-def slow(_directory: Path) -> Iterator[tuple[list[Rival], list[str]]]:
-    yield [Slow()], ["Fast is left out: missing: everything"]
+class Store(Slow):
+    """One that is in the process of its writer."""
+
+    name = "Store"
+    alone = True
+
+
+class Broken(Slow):
+    name = "Broken"
+
+    def run(self, load: Load) -> Figures:
+        raise RuntimeError("it lost a record")
+
+
+def slow(names: Sequence[str], _directory: Path) -> tuple[list[Rival], list[str]]:
+    assert list(names) == ["redis", "lmdb"]
+    return [Slow(), Store(), Broken()], ["Fast is left out: everything"]
 
 
 def test_every_work_is_measured_beside_the_raw_disk_its_aim_and_the_peers(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(network, "CELLS", [Cell(1, 1, 1), Cell(1, 8, 100)])
-    monkeypatch.setattr(network, "rivals", slow)
-    small = ["--directory", str(place), "--seconds", "0.1", "--rounds", "1", "--records", "2000", "--peers"]
-    monkeypatch.setattr(sys, "argv", ["network", *small, "--markdown", "--json", str(place / "rows.json")])
+    monkeypatch.setattr(network, "rivals_here", slow)
+    rows_at = place / "rows.json"
+    small = ["--directory", str(place), "--seconds", "0.1", "--rounds", "1", "--records", "2000"]
+    monkeypatch.setattr(sys, "argv", ["network", *small, "--peers", "redis,lmdb", "--markdown", "--json", str(rows_at)])
     network.main()
     printed, said = capsys.readouterr()
-    rows = json.loads((place / "rows.json").read_text(encoding="utf-8"))
+    rows = json.loads(rows_at.read_text(encoding="utf-8"))
     assert [path.name for path in place.iterdir()] == ["rows.json"]
     assert "Fast is left out" in said
+    assert "1 × 8 × 100, plain: Broken failed: it lost a record" in said
     assert [(row["cell"]["depth"], row["cell"]["batch"]) for row in rows["append"]] == [(1, 1), (8, 100)]
     for row in rows["append"]:
         assert min(row["records_per_s"], row["plain"], row["best"], row["best_p50_ms"]) > 0
         assert 0 < row["p50_ms"] <= row["p99_ms"] <= row["p999_ms"]
     assert all(row["records_per_s"] > 0 for row in rows["read"])
-    assert [row["figures"]["records_per_s"] for row in rows["peers"]] == [1.0, 100.0]
+    measured = [(row["name"], row["figures"]["records_per_s"]) for row in rows["peers"]]
+    assert measured == [("Slow", 1.0), ("Store", 1.0), ("Slow", 100.0)]
     [encoding] = rows["encoding"]
     assert 0 < encoding["client_us"] < encoding["daemon_us"]
     assert "≥ 1,200,000" in printed

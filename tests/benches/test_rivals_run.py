@@ -1,24 +1,30 @@
-"""The benches of other servers, very small: nothing is downloaded, the figures make sense, no server outlives us."""
+"""The benches of peers, very small: nothing is downloaded, the figures make sense, no server outlives us."""
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import threading
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from benches import packages, rivals, servers
+from benches import builds, driven, offers, packages, rivals, servers
 from benches.clients import Answers, Lane, Refused, drive
 from benches.dialects import Lines, Messages, Resp, command, message, split, words
 from benches.packages import Installed, Missing, Program
 
 Server = Callable[[Installed, Path], AbstractContextManager[int]]
-SERVERS = [(servers.REDIS, servers.redis, rivals.Redis), (servers.POSTGRES, servers.postgres, rivals.PostgreSQL)]
-NAMES = [program.name for program, _, _ in SERVERS]
+PACKAGED = [(servers.REDIS, servers.redis), (servers.POSTGRES, servers.postgres)]
+BUILT = [
+    (driven.NATS, "nats-server", servers.nats),
+    (driven.ETCD, "etcd", servers.etcd),
+    (driven.UMADB, "umadb-server", servers.umadb),
+]
 LOAD = rivals.Load(clients=3, depth=2, batch=1, size=100, seconds=0.3)
 
 
@@ -27,6 +33,13 @@ def there(program: Program) -> Installed:
     found = packages.installed(program)
     if found is None:
         pytest.skip(f"no {program.name} on PATH or in {packages.cache()}, where just bench-peers puts it")
+    return found
+
+
+def rival(name: str, parent: Path) -> rivals.Rival:
+    found = offers.OFFERS[name].there(parent)
+    if found is None:
+        pytest.skip(f"no {name} on PATH or in {packages.cache()}, where just bench-peers puts it")
     return found
 
 
@@ -46,33 +59,85 @@ def inside(directory: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("batch", [1, 10])
-@pytest.mark.parametrize(("program", "make"), [(program, make) for program, _, make in SERVERS], ids=NAMES)
-def test_a_rival_is_measured(
-    tmp_path: Path, program: Program, make: Callable[[Installed, Path], rivals.Rival], batch: int
-) -> None:
-    rival = make(there(program), tmp_path)
-    found = rival.run(rivals.Load(LOAD.clients, LOAD.depth, batch, LOAD.size, LOAD.seconds))
+@pytest.mark.parametrize("name", [name for name in offers.OFFERS if name != "immudb"])
+def test_a_peer_is_measured(tmp_path: Path, name: str, batch: int) -> None:
+    peer = rival(name, tmp_path)
+    clients, depth = (1, 1) if peer.alone else (LOAD.clients, LOAD.depth)
+    found = peer.run(rivals.Load(clients, depth, batch, LOAD.size, LOAD.seconds))
     assert 10 < found.records_per_s < 1e7
     assert 0 < found.p50_ms <= found.p99_ms <= found.p999_ms
-    assert rival.settings[0].isdigit()
+    assert any(letter.isdigit() for letter in peer.settings.partition(":")[0])
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("program", "server"), [(program, server) for program, server, _ in SERVERS], ids=NAMES)
-def test_a_server_ends_with_its_context_even_when_that_fails(tmp_path: Path, program: Program, server: Server) -> None:
+def test_a_store_is_not_asked_for_more_than_its_one_writer(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one writer"):
+        rival("sqlite", tmp_path).run(LOAD)
+
+
+def test_a_peer_that_has_less_than_it_acknowledged_fails_the_run(tmp_path: Path) -> None:
+    said = '{"acknowledged": 5, "counted": 4, "p50": 1, "p99": 2, "p999": 3, "stored": 49}'
+    driver = tmp_path / "driver"
+    driver.write_text(f"#!/bin/sh\necho '{said}'\n", encoding="utf-8")
+    driver.chmod(0o700)
+    peer = driven.Driven("Liar", "1.0", driver, nothing, tmp_path)
+    with pytest.raises(RuntimeError, match="Liar acknowledged 50 records and has 49"):
+        peer.run(rivals.Load(1, 1, 10, 100, 1))
+    assert peer.run(rivals.Load(1, 1, 9, 100, 1)) == rivals.Figures(36, 1e-6, 2e-6, 3e-6)
+
+
+def test_a_driver_says_why_it_gave_up(tmp_path: Path) -> None:
+    driver = tmp_path / "driver"
+    driver.write_text("#!/bin/sh\necho no such server >&2\nexit 1\n", encoding="utf-8")
+    driver.chmod(0o700)
+    with pytest.raises(RuntimeError, match="Far: no such server"):
+        driven.Driven("Far", "1.0", driver, nothing, tmp_path).run(LOAD)
+
+
+@contextmanager
+def nothing(_place: Path) -> Iterator[tuple[str, str]]:
+    yield "-address", "127.0.0.1:1"
+
+
+@pytest.mark.parametrize(("program", "server"), PACKAGED, ids=["redis", "postgres"])
+def test_a_packaged_server_ends_with_its_context(tmp_path: Path, program: Program, server: Server) -> None:
+    ends_with_its_context(server, there(program), tmp_path)
+
+
+@pytest.mark.parametrize(("source", "name", "server"), BUILT, ids=["nats", "etcd", "umadb"])
+def test_a_built_server_ends_with_its_context(tmp_path: Path, source: builds.Source, name: str, server: Server) -> None:
+    ends_with_its_context(server, Installed(in_cache(source) / name), tmp_path)
+
+
+def test_kafka_ends_with_its_context(tmp_path: Path) -> None:
+    jars, java = in_cache(driven.KAFKA) / "jars", shutil.which("java")
+    if java is None:
+        pytest.skip("no java on PATH")
+    ends_with_its_context(lambda program, place: servers.kafka(program, jars, place), Installed(Path(java)), tmp_path)
+
+
+def in_cache(source: builds.Source) -> Path:
+    found = builds.found(source)
+    if found is None:
+        pytest.skip(f"no {source.name} in {packages.cache()}, where just bench-peers puts it")
+    return found
+
+
+def ends_with_its_context(server: Server, program: Installed, directory: Path) -> None:
+    """Even when that fails."""
     port = 0
 
     def fail() -> None:
         nonlocal port
-        with server(there(program), tmp_path) as port:
+        with server(program, directory) as port:
             assert not refuses(port)
-            assert inside(tmp_path)
+            assert inside(directory)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
     assert refuses(port)
-    assert not inside(tmp_path)
+    assert not inside(directory)
 
 
 def test_what_a_server_said_tells_why_it_does_not_start(tmp_path: Path) -> None:
@@ -85,17 +150,57 @@ def test_what_a_server_said_tells_why_it_does_not_start(tmp_path: Path) -> None:
         pass
 
 
-def test_a_server_that_cannot_be_had_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def had(program: Program) -> Installed:
-        raise Missing(f"apt-get: Unable to locate package {program.package}")
+def test_peers_that_cannot_be_had_or_do_not_work_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def had(_directory: Path) -> rivals.Rival:
+        raise Missing("apt-get: Unable to locate package far-server")
 
-    monkeypatch.setattr(rivals, "had", had)
-    with rivals.rivals(tmp_path) as (found, missing):
-        assert not found
-        assert missing == [
-            "Redis Streams is left out: missing: apt-get: Unable to locate package redis-server",
-            "PostgreSQL is left out: missing: apt-get: Unable to locate package postgresql",
-        ]
+    def broken(directory: Path) -> rivals.Rival:
+        return driven.Driven("Broken", "1.0", tmp_path / "nothing", nothing, directory)
+
+    offered = {"far": offers.Offer("Far", lambda _: None, had), "broken": offers.Offer("Broken", broken, broken)}
+    monkeypatch.setattr(offers, "OFFERS", offered | {"sqlite": offers.OFFERS["sqlite"]})
+    found, missing = offers.rivals_here(["far", "broken", "sqlite"], tmp_path)
+    assert [peer.name for peer in found] == ["SQLite (embedded)"]
+    assert missing[0] == "Far is left out: apt-get: Unable to locate package far-server"
+    assert missing[1].startswith("Broken is left out: Broken: setpriv: failed to execute")
+
+
+def test_peers_are_chosen_by_name() -> None:
+    assert offers.chosen("redis,lmdb") == ["redis", "lmdb"]
+    with pytest.raises(ArgumentTypeError, match="no oracle among redis, postgres"):
+        offers.chosen("redis,oracle")
+
+
+def test_what_is_built_is_built_once_and_again_when_its_source_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(builds, "SOURCES", tmp_path)
+    said = tmp_path / "far" / "said"
+    said.parent.mkdir()
+    said.write_text("1", encoding="utf-8")
+    far = builds.Source(
+        "far", (lambda source, target: (target / "program").write_bytes((source / "said").read_bytes()),)
+    )
+    assert builds.found(far) is None
+    first = builds.built(far)
+    assert (first / "program").read_text(encoding="utf-8") == "1"
+    assert builds.built(far) == builds.found(far) == first
+    said.write_text("2", encoding="utf-8")
+    assert builds.found(far) is None
+    assert (builds.built(far) / "program").read_text(encoding="utf-8") == "2"
+    assert not first.exists()
+
+
+def test_a_build_that_fails_says_why_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(builds, "SOURCES", tmp_path)
+    (tmp_path / "far").mkdir()
+    words = ["sh", "-c", "echo a warning; echo error: no such module; echo see the manual; exit 1"]
+    far = builds.Source("far", (lambda source, target: print(packages.run(words, directory=source), target),))
+    with pytest.raises(Missing, match="sh: error: no such module"):
+        builds.built(far)
+    assert not list((tmp_path / "cache/kimberlite-bench/drivers").iterdir())
 
 
 @pytest.fixture
