@@ -64,7 +64,7 @@ bench-instructions *arguments:
 bench-compare base *arguments:
     python -m benches.compare {{ base }} {{ arguments }}
 
-# The network rows, beside Redis Streams and PostgreSQL, which it fetches, starts and stops itself.
+# The network rows, beside other databases, or those named, as in `redis,nats`: fetched, built, started and stopped.
 bench-peers *arguments:
     python -m benches.network --modes --peers {{ arguments }}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import socket
@@ -25,6 +26,7 @@ BUILT = [
     (driven.ETCD, "etcd", servers.etcd),
     (driven.UMADB, "umadb-server", servers.umadb),
 ]
+OPERATIONS = Path(__file__).parents[2] / "docs/operations.md"
 LOAD = rivals.Load(clients=3, depth=2, batch=1, size=100, seconds=0.3)
 
 
@@ -163,6 +165,22 @@ def test_peers_that_cannot_be_had_or_do_not_work_are_named(tmp_path: Path, monke
     assert [peer.name for peer in found] == ["SQLite (embedded)"]
     assert missing[0] == "Far is left out: apt-get: Unable to locate package far-server"
     assert missing[1].startswith("Broken is left out: Broken: setpriv: failed to execute")
+
+
+@pytest.mark.parametrize(
+    ("words", "pattern"), [(["gofmt", "-l"], "*.go"), (["rustfmt", "--edition", "2024", "--check", "-l"], "*.rs")]
+)
+def test_drivers_are_formatted(words: list[str], pattern: str) -> None:
+    if shutil.which(words[0]) is None:
+        pytest.skip(f"no {words[0]} on PATH")
+    files = sorted(map(str, builds.SOURCES.rglob(pattern)))
+    assert files
+    assert not packages.run([*words, *files])
+
+
+def test_every_peer_is_in_the_document() -> None:
+    rows = re.findall(r"^\| (`.+?`) \| .* \| .* \|$", OPERATIONS.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(offers.OFFERS) <= {name.strip("`") for row in rows for name in row.split(", ")}
 
 
 def test_peers_are_chosen_by_name() -> None:
