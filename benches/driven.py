@@ -90,8 +90,8 @@ def kafka(parts: Path, parent: Path) -> Driven:
         raise Missing("no java on PATH")
     [version] = [found[1] for jar in jars.iterdir() if (found := re.fullmatch(r"kafka_2\.13-(.+)\.jar", jar.name))]
     settings = (
-        f"{version}: {listed(servers.KAFKA_SETTINGS)}; acks=all, 8 partitions, a producer for each client, a batch in "
-        f"one request, by franz-go {driver.version()}; {WARM_JAVA:g} s of warm-up"
+        f"{version}: {listed(servers.KAFKA_SETTINGS)}; acks=all, a partition and a producer for each client, a batch "
+        f"in one request, by franz-go {driver.version()}; {WARM_JAVA:g} s of warm-up"
     )
     start = _at(partial(servers.kafka, Installed(Path(java)), jars))
     return Driven("Kafka", settings, driver.path, start, parent, WARM_JAVA)
@@ -109,7 +109,7 @@ def tessera(parts: Path, parent: Path) -> Driven:
 def umadb(parts: Path, parent: Path) -> Driven:
     server, driver = Installed(parts / "umadb-server"), parts / "umadb-driver"
     settings = (
-        f"{server.version()}: {listed(servers.UMADB_SETTINGS)}; an append without a condition for each batch, a "
+        f"{server.version()}: as it comes, with syncs; an append without a condition for each batch, a "
         "connection for each client, by its Rust client"
     )
     return Driven("UmaDB", settings, driver, _at(partial(servers.umadb, server)), parent)

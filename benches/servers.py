@@ -68,7 +68,6 @@ KAFKA_SETTINGS = {
 CLUSTER = "a2ltYmVybGl0ZS1iZW5jaA"
 #: As Kafka's own scripts run it; and nothing is left in the system's directory for temporary files.
 JAVA = ("-server", "-Xms1G", "-Xmx1G", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-XX:-UsePerfData")
-UMADB_SETTINGS = {"read-method": "mmap"}
 
 #: Seconds to start, and to stop before it is killed.
 PATIENCE = 30.0
@@ -169,8 +168,6 @@ def umadb(program: Installed, directory: Path) -> Iterator[int]:
     """Its port."""
     port = free_port()
     line = [str(program.path), "--listen", f"127.0.0.1:{port}", "--db-path", str(directory / "data")]
-    for name, value in UMADB_SETTINGS.items():
-        line += [f"--{name}", value]
     with running(program, line, directory, signal.SIGKILL, lambda: reached(port)):
         yield port
 

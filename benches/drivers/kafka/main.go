@@ -1,5 +1,5 @@
-// Command kafka drives Kafka: a producer for each client, a batch of records for each of ours, which its partition
-// takes as one.
+// Command kafka drives Kafka: a producer and a partition for each client, a batch of records for each of ours, which
+// the partition takes as one. The broker syncs partitions side by side, so that fewer are slower.
 package main
 
 import (
@@ -12,11 +12,7 @@ import (
 	"kimberlite/benches/drivers/load"
 )
 
-const (
-	topic = "log"
-	// partitions are the files that the broker syncs side by side.
-	partitions = 8
-)
+const topic = "log"
 
 type server struct {
 	address string
@@ -33,7 +29,7 @@ func open(ctx context.Context, wanted load.Load) (load.Server, error) {
 		return nil, err
 	}
 	control := kadm.NewClient(connection)
-	made, err := control.CreateTopic(ctx, partitions, 1, nil, topic)
+	made, err := control.CreateTopic(ctx, int32(wanted.Clients), 1, nil, topic)
 	if err == nil {
 		err = made.Err
 	}
@@ -52,7 +48,7 @@ func (s *server) Client(ctx context.Context, number int) (load.Append, error) {
 	if err != nil {
 		return nil, err
 	}
-	one := &client{producer, int32(number % partitions)}
+	one := &client{producer, int32(number)}
 	return one.add, producer.Ping(ctx)
 }
 
