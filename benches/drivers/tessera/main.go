@@ -16,8 +16,8 @@ import (
 	"kimberlite/benches/drivers/load"
 )
 
-// maxAge is how long Tessera gathers entries for a batch that is not full. Less is slower with many clients and more is
-// slower with few.
+// maxAge is how long Tessera gathers entries for a batch that is not full. With 5 ms those of a thousand clients are
+// sequenced in parts, at half the rate.
 const maxAge = 20 * time.Millisecond
 
 type server struct {
