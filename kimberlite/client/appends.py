@@ -180,7 +180,8 @@ class Appends:
 
     def connected(self, send: Callable[[bytes], None], default: str, group: int) -> None:
         """Sends again what was on its way, in its order, and then what waits."""
-        self._send, self._default, self.group = send, default, max(self.group, group)
+        # Where the log is now, should it be another copy.
+        self._send, self._default, self.group = send, default, group
         lanes = [*self._lanes.values(), *self._alone]
         waiting = {call.id for lane in lanes for call in lane.waiting}
         for call in sorted(self._calls.values(), key=lambda call: call.id):
@@ -255,7 +256,9 @@ class Appends:
             call.again = call.lane.broken = call.lane.spent = True
         else:
             outcome = self._outcome(call, error)
-            call.lane.spent = call.lane.spent or isinstance(outcome, UnknownOutcome | Duplicate)
+            # Of several sequences the first may be used.
+            used = call.span > 1 or isinstance(outcome, UnknownOutcome | Duplicate)
+            call.lane.spent = call.lane.spent or used
             self._end(call, outcome)
         if call.lane is not None:
             self._settle(call.lane)
@@ -263,13 +266,14 @@ class Appends:
 
     def _refused_forgotten(self, call: Call, group: int | None) -> None:
         """The server does not know its producer, and has forgotten some since the group that was named."""
-        self.group = max(self.group, group or 0)
-        if call.doubtful or group is None or group <= call.since:
+        if call.doubtful or group is None or group == call.since:
             if call.lane is not None:
                 call.lane.spent = True
             self._end(call, UnknownOutcome(FORGOTTEN))
-        elif call.lane is None:
-            # What was sent but once and is refused is not appended.
+            return
+        # What was sent but once and is refused is not appended. Where the log is now is what it says.
+        self.group = group
+        if call.lane is None:
             self._transmit(call)
         else:
             call.again = call.lane.broken = call.lane.spent = True
@@ -331,6 +335,8 @@ class Appends:
 
     def _transmit(self, call: Call) -> None:
         assert self._send is not None
+        # Sent again it means the same, whatever the server's own policy is by then.
+        call.sync = call.sync or self._default
         if not call.doubtful:
             call.since = self.group
         producer: Sender | None = None if call.producer is None else (*call.producer, call.since)

@@ -175,6 +175,7 @@ class Connection(asyncio.BufferedProtocol):
         """Its client is here again: nothing more of this is taken, not even what has arrived."""
         self.why = "replaced"
         self._hold("closing")
+        self.dispatch.replace()
         self.abort()
 
     def abort(self) -> None:

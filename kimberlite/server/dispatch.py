@@ -73,6 +73,8 @@ class Dispatch:
         self._tasks: set[asyncio.Task[None]] = set()
         #: Reads and tails that are open, by their ids.
         self._readings: dict[int, tuple[int, asyncio.Task[None], Credit]] = {}
+        #: Appends that are not in line yet.
+        self._entering: set[asyncio.Task[None]] = set()
         #: What takes long, and is of no use to anybody else.
         self._verifying: set[asyncio.Task[None]] = set()
         #: Whether the server is stopping: what is cut off then is no end.
@@ -96,7 +98,9 @@ class Dispatch:
         try:
             if kind in (Kind.APPEND, Kind.APPEND_MANY):
                 before, self._in_line = self._in_line, asyncio.get_running_loop().create_future()
-                self.start(self._answered(id, self._append(kind, id, body, before, self._in_line)))
+                task = self.start(self._answered(id, self._append(kind, id, body, before, self._in_line)))
+                self._entering.add(task)
+                self._in_line.add_done_callback(lambda _: self._entering.discard(task))
             elif kind in (Kind.READ, Kind.TAIL):
                 self._begin_reading(kind, id, Reading.unpack(body))
             elif kind == Kind.CREDIT:
@@ -136,6 +140,11 @@ class Dispatch:
         credit.stopped = True
         # A task that is cancelled before its first step answers nobody.
         if credit.begun:
+            task.cancel()
+
+    def replace(self) -> None:
+        """What is not in line yet is sent again on another connection, and would come behind that."""
+        for task in list(self._entering):
             task.cancel()
 
     def close(self) -> None:

@@ -130,8 +130,10 @@ class Server:
         connection.client = client
         self._clients[client], self._numbers[client] = connection, number
         self._numbers.move_to_end(client)
-        if len(self._numbers) > RECOGNIZED:
-            self._numbers.popitem(last=False)
+        while len(self._numbers) > RECOGNIZED + len(self._clients):
+            oldest, number = self._numbers.popitem(last=False)
+            if oldest in self._clients:
+                self._numbers[oldest] = number
 
     def anchored(self, anchor: Receipt) -> None:
         """A client has shown the highest durable receipt that it was given."""

@@ -140,6 +140,10 @@ def test_whoever_is_late_names_the_group_that_was_forgotten_and_goes_on() -> Non
     # A server that says so for ever is not asked for ever.
     asking.appends.refused(id, AGONE)
     assert isinstance(asking.outcomes[b"a"], UnknownOutcome)
+    # A log that was put back to an earlier state is where it is.
+    id = asking.append(b"c")
+    asking.appends.refused(id, Conflict("it is forgotten", 3, "forgotten"))
+    assert asking.sent[-1].producer[1:] == (0, 3)
     own = asking.append(b"b", (b"me", 7))
     asking.appends.refused(own, Conflict("it is forgotten", 70, "forgotten"))
     assert asking.sent[-1].producer == (b"me", 7, 70)
@@ -226,6 +230,67 @@ async def test_what_is_appended_and_cannot_be_read_is_no_refusal(
             await append
         monkeypatch.undo()
         assert (await db.append("s", b"C")).first_offset == 2
+
+
+def test_the_log_is_where_the_last_welcome_says() -> None:
+    asking = Asking()
+    asking.append(b"a")
+    asking.connect(2)
+    asking.append(b"b")
+    assert [sent.producer[2] for sent in asking.sent] == [5, 5, 2]
+
+
+def test_a_batch_of_single_records_leaves_no_sequence_to_others(tmp_path: Path) -> None:
+    asking = Asking()
+    parts: list[Part] = [("s", _native.encode([b"x"] * 5), None)]
+    call = asking.appends.begin(parts, None, "record", lambda _: None, several=False)
+    first = asking.sent[-1].producer
+    asking.appends.refused(call.id, NoSpace("at the fourth"))
+    asking.append(b"y")
+    assert asking.sent[-1].producer[0] != first[0]
+
+
+def test_a_named_producers_append_means_the_same_when_it_is_sent_again() -> None:
+    asking = Asking()
+    sent: list[str | None] = []
+
+    def send(message: bytes) -> None:
+        sent.append(_native.decode_append(int(Kind.APPEND), message[HEADER:])[2])
+
+    parts: list[Part] = [("s", _native.encode([b"x", b"y"]), None)]
+    asking.appends.connected(send, "group", 5)
+    asking.appends.begin(parts, (b"me", 0), None, lambda _: None, several=False)
+    asking.appends.disconnected()
+    asking.appends.connected(send, "record", 5)
+    assert sent == ["group", "group"]
+
+
+async def test_what_an_earlier_connection_has_in_hand_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    me, released = bytes(range(16)), asyncio.Event()
+    async with served(tmp_path / "db") as there:
+        serving = there.server.serving
+        prepare, waited = serving.prepare, 0
+
+        async def slow(parts: Any) -> None:
+            nonlocal waited
+            waited += 1
+            if waited == 1:
+                await released.wait()
+            await prepare(parts)
+
+        monkeypatch.setattr(serving, "prepare", slow)
+        early = await there.greeted(client=[me, 1])
+        early.send(Kind.APPEND, 1, ["s", [b"A"], None, [b"p", 0, 0], None])
+        early.send(Kind.APPEND, 2, ["s", [b"B"], None, [b"p", 1, 0], None])
+        await until(lambda: waited)
+        later = await there.greeted(client=[me, 2])
+        released.set()
+        later.send(Kind.APPEND, 1, ["s", [b"C"], None, [b"q", 0, 0], None])
+        await later.answers(1)
+        await asyncio.sleep(0.1)
+        assert await payloads(there.log.read("s")) == [b"C"]
 
 
 async def test_of_an_earlier_connection_nothing_more_is_taken(tmp_path: Path) -> None:

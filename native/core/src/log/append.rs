@@ -34,7 +34,8 @@ pub enum Refused {
     },
     DigestDiffers,
     Forgotten,
-    /// It may have been appended, by a producer that is known no more: the last group that had a batch of such a one.
+    /// It may have been appended, by a producer that is known no more. The last group: whoever has not sent it before names
+    /// this one, and is not late.
     Doubtful {
         group: u64,
     },
@@ -272,10 +273,10 @@ fn judged(
     forming: u64,
 ) -> Result<Option<u64>, Refused> {
     if let Some(since) = since {
-        let doubt = producers.doubt(named.stream, &named.id, since);
         // Whoever has seen a group that is not there yet has seen another log.
-        if let Some(group) = doubt.or((since >= forming).then_some(forming - 1)) {
-            return Err(Refused::Doubtful { group });
+        if since >= forming || producers.is_doubtful(named.stream, &named.id, since) {
+            // One that is forming is sealed before anybody is told.
+            return Err(Refused::Doubtful { group: producers.forgotten().max(forming - 1) });
         }
     }
     match producers.check(named.stream, &named.id, sequence, &named.digest) {

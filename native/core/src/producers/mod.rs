@@ -196,9 +196,14 @@ impl Producers {
     }
 
     /// Whether nobody can know if a producer has appended something since this group: it is unknown, and others that
-    /// have were forgotten. Then the last group that had a batch of one of these.
-    pub fn doubt(&self, stream: u32, id: &Id, since: u64) -> Option<u64> {
-        (self.forgotten > since && !self.known.contains_key(&(stream, *id))).then_some(self.forgotten)
+    /// have were forgotten.
+    pub fn is_doubtful(&self, stream: u32, id: &Id, since: u64) -> bool {
+        self.forgotten > since && !self.known.contains_key(&(stream, *id))
+    }
+
+    /// The last group that had a batch of a producer that is known no more.
+    pub fn forgotten(&self) -> u64 {
+        self.forgotten
     }
 
     /// This group is durable, and all before it.

@@ -138,15 +138,15 @@ fn who_was_forgotten_is_doubted_and_nobody_else_before_and_after_loading() {
     for table in [&table, &loaded, &anew] {
         // Number 11 was forgotten when 12 came, and it was in group 8.
         for (n, since, doubtful) in [(11, 7, true), (11, 8, false), (4, 0, true), (50, 7, true), (50, 8, false)] {
-            assert_eq!(table.doubt(1, &id(n), since), doubtful.then_some(8), "{n} {since}");
+            assert_eq!(table.is_doubtful(1, &id(n), since), doubtful, "{n} {since}");
         }
-        assert!([1, 2, 3, 12].iter().all(|&n| table.doubt(1, &id(n), 0).is_none()));
-        assert!(table.doubt(2, &id(1), 0).is_some(), "streams are apart");
+        assert!([1, 2, 3, 12].iter().all(|&n| !table.is_doubtful(1, &id(n), 0)));
+        assert!(table.is_doubtful(2, &id(1), 0), "streams are apart");
     }
     let mut few = Producers::with_limits(limits);
     (0..9).for_each(|n| few.apply(1, &id(1), n, &digest(n), n + 1, n));
     for few in [&Producers::load(&few.compact(9), limits).unwrap(), &few] {
-        assert!(few.doubt(1, &id(2), 0).is_none(), "nobody was forgotten");
+        assert!(!few.is_doubtful(1, &id(2), 0), "nobody was forgotten");
     }
 }
 
