@@ -188,7 +188,10 @@ class Appends:
             if call.id not in waiting:
                 call.doubtful = call.doubtful or call.sent
                 call.again = False
-                self._transmit(call)
+                try:
+                    self._transmit(call)
+                except KimberliteError as error:
+                    self._end(call, error)
         for lane in lanes:
             self._settle(lane)
 
@@ -337,6 +340,10 @@ class Appends:
         assert self._send is not None
         # Sent again it means the same, whatever the server's own policy is by then.
         call.sync = call.sync or self._default
+        if call.lane is None and call.span > 1 and not call.doubtful:
+            raise Invalid(
+                "the server's sync is 'record', which makes a batch of every record: a producer needs one batch"
+            )
         if not call.doubtful:
             call.since = self.group
         producer: Sender | None = None if call.producer is None else (*call.producer, call.since)

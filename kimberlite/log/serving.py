@@ -213,8 +213,9 @@ class Serving:
         return [(name, length, encrypted) for name, encrypted, length, _ in listed]
 
     def forbid(self, why: KimberliteError) -> None:
-        """From here on nothing is appended."""
+        """From here on nothing is appended: not even what waits for a group."""
         self.committer.forbidden = why
+        self.committer.refuse(self.committer.pool.clear(), why)
 
     async def info(self) -> dict[str, Any]:
         return await self._log.info()

@@ -75,6 +75,8 @@ class Dispatch:
         self._readings: dict[int, tuple[int, asyncio.Task[None], Credit]] = {}
         #: Appends that are not in line yet.
         self._entering: set[asyncio.Task[None]] = set()
+        #: Whether the client is here again, on another connection.
+        self._replaced = False
         #: What takes long, and is of no use to anybody else.
         self._verifying: set[asyncio.Task[None]] = set()
         #: Whether the server is stopping: what is cut off then is no end.
@@ -98,9 +100,7 @@ class Dispatch:
         try:
             if kind in (Kind.APPEND, Kind.APPEND_MANY):
                 before, self._in_line = self._in_line, asyncio.get_running_loop().create_future()
-                task = self.start(self._answered(id, self._append(kind, id, body, before, self._in_line)))
-                self._entering.add(task)
-                self._in_line.add_done_callback(lambda _: self._entering.discard(task))
+                self.start(self._answered(id, self._append(kind, id, body, before, self._in_line)))
             elif kind in (Kind.READ, Kind.TAIL):
                 self._begin_reading(kind, id, Reading.unpack(body))
             elif kind == Kind.CREDIT:
@@ -144,6 +144,7 @@ class Dispatch:
 
     def replace(self) -> None:
         """What is not in line yet is sent again on another connection, and would come behind that."""
+        self._replaced = True
         for task in list(self._entering):
             task.cancel()
 
@@ -195,7 +196,12 @@ class Dispatch:
     async def _append(
         self, kind: int, id: int, body: bytes, before: asyncio.Future[None] | None, entered: asyncio.Future[None]
     ) -> None:
+        task = asyncio.current_task()
+        assert task is not None
         try:
+            if self._replaced:
+                return
+            self._entering.add(task)
             parts, producer, sync = _native.decode_append(kind, body)
             several = kind == Kind.APPEND_MANY
             for stream, _, _ in parts:
@@ -204,7 +210,7 @@ class Dispatch:
                 self._server.check_writable()
                 await self._serving.prepare(parts)
                 if before is not None:
-                    await before
+                    await asyncio.shield(before)
                 future = await self._serving.enter(parts, producer, sync, several=several)
             except (RolledBack, NoSpace, Unavailable, LimitExceeded) as error:
                 # What was sent before may have been appended then.
@@ -215,6 +221,7 @@ class Dispatch:
                 for stream, _, _ in parts:
                     self._session.permit(stream)
         finally:
+            self._entering.discard(task)
             if before is not None and not before.done():
                 # It was refused; those behind it still wait for those before it.
                 before.add_done_callback(lambda _: self._entered(entered))

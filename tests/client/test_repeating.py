@@ -17,6 +17,7 @@ from kimberlite import (
     Conflict,
     Corrupt,
     Duplicate,
+    Invalid,
     KeyUnavailable,
     KimberliteError,
     LimitExceeded,
@@ -265,8 +266,42 @@ def test_a_named_producers_append_means_the_same_when_it_is_sent_again() -> None
     assert sent == ["group", "group"]
 
 
-async def test_what_an_earlier_connection_has_in_hand_is_dropped(
+def test_a_named_producers_batch_is_one_whatever_the_servers_policy() -> None:
+    asking = Asking()
+    outcomes: list[Any] = []
+    parts: list[Part] = [("s", _native.encode([b"x", b"y"]), None)]
+    asking.appends.disconnected()
+    asking.appends.begin(parts, (b"me", 0), None, outcomes.append, several=False)
+    asking.appends.connected(asking._send, "record", 5)
+    assert [type(outcome) for outcome in outcomes] == [Invalid]
+    with pytest.raises(Invalid, match="record"):
+        asking.appends.begin(parts, (b"me", 0), None, outcomes.append, several=False)
+    one: list[Part] = [("s", _native.encode([b"x"]), None)]
+    asking.appends.begin(one, (b"me", 0), None, outcomes.append, several=False)
+    assert len(asking.sent) == 1
+    assert len(asking.appends) == 1
+
+
+async def test_what_waits_when_the_log_turns_out_to_be_rolled_back_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with doubted(tmp_path) as (there, proxy, _, append):
+        committer = there.server.serving.committer
+        wire = await there.greeted()
+        monkeypatch.setattr(committer, "_may_seal", lambda: False)
+        wire.send(Kind.APPEND, 1, ["s", [b"waits"], None, [b"p", 0, 0], None])
+        await until(lambda: len(committer.pool) == 1)
+        there.server.serving.forbid(RolledBack("it was rolled back"))
+        assert await wire.answers(1) == {1: "ROLLED_BACK"}
+        monkeypatch.undo()
+        proxy.target = there.port
+        # It is there, whatever else is not.
+        assert (await append).first_offset == 1
+        assert await payloads(there.log.read("s")) == [b"before", b"A"]
+
+
+async def test_what_an_earlier_connection_has_in_hand_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     me, released = bytes(range(16)), asyncio.Event()
     async with served(tmp_path / "db") as there:
@@ -291,6 +326,7 @@ async def test_what_an_earlier_connection_has_in_hand_is_dropped(
         await later.answers(1)
         await asyncio.sleep(0.1)
         assert await payloads(there.log.read("s")) == [b"C"]
+        assert "failed" not in caplog.text
 
 
 async def test_of_an_earlier_connection_nothing_more_is_taken(tmp_path: Path) -> None:
