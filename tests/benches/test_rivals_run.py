@@ -27,7 +27,7 @@ BUILT = [
     (driven.UMADB, "umadb-server", servers.umadb),
 ]
 OPERATIONS = Path(__file__).parents[2] / "docs/operations.md"
-LOAD = rivals.Load(clients=3, depth=2, batch=1, size=100, seconds=0.3)
+LOAD = rivals.Load(clients=3, depth=2, batch=1, size=100, seconds=0.8)
 
 
 def there(program: Program) -> Installed:
