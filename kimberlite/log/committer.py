@@ -462,7 +462,12 @@ class Committer:
 
         self._busy = begin(run(), "kimberlite-committer", self.poison)
 
-    def _refuse_all(self, error: NoSpace | Unavailable) -> None:
+    def forbid(self, why: KimberliteError) -> None:
+        """From here on nothing new is taken; what is sealed is finished."""
+        self.forbidden = why
+        self._refuse_all(why)
+
+    def _refuse_all(self, error: KimberliteError) -> None:
         """Everything in the pool: nothing of it was numbered or sealed."""
         requests = self.pool.clear()
         self._let_in()

@@ -214,8 +214,7 @@ class Serving:
 
     def forbid(self, why: KimberliteError) -> None:
         """From here on nothing is appended: not even what waits for a group."""
-        self.committer.forbidden = why
-        self.committer.refuse(self.committer.pool.clear(), why)
+        self.committer.forbid(why)
 
     async def info(self) -> dict[str, Any]:
         return await self._log.info()
