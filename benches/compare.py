@@ -65,7 +65,7 @@ NETWORK: Final = Kind("network", 0.20, 1.0, 1 / 3)
 #: Clients, requests in flight of each, and records a batch: time of day a record.
 SHAPES: Final = {
     f"network, {clients} × {depth} × {batch}": (clients, depth, batch)
-    for clients, depth, batch in ((1, 1, 100), (1, 8, 100), (32, 1, 100), (64, 1, 1), (64, 16, 1))
+    for clients, depth, batch in ((1, 1, 1), (1, 1, 100), (1, 8, 100), (32, 1, 100), (64, 1, 1), (64, 16, 1))
 }
 #: The others are the worker's.
 CASES: Final[Mapping[str, Kind]] = {

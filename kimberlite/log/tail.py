@@ -183,7 +183,8 @@ class Tail:
                 self._large = self._written > self._groups * LARGE
                 self._written, self._groups, self._since = 0, 0, now
             hurry, self._hurry = self._hurry, False
-            if not hurry and self._ahead() >= self._wanted():
+            # What was wanted is taken meanwhile, a little of it in each step: that little is not worth another.
+            if not hurry and self._ahead() >= self._wanted() * 3 // 4:
                 self._work.clear()
                 continue
             try:
