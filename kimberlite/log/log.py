@@ -267,9 +267,10 @@ class Log:
     async def get(self, position: int) -> Record:
         """The record at a position of the log."""
         self._check()
-        await self._refreshed()
+        if self._refresh is not None:
+            await self._refreshed()
         self._check_position(position)
-        with reading_disk():
+        with reading_disk:
             try:
                 return self._native.get(position)
             except Corrupt:
@@ -290,7 +291,7 @@ class Log:
         found: list[Record] = []
         for start in range(0, len(wanted), MANY):
             piece = wanted[start : start + MANY]
-            with reading_disk():
+            with reading_disk:
                 found += await self._backend.run(lambda piece=piece: self._native.get_many(piece))  # type: ignore[misc]
             self._check()
         return found
@@ -314,7 +315,7 @@ class Log:
         """What this database is and where it stands."""
         self._check()
         await self._refreshed()
-        with reading_disk():
+        with reading_disk:
             return self._info()
 
     def _reading(
@@ -347,7 +348,7 @@ class Log:
         name = None if stream is None else checked_name(stream)
         if self._refresh is not None and start is None:
             # Where the end is now cannot be asked later.
-            with reading_disk():
+            with reading_disk:
                 self._refresh()
         return Following(self, read, name, checked_bound(start), system=bool(system), run=run or self._backend.run)
 
@@ -455,7 +456,7 @@ class Log:
         """A bound as an offset of a stream, or as a position."""
         if isinstance(bound, int):
             return bound
-        with reading_disk():
+        with reading_disk:
             position = self._native.position_at(min(max(0, bound.ns), LATEST))
             return position if stream is None else self._native.offset_at(stream, position)
 
@@ -466,7 +467,7 @@ class Log:
     async def _refreshed(self) -> None:
         """Takes in what the writer beside a reader has made durable since."""
         if self._refresh is not None:
-            with reading_disk():
+            with reading_disk:
                 await self._backend.run(self._refresh)
             self._check()
 

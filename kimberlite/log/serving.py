@@ -128,7 +128,7 @@ class Serving:
         start = 0
         while start < len(positions):
             piece = positions[start : start + MANY]
-            with reading_disk():
+            with reading_disk:
                 frame = await log._backend.run(partial(log._native.get_frame, id, piece, BATCH_BYTES))
             yield frame
             start += len(frame)
