@@ -173,8 +173,8 @@ def headline() -> list[Cell]:
         *(replace(cell, mode="encrypted") for cell in durable),
         Cell(8),
         Cell(32, mode="json+zstd"),
-        Cell(8, sync="os"),
-        Cell(8, sync="os", mode="encrypted"),
+        Cell(32, sync="os"),
+        Cell(32, sync="os", mode="encrypted"),
     ]
 
 

@@ -52,14 +52,14 @@ class Counted:
         return "less" if self.ratio < 1 - ALLOWED else "same"
 
 
-def built(checkout: Path = ROOT, target: Path | None = None) -> Path:
-    """The program that does the work."""
+def built(checkout: Path = ROOT, target: Path | None = None, program: str = "work") -> Path:
+    """An example of the core; by itself the one that does the work."""
     manifest = checkout / "native" / "Cargo.toml"
     place = target or checkout / "native" / "target"
     command = ["cargo", "build", "--release", "--locked", "--quiet", "--manifest-path", str(manifest)]
-    command += ["--package", "kimberlite-core", "--example", "work"]
+    command += ["--package", "kimberlite-core", "--example", program]
     subprocess.run(command, check=True, env=os.environ | {"CARGO_TARGET_DIR": str(place)})
-    return place / "release" / "examples" / "work"
+    return place / "release" / "examples" / program
 
 
 def valgrind() -> list[str]:

@@ -27,6 +27,7 @@ from typing import Final
 import uvloop
 
 import kimberlite.sync
+from benches.answers import Answers
 from benches.clients import Load
 from benches.daemon import Daemon
 from benches.engine import AIMS
@@ -55,6 +56,8 @@ from kimberlite.load.run import Disk, Processes
 PROCESSES: Final = 2
 #: Of a cell's seconds, those that the raw disk gets before it.
 DISK_SHARE: Final = 0.5
+#: And those that a server which only answers gets behind it.
+SOCKETS_SHARE: Final = 0.3
 #: Records that are read, and how many at a time; records a second that are aimed at.
 READ: Final = 1_000_000
 READ_BATCH: Final = 10_000
@@ -101,12 +104,16 @@ def append(cell: Cell, directory: Path, seconds: float) -> Outcome:
                 spent = daemon.cpu
                 outcome = processes.run(seconds)
                 spent = daemon.cpu - spent
+        with Answers() as answers, Processes(replace(plan, address=answers.address)) as processes:
+            processes.run(min(seconds, 0.5), warm=True)
+            answered = processes.run(seconds * SOCKETS_SHARE)
+            sockets = cell.batch * answered.appends.requests / answered.seconds
         p50, p99, p999 = (outcome.times.quantile(share) / 1e6 for share in (0.5, 0.99, 0.999))
         plain, best = (1e9 * cell.batch / statistics.mean(writes) for writes in (disk.plain_batch, disk.best_batch))
         best_p50 = statistics.median(disk.best_batch) / 1e6
         cpu_us = 1e6 * spent / outcome.appends.records
         rate, times = outcome.records_per_s, b64encode(outcome.times.encode()).decode()
-        return Outcome(cell, rate, p50, p99, p999, plain, best, best_p50, cpu_us, rate, rate, times)
+        return Outcome(cell, rate, p50, p99, p999, plain, best, best_p50, sockets, cpu_us, rate, rate, times)
     finally:
         shutil.rmtree(path)
 

@@ -42,6 +42,8 @@ class Outcome:
     plain: float
     best: float
     best_p50_ms: float
+    #: What the same clients reach when a server does nothing but answer.
+    sockets: float
     #: Microseconds of processor that the daemon spends on a record, the kernel's for it included.
     cpu_us: float
     #: The slowest round and the fastest.
@@ -89,6 +91,8 @@ def append_table(found: Sequence[Outcome]) -> Table:
                 f"{each.plain:,.0f}",
                 f"{each.best:,.0f}",
                 f"{each.records_per_s / each.best:.2f}",
+                f"{each.sockets:,.0f}",
+                f"{each.records_per_s / each.sockets:.2f}",
                 f"{each.cpu_us:.2f}",
             )
         )
@@ -103,9 +107,14 @@ def append_table(found: Sequence[Outcome]) -> Table:
         "raw plain/s",
         "raw best/s",
         "÷ best",
+        "only answered/s",
+        "÷ that",
         "daemon µs/record",
     )
-    title = f"Appends of {SIZE}-byte records over loopback; raw: one such batch a sync, one at a time"
+    title = (
+        f"Appends of {SIZE}-byte records over loopback; raw: one such batch a sync, one at a time; "
+        "only answered: by a server that does nothing else"
+    )
     return Table(title, headings, tuple(rows))
 
 

@@ -68,7 +68,8 @@ def network(found: Mapping[str, Any]) -> Iterator[Row]:
     yield Row("single records, 1 client: p50", f"≤ {aim:.3f} ms", f"{alone['p50_ms']:.3f} ms", beside, reached)
     for cell, words in SHAPES.items():
         each, wanted = outcomes[*cell, "plain"], AIMS[cell]
-        beside = f"raw disk, one such batch a sync: plain {each['plain']:,.0f}, best {each['best']:,.0f}"
+        disk = f"raw disk, one such batch a sync: plain {each['plain']:,.0f}, best {each['best']:,.0f}"
+        beside = f"{disk}; only answered: {each['sockets']:,.0f}"
         rate = each["records_per_s"]
         yield Row(words, f"≥ {wanted:,}/s", f"{rate:,.0f}/s", beside, rate / wanted)
     for cell, words in {(1, 1, 1): "single records, 1 client", **SHAPES}.items():

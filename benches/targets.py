@@ -75,7 +75,7 @@ def parts(program: Path, seconds: float) -> Iterator[Target]:
 def whole(directory: Path, seconds: float, records: int) -> Iterator[Target]:
     """Appends and reads, embedded."""
     writes = best_writes(directory, BATCH * RECORD, seconds)
-    synced, free = (engine.Cell(1, 1, BATCH), engine.Cell(8, 1, BATCH, sync="os"))
+    synced, free = (engine.Cell(1, 1, BATCH), engine.Cell(32, 1, BATCH, sync="os"))
     found = {each.cell: each for each in engine.measure([synced, free], directory, seconds, ROUNDS)}
     best = 1e9 * BATCH * len(writes) / sum(writes)
     aim = float(engine.AIMS[1, 1, BATCH])
