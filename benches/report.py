@@ -52,7 +52,7 @@ BENCHES: Final = (
     Bench("disk", "The disk's limits", "", "--seconds 0.1"),
     Bench("targets", "Targets", "", "--seconds 0.2 --records 100000"),
     Bench("sweep", "Throughput", "", "--seconds 0.4 --rounds 1 --clients 1 16 64 --batches 1 100"),
-    Bench("network", "Over loopback", "--modes", "--seconds 0.4 --rounds 1 --records 200000"),
+    Bench("network", "Over loopback, beside peers", "--modes --peers", "--seconds 0.4 --rounds 1 --records 200000"),
     Bench("engine", "Embedded", "--peers", "--peers --seconds 0.15 --rounds 1"),
     Bench("reads", "Reads", "", "--records 100000 --rounds 1 --seconds 0.2"),
     Bench("sizes", "Large logs", "", "--records 100000 1000000"),
