@@ -36,7 +36,7 @@ impl Drawn {
     /// Of a run that is one piece of a batch.
     pub fn with(entropy: &mut Entropy, stream: &Stream, piece: &Piece) -> Self {
         let drawn = Self::without(entropy, stream);
-        let commitments = commit(stream, &drawn.seed, (piece.to - piece.from) as u32, std::slice::from_ref(piece));
+        let commitments = commit(&[(stream, &drawn.seed, std::slice::from_ref(piece))]);
         Self { commitments: Some(commitments), ..drawn }
     }
 }
@@ -88,8 +88,17 @@ pub(super) fn run_seed(key: &Hash, nonce: &[u8; 24]) -> Hash {
     *blake3::Hasher::new_keyed(key).update(&domain("kimberlite/seed/1")).update(nonce).finalize().as_bytes()
 }
 
-pub(super) fn commit(stream: &Stream, seed: &Hash, records: u32, pieces: &[Piece]) -> Vec<Hash> {
-    let mut salted = vec![[0; 32]; records as usize];
-    salts(seed, 0, &mut salted);
-    commitments(stream, &salted, pieces.iter().flat_map(|p| (p.from..p.to).map(|i| p.batch.record(i))))
+/// The stream of a run, its seed and its pieces.
+pub(super) type Salted<'a> = (&'a Stream, &'a Hash, &'a [Piece<'a>]);
+
+/// The commitments of runs, one run after another: records of small runs are hashed side by side, too.
+pub(super) fn commit(runs: &[Salted]) -> Vec<Hash> {
+    let count = |pieces: &[Piece]| pieces.iter().map(|piece| piece.to - piece.from).sum::<usize>();
+    let mut salted = vec![[0; 32]; runs.iter().map(|(.., pieces)| count(pieces)).sum()];
+    let mut rest = &mut salted[..];
+    for (_, seed, pieces) in runs {
+        salts(seed, 0, rest.split_off_mut(..count(pieces)).expect("there is one for each record"));
+    }
+    let pieces = runs.iter().flat_map(|(stream, _, pieces)| pieces.iter().map(|piece| (*stream, piece)));
+    commitments(&salted, pieces.flat_map(|(stream, p)| (p.from..p.to).map(move |i| (stream, p.batch.record(i)))))
 }

@@ -14,12 +14,12 @@ pub struct RunLeaves<'a> {
     pub commitments: Vec<Hash>,
 }
 
-/// The commitments of records, many at a time.
-pub fn commitments<'a>(stream: &Stream, salts: &[Hash], records: impl Iterator<Item = &'a [u8]>) -> Vec<Hash> {
+/// The commitments of records, each of its stream, many at a time.
+pub fn commitments<'a>(salts: &[Hash], records: impl Iterator<Item = (&'a Stream, &'a [u8])>) -> Vec<Hash> {
     let jobs: Vec<Job> = salts
         .iter()
         .zip(records)
-        .map(|(salt, body)| Job { state: &stream.prefix, absorbed: 64, head: salt, body })
+        .map(|(salt, (stream, body))| Job { state: &stream.prefix, absorbed: 64, head: salt, body })
         .collect();
     let mut out = vec![[0; 32]; jobs.len()];
     sha256::many(&jobs, &mut out);

@@ -146,7 +146,7 @@ impl Opened {
     pub fn commitments(&self, stream: &Stream, range: Range<usize>) -> Vec<Hash> {
         let mut salted = vec![[0; 32]; range.len()];
         salts(&self.seed, range.start as u64, &mut salted);
-        commitments(stream, &salted, range.map(|i| self.record(i)))
+        commitments(&salted, range.map(|i| (stream, self.record(i))))
     }
 
     /// The same for one record.

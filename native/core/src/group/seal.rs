@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::ahead::{Drawn, Made, commit};
+use super::ahead::{Drawn, Made, Salted, commit};
 use super::leaf::{RunLeaves, hash_leaves};
 use super::{Database, Stream};
 use crate::format::{
@@ -80,7 +80,8 @@ pub struct SealedRun {
     pub length: u32,
     seed: Hash,
     commitments: Option<Vec<Hash>>,
-    pieces: Vec<(Arc<Batch>, usize, usize)>,
+    /// How many of the group's pieces are its own.
+    pieces: usize,
 }
 
 /// A group whose bytes are ready to be written.
@@ -96,6 +97,8 @@ pub struct Sealed {
     pub chain: Hash,
     pub incarnation: u32,
     pub runs: Vec<SealedRun>,
+    /// Of the runs, one after another: a batch, its first record and the one behind its last.
+    pieces: Vec<(Arc<Batch>, usize, usize)>,
 }
 
 /// What a batch takes of a group at most. A group is no longer than `OVERHEAD` and the bounds of its batches.
@@ -173,12 +176,14 @@ impl Sealer {
         out: &mut [u8],
     ) -> Sealed {
         let made = batches.iter().map(|placed| placed.batch.ahead.take()).collect();
-        let plans = plan(batches, made, self.position);
+        let mut plans = plan(batches, made, self.position);
+        self.draw(&mut plans);
         let mut at = GROUP_HEADER;
         let mut hashes = Vec::with_capacity(plans.len());
         let mut runs = Vec::with_capacity(plans.len());
-        self.entropy.draw(plans.iter().filter(|plan| plan.drawn.is_none()).count() * size_of::<Hash>());
+        let mut pieces = Vec::with_capacity(batches.len());
         for plan in plans {
+            pieces.extend(plan.pieces.iter().map(|piece| (piece.batch.clone(), piece.from, piece.to)));
             let mut run = self.seal_run(database, plan, &mut out[at..]);
             run.place = place + at as u64;
             hashes.push(*blake3::hash(&out[at..at + run.length as usize]).as_bytes());
@@ -228,14 +233,29 @@ impl Sealer {
             chain: self.chain,
             incarnation: self.incarnation,
             runs,
+            pieces,
         }
     }
 
-    fn seal_run(&mut self, database: &Database, mut plan: Plan, out: &mut [u8]) -> SealedRun {
-        let drawn = plan.drawn.take().unwrap_or_else(|| match plan.stream.encrypted {
-            true => Drawn::with(&mut self.entropy, plan.stream, &plan.pieces[0]),
-            false => Drawn::without(&mut self.entropy, plan.stream),
-        });
+    /// What was not made ahead; the bytes of encrypted runs need their commitments, too.
+    fn draw(&mut self, plans: &mut [Plan]) {
+        let mut bare: Vec<&mut Plan> = plans.iter_mut().filter(|plan| plan.drawn.is_none()).collect();
+        self.entropy.draw(bare.len() * size_of::<Hash>());
+        let drawn: Vec<_> = bare.iter().map(|plan| Drawn::without(&mut self.entropy, plan.stream)).collect();
+        let encrypted = bare.iter().zip(&drawn).filter(|(plan, _)| plan.stream.encrypted);
+        let encrypted: Vec<Salted> =
+            encrypted.map(|(plan, drawn)| (&**plan.stream, &drawn.seed, &plan.pieces[..])).collect();
+        let mut made = commit(&encrypted).into_iter();
+        for (plan, mut drawn) in bare.iter_mut().zip(drawn) {
+            if plan.stream.encrypted {
+                drawn.commitments = Some(made.by_ref().take(plan.records as usize).collect());
+            }
+            plan.drawn = Some(drawn);
+        }
+    }
+
+    fn seal_run(&self, database: &Database, mut plan: Plan, out: &mut [u8]) -> SealedRun {
+        let drawn = plan.drawn.take().expect("it was drawn");
         let mut header = RunHeader {
             length: 0,
             stream: plan.stream.number,
@@ -262,7 +282,7 @@ impl Sealer {
             length: header.length,
             seed: drawn.seed,
             commitments: drawn.commitments,
-            pieces: plan.pieces.into_iter().map(|p| (p.batch.clone(), p.from, p.to)).collect(),
+            pieces: plan.pieces.len(),
         }
     }
 
@@ -347,25 +367,33 @@ fn compressed(plain: &[u8], level: i32) -> Option<Vec<u8>> {
 impl Sealed {
     /// The group's leaf hashes. What they need of the records is kept until this has run once.
     pub fn leaves(&mut self) -> Vec<Hash> {
+        let owned = std::mem::take(&mut self.pieces);
+        let pieces: Vec<Piece> = owned.iter().map(|(batch, from, to)| Piece { batch, from: *from, to: *to }).collect();
+        let mut rest = &pieces[..];
+        let mut of_runs = Vec::with_capacity(self.runs.len());
+        for run in &self.runs {
+            of_runs.push(rest.split_off(..run.pieces).expect("a run has its pieces"));
+        }
+        let bare = self.runs.iter().zip(&of_runs).filter(|(run, _)| run.commitments.is_none());
+        let bare: Vec<Salted> = bare.map(|(run, pieces)| (&*run.stream, &run.seed, *pieces)).collect();
+        let mut made = commit(&bare).into_iter();
         let runs: Vec<RunLeaves> = self
             .runs
             .iter_mut()
-            .map(|run| {
-                let stream = &*run.stream;
-                let owned = std::mem::take(&mut run.pieces);
-                let pieces: Vec<Piece> =
-                    owned.iter().map(|(batch, from, to)| Piece { batch, from: *from, to: *to }).collect();
-                let commitments =
-                    run.commitments.take().unwrap_or_else(|| commit(stream, &run.seed, run.records, &pieces));
+            .zip(of_runs)
+            .map(|(run, pieces)| {
+                let commitments = run.commitments.take();
+                let commitments = commitments.unwrap_or_else(|| made.by_ref().take(run.records as usize).collect());
                 let mut upto = 0;
                 let mut ends = Vec::with_capacity(pieces.len());
-                for piece in &pieces {
+                for piece in pieces {
                     upto += (piece.to - piece.from) as u32;
                     if piece.ends() {
                         ends.push(upto - 1);
                     }
                 }
-                RunLeaves { stream, timestamp: self.timestamp, first_offset: run.first_offset, ends, commitments }
+                let (stream, first_offset) = (&*run.stream, run.first_offset);
+                RunLeaves { stream, timestamp: self.timestamp, first_offset, ends, commitments }
             })
             .collect();
         hash_leaves(&runs)

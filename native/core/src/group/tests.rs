@@ -228,7 +228,7 @@ fn a_salt_is_the_nth_of_its_run_whoever_asks() {
     salt(&[1; 32], 0, &mut salts);
     let prefix = [&domain("kimberlite/record/1")[..], &streams[1].declaration].concat();
     let expected = sha256::digest(&[&prefix, &salts[0], plain.record(0)]);
-    let got = super::leaf::commitments(&streams[1], &salts[..1], std::iter::once(plain.record(0)));
+    let got = super::leaf::commitments(&salts[..1], std::iter::once((&streams[1], plain.record(0))));
     assert_eq!(got, vec![expected]);
 }
 
