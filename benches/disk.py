@@ -16,12 +16,12 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from random import Random
 
-from benches.table import Table, byte_count, machine, microseconds, publish, quantile
+from benches.table import Table, asked, byte_count, machine, microseconds, publish, quantile
 from kimberlite import _native
 from kimberlite.load.disk import (
     BEST,
@@ -56,6 +56,7 @@ CALLS = (
     Call("buffered, RWF_DSYNC", each=os.RWF_DSYNC),
     Call("O_DIRECT, RWF_DSYNC", flags=os.O_DIRECT, each=os.RWF_DSYNC),
     BEST,
+    replace(BEST, name=f"{BEST.name}, 0.1 ms apart", pause=100_000),
     Call("O_DIRECT, fdatasync", flags=os.O_DIRECT, sync_after=True),
 )
 
@@ -282,13 +283,10 @@ def sustained_table(found: Sequence[Sustained], seconds: float) -> Table:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benches.disk", description="What this disk can do.")
-    parser.add_argument("--directory", type=Path, default=Path(), help="where to write; nothing is left there")
+    parser = asked("disk", "What this disk can do.")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--seconds", type=float, default=2.0, help="of the burst, for each cell of its tables")
     mode.add_argument("--sustained", type=float, metavar="SECONDS", help="instead of the burst, for each size")
-    parser.add_argument("--markdown", action="store_true")
-    parser.add_argument("--json", type=Path, metavar="FILE")
     return parser
 
 
@@ -312,7 +310,7 @@ def main() -> None:
             else:
                 rows["depth"] = deep = depths(Path(name), options.seconds)
                 tables.append(depth_table(deep))
-    publish(where, tables, rows, markdown=options.markdown, path=options.json)
+    publish(where, tables, rows, options)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ class Call:
     flags: int = 0
     each: int = 0
     sync_after: bool = False
+    #: Nanoseconds before each, in which the processor is busy with something else.
+    pause: int = 0
 
     def write(self, fd: int, buffer: mmap.mmap, place: int) -> None:
         if os.pwritev(fd, [buffer], place, self.each) != len(buffer):
@@ -73,7 +75,9 @@ def timed_writes(path: Path, call: Call, size: int, length: int, seconds: float)
     try:
         end = time.perf_counter_ns() + int(seconds * 1e9)
         for place in range(0, length - size + 1, size):
-            before = time.perf_counter_ns()
+            before = time.perf_counter_ns() + call.pause
+            while call.pause and time.perf_counter_ns() < before:
+                pass
             call.write(fd, buffer, place)
             after = time.perf_counter_ns()
             samples.append(after - before)
