@@ -31,7 +31,7 @@ from typing import Final, Self
 from benches import instructions
 from benches.daemon import Daemon
 from benches.packages import Missing, cache
-from benches.table import Table, machine, publish
+from benches.table import Table, asked, machine, publish
 from kimberlite.load.plan import Plan
 from kimberlite.load.run import Processes
 
@@ -192,17 +192,7 @@ def checked_out(commit: str | None) -> Path:
     with tempfile.TemporaryDirectory(dir=_directory(made)) as name:
         copy = Path(name) / "copy"
         copy.mkdir()
-        if commit is None:
-            listed = _output("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").decode()
-            for file in filter(None, listed.split("\0")):
-                if (ROOT / file).is_file():
-                    (copy / file).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(ROOT / file, copy / file)
-        else:
-            archive = Path(name) / "archive"
-            archive.write_bytes(_output("git", "archive", commit))
-            # As new as they are here: cargo takes what is older than the last commit's build for a part of that.
-            subprocess.run(["tar", "-mxf", archive, "-C", copy], check=True)
+        unpack(commit, copy)
         where = made / _digest(copy)
         if where.exists():
             return where
@@ -215,6 +205,22 @@ def checked_out(commit: str | None) -> Path:
             shutil.copy(instructions.built(copy, target), copy / WORK)
         copy.rename(where)
     return where
+
+
+def unpack(commit: str | None, copy: Path) -> None:
+    """A commit's files, or those of the working tree, as new as they are here: cargo takes what is older than another
+    commit's build for a part of that."""
+    if commit is not None:
+        tar = subprocess.Popen(["tar", "-mx", "-C", copy], stdin=subprocess.PIPE)
+        tar.communicate(_output("git", "archive", commit))
+        if tar.returncode:
+            raise SystemExit(f"tar ended with {tar.returncode}")
+        return
+    listed = _output("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").decode()
+    for file in filter(None, listed.split("\0")):
+        if (ROOT / file).is_file():
+            (copy / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / file, copy / file)
 
 
 def _directory(path: Path) -> Path:
@@ -275,14 +281,11 @@ def compare(before: Side, after: Side, cases: Sequence[str], rounds: int) -> lis
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benches.compare", description=__doc__)
+    parser = asked("compare", __doc__)
     parser.add_argument("base", help="the earlier commit")
     parser.add_argument("commit", nargs="?", help="the later one; without it, the working tree")
     parser.add_argument("--case", action="append", choices=CASES, help="only this; again for more")
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--directory", type=Path, default=Path(), help="on the disk in question")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--markdown", action="store_true")
     return parser
 
 
@@ -305,7 +308,7 @@ def main() -> int:
         tables.append(instructions.table(counts, "Instructions for each kind of work of the core"))
     except Missing as problem:
         print(f"no instructions are counted: {problem}", file=sys.stderr)
-    publish(where, tables, {"compared": found, "instructions": counts}, markdown=options.markdown, path=options.json)
+    publish(where, tables, {"compared": found, "instructions": counts}, options)
     more = any(each.ratio is not None and each.ratio > 1 + ALLOWED for each in counts)
     return 1 if more or any(each.verdict == "slower" for each in found) else 0
 

@@ -22,7 +22,7 @@ from typing import Final, Literal
 
 import kimberlite
 from benches import disk, limits, peers
-from benches.table import Table, machine, microseconds, publish, quantile
+from benches.table import Table, asked, machine, microseconds, publish, quantile
 from kimberlite.crypto.master import create_master
 from kimberlite.load.disk import best_writes, rate
 from kimberlite.load.plan import events
@@ -255,14 +255,11 @@ def table(found: Sequence[Outcome], raws: Mapping[tuple[int, int], Raw]) -> Tabl
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--directory", type=Path, default=Path())
+    parser = asked("engine", __doc__)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--matrix", action="store_true", help="batch × size × policy × backend × mode instead")
     parser.add_argument("--peers", action="store_true", help="SQLite, RocksDB and LMDB in the same run")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", action="store_true")
     return parser
 
 
@@ -283,11 +280,7 @@ def main() -> None:
             tables.append(peers.peer_table(peers.compare(directory, work, makers, options.rounds)))
         where = machine(directory)
     publish(
-        where,
-        tables,
-        {"append": found, "raw": list(raws.values()), "aims": list(aims(found, raws).values())},
-        markdown=options.markdown,
-        path=options.json,
+        where, tables, {"append": found, "raw": list(raws.values()), "aims": list(aims(found, raws).values())}, options
     )
 
 

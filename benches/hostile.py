@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Final
 
 from benches.daemon import Daemon
-from benches.table import Table, machine, publish
+from benches.table import Table, asked, machine, publish
 from kimberlite import _native
 from kimberlite.load.plan import Plan
 from kimberlite.load.run import Processes
@@ -268,12 +268,9 @@ def table(found: list[Felt]) -> Table:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benches.hostile", description=__doc__)
-    parser.add_argument("--directory", type=Path, default=Path())
+    parser = asked("hostile", __doc__)
     parser.add_argument("--seconds", type=float, default=3.0, help="alone, and beside it, in each round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--markdown", action="store_true")
     return parser
 
 
@@ -290,7 +287,7 @@ def main() -> None:
                     print(each, file=sys.stderr, flush=True)
                     found.append(feel(each, daemon, others, options.seconds, options.rounds))
         where = machine(directory)
-    publish(where, [table(found)], {"hostile": found}, markdown=options.markdown, path=options.json)
+    publish(where, [table(found)], {"hostile": found}, options)
 
 
 if __name__ == "__main__":

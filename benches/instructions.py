@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from benches.packages import Installed, Missing, Program, had
-from benches.table import Table, publish
+from benches.table import Table, asked, publish
 
 ROOT: Final = Path(__file__).parents[1]
 KEPT: Final = Path(__file__).with_suffix(".json")
@@ -124,10 +124,8 @@ def table(found: list[Counted], title: str) -> Table:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benches.instructions", description=__doc__)
+    parser = asked("instructions", __doc__, on_disk=False)
     parser.add_argument("--write", action="store_true", help="these counts are the ones to hold others against")
-    parser.add_argument("--markdown", action="store_true")
-    parser.add_argument("--json", type=Path, metavar="FILE")
     return parser
 
 
@@ -140,13 +138,7 @@ def main() -> int:
         return 69
     known = kept()
     found = held_against(counts, known.get(compiler(), {}))
-    publish(
-        compiler(),
-        [table(found, "Instructions for each kind of work")],
-        {"instructions": found},
-        markdown=options.markdown,
-        path=options.json,
-    )
+    publish(compiler(), [table(found, "Instructions for each kind of work")], {"instructions": found}, options)
     if options.write:
         known[compiler()] = {kind: round(count) for kind, count in counts.items()}
         KEPT.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")

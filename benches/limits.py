@@ -12,13 +12,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from statistics import median
 
 from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from benches.table import Table, byte_count, machine, publish
+from benches.table import Table, asked, byte_count, machine, publish
 
 SIZES = (256, 1 << 10, 1 << 20)
 #: Calls between two looks at the clock, in bytes: enough that the clock costs nothing.
@@ -99,10 +98,8 @@ def rate_table(found: list[Rate]) -> Table:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benches.limits", description="Hashes, a cipher and a copy.")
+    parser = asked("limits", "Hashes, a cipher and a copy.", on_disk=False)
     parser.add_argument("--seconds", type=float, default=2.0, help="for each cell of the table")
-    parser.add_argument("--markdown", action="store_true")
-    parser.add_argument("--json", type=Path, metavar="FILE")
     return parser
 
 
@@ -110,7 +107,7 @@ def main() -> None:
     options = arguments().parse_args()
     where = machine()
     found = rates(options.seconds)
-    publish(where, [rate_table(found)], {"limits": found}, markdown=options.markdown, path=options.json)
+    publish(where, [rate_table(found)], {"limits": found}, options)
 
 
 if __name__ == "__main__":

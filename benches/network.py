@@ -47,7 +47,7 @@ from benches.network_tables import (
 from benches.offers import OFFERS, chosen, rivals_here
 from benches.packages import Missing
 from benches.rivals import Figures, Rival, settings_table
-from benches.table import machine, publish
+from benches.table import asked, machine, publish
 from kimberlite import _native
 from kimberlite.crypto.master import create_master
 from kimberlite.load.plan import Plan
@@ -185,8 +185,7 @@ def middle_peer(cell: Cell, name: str, figures: Sequence[Figures]) -> Peer:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--directory", type=Path, default=Path())
+    parser = asked("network", __doc__)
     parser.add_argument("--seconds", type=float, default=3.0, help="of load, for each cell of a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--modes", action="store_true", help="encrypted, and JSON compressed, besides")
@@ -200,8 +199,6 @@ def arguments() -> argparse.ArgumentParser:
         help=f"others at the same work, all or some of {', '.join(OFFERS)}",
     )
     parser.add_argument("--records", type=int, default=READ, help="that are read")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", action="store_true")
     return parser
 
 
@@ -254,8 +251,7 @@ def main() -> None:
         where,
         tables,
         {"append": outcomes, "read": readings, "peers": others, "encoding": [] if encoded is None else [encoded]},
-        markdown=options.markdown,
-        path=options.json,
+        options,
     )
 
 

@@ -29,7 +29,7 @@ from random import Random
 from typing import TYPE_CHECKING, Protocol
 
 from benches import disk
-from benches.table import Table, machine, microseconds, publish, quantile
+from benches.table import Table, asked, machine, microseconds, publish, quantile
 
 if TYPE_CHECKING:
     import lmdb
@@ -325,15 +325,12 @@ def settings_table(found: Sequence[Outcome]) -> Table:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benches.peers", description="Embedded stores doing the same work.")
-    parser.add_argument("--directory", type=Path, default=Path(), help="where to write; nothing is left there")
+    parser = asked("peers", "Embedded stores doing the same work.")
     parser.add_argument("--batch", type=int, default=100, help="records in each durable transaction")
     parser.add_argument("--size", type=int, default=256, help="bytes of a record")
     parser.add_argument("--seconds", type=float, default=2.0, help="of writing, for each store in each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-sync", action="store_true", help="each store without its promise, too")
-    parser.add_argument("--markdown", action="store_true")
-    parser.add_argument("--json", type=Path, metavar="FILE")
     return parser
 
 
@@ -345,13 +342,7 @@ def main() -> None:
     work = Work(options.batch, options.size, options.seconds, options.no_sync)
     with tempfile.TemporaryDirectory(dir=options.directory, prefix="bench-peers-") as name:
         found = compare(Path(name), work, peers, options.rounds)
-    publish(
-        where,
-        [peer_table(found), settings_table(found)],
-        {"peers": found},
-        markdown=options.markdown,
-        path=options.json,
-    )
+    publish(where, [peer_table(found), settings_table(found)], {"peers": found}, options)
 
 
 if __name__ == "__main__":

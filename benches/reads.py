@@ -22,7 +22,7 @@ from pathlib import Path
 
 import kimberlite
 from benches.engine import Cell, Mode, payloads
-from benches.table import Table, machine, microseconds, publish, quantile
+from benches.table import Table, asked, machine, microseconds, publish, quantile
 from kimberlite.crypto.master import create_master, load_master
 from kimberlite.log.verify import verify
 from kimberlite.storage import open_backend
@@ -177,13 +177,10 @@ def table(found: list[Figure]) -> Table:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benches.reads", description=__doc__)
-    parser.add_argument("--directory", type=Path, default=Path())
+    parser = asked("reads", __doc__)
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.0, help="for each limit")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--markdown", action="store_true")
     return parser
 
 
@@ -197,7 +194,7 @@ def main() -> None:
             for figure in measure(directory, mode, options.records, options.rounds, options.seconds)
         ]
         where = machine(directory)
-    publish(where, [table(found)], {"reads": found}, markdown=options.markdown, path=options.json)
+    publish(where, [table(found)], {"reads": found}, options)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Final
 import uvloop
 
 import kimberlite
-from benches.table import Table, machine, microseconds, publish, quantile
+from benches.table import Table, asked, machine, microseconds, publish, quantile
 
 BATCH: Final = 1_000
 #: Bytes of a record: so small that a hundred million fit on a disk and into a few minutes.
@@ -129,12 +129,9 @@ def table(found: list[Cost]) -> Table:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benches.sizes", description=__doc__)
-    parser.add_argument("--directory", type=Path, default=Path())
+    parser = asked("sizes", __doc__)
     parser.add_argument("--records", type=int, nargs="+", default=SIZES, help="sizes, in rising order")
     parser.add_argument("--look", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--markdown", action="store_true")
     return parser
 
 
@@ -149,7 +146,7 @@ def main() -> None:
             print(f"{records:,} records", file=sys.stderr, flush=True)
             found.append(measure(Path(name) / "db", records))
         where = machine(Path(name))
-    publish(where, [table(found)], {"sizes": found}, markdown=options.markdown, path=options.json)
+    publish(where, [table(found)], {"sizes": found}, options)
 
 
 if __name__ == "__main__":

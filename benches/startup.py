@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import kimberlite
-from benches.table import Table, machine, publish
+from benches.table import Table, asked, machine, publish
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +144,11 @@ def table(found: Start) -> Table:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--directory", type=Path, default=Path())
+    parser = asked("startup", __doc__)
     parser.add_argument("--gib", type=float, default=10.0)
     parser.add_argument("--streams", type=int, default=10_000)
     parser.add_argument("--producers", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--fill", nargs=4, metavar=("PATH", "BYTES", "STREAMS", "PRODUCERS"), help=argparse.SUPPRESS)
     return parser
 
@@ -176,7 +173,7 @@ def main() -> None:
         log = f"{options.gib:g} GiB, {options.streams} streams, {options.producers} producers"
         found = Start(log, statistics.median(took), max(took), statistics.median(imports), used, dropped)
         rows = {"startup": [found]}
-        publish(machine(directory), [table(found)], rows, markdown=options.markdown, path=options.json)
+        publish(machine(directory), [table(found)], rows, options)
     finally:
         shutil.rmtree(directory)
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from benches.network import measure
 from benches.network_tables import SIZE, Cell, Outcome
-from benches.table import Table, machine, publish
+from benches.table import Table, asked, machine, publish
 
 CLIENTS: Final = (1, 4, 16, 64)
 BATCHES: Final = (1, 10, 100, 1_000)
@@ -37,14 +37,11 @@ def table(found: list[Outcome]) -> Table:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benches.sweep", description=__doc__)
-    parser.add_argument("--directory", type=Path, default=Path())
+    parser = asked("sweep", __doc__)
     parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--seconds", type=float, default=1.0, help="of load, for each cell of a round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--markdown", action="store_true")
     return parser
 
 
@@ -54,7 +51,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-", dir=options.directory) as name:
         found, _ = measure(Path(name), cells, [], options.seconds, options.rounds)
         where = machine(Path(name))
-    publish(where, [table(found)], {"sweep": found}, markdown=options.markdown, path=options.json)
+    publish(where, [table(found)], {"sweep": found}, options)
 
 
 if __name__ == "__main__":

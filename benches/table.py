@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -83,12 +84,24 @@ def show(where: str, tables: Sequence[Table], *, markdown: bool) -> None:
     print("\n\n".join([where, *parts]))
 
 
+def asked(module: str, about: str | None, *, on_disk: bool = True) -> argparse.ArgumentParser:
+    """What every bench can be told; `publish` takes what it was told."""
+    parser = argparse.ArgumentParser(prog=f"python -m benches.{module}", description=about)
+    if on_disk:
+        parser.add_argument(
+            "--directory", type=Path, default=Path(), help="on the disk in question; here by default, and nothing stays"
+        )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="what it found, besides")
+    parser.add_argument("--markdown", action="store_true", help="tables as Markdown has them")
+    return parser
+
+
 def publish(
-    where: str, tables: Sequence[Table], rows: Mapping[str, Sequence[Any]], *, markdown: bool, path: Path | None
+    where: str, tables: Sequence[Table], rows: Mapping[str, Sequence[Any]], options: argparse.Namespace
 ) -> None:
     """Shows the tables, and writes them and their rows, dataclasses by a name of theirs, to a file if there is one."""
-    show(where, tables, markdown=markdown)
-    if path is not None:
+    show(where, tables, markdown=options.markdown)
+    if options.json is not None:
         found = {name: [asdict(row) for row in group] for name, group in rows.items()}
         content = {"machine": where, **found, "tables": [asdict(table) for table in tables]}
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

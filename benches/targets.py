@@ -18,7 +18,7 @@ from typing import Final
 
 from benches import engine, limits, reads
 from benches.instructions import built
-from benches.table import Table, machine, publish, quantile
+from benches.table import Table, asked, machine, publish, quantile
 from kimberlite.load.disk import best_writes
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -118,12 +118,9 @@ def ratio(target: Target, to: float) -> float:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benches.targets", description=__doc__)
-    parser.add_argument("--directory", type=Path, default=Path())
+    parser = asked("targets", __doc__)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each")
     parser.add_argument("--records", type=int, default=1_000_000, help="of the log that is read")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--markdown", action="store_true")
     return parser
 
 
@@ -133,7 +130,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-", dir=options.directory) as name:
         found = [*parts(program, options.seconds), *whole(Path(name), options.seconds, options.records)]
         where = machine(Path(name))
-    publish(where, [table(found)], {"targets": found}, markdown=options.markdown, path=options.json)
+    publish(where, [table(found)], {"targets": found}, options)
 
 
 if __name__ == "__main__":

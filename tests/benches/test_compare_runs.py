@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,19 @@ def test_every_case_is_done_by_both_sides(
     shown = capsys.readouterr().out
     assert "later ÷ earlier" in shown
     assert "Instructions for each kind of work of the core" in shown
+
+
+def test_both_sides_are_newer_than_any_build(tmp_path: Path) -> None:
+    """What cargo takes for older than the other side's build it does not build."""
+    for name, commit in (("earlier", "HEAD"), ("tree", None)):
+        before = time.time()
+        copy = tmp_path / name
+        copy.mkdir()
+        compare.unpack(commit, copy)
+        files = [path for path in copy.rglob("*") if path.is_file()]
+        assert copy / "native/core/src/lib.rs" in files
+        # The clock of a file system is a little behind.
+        assert min(path.stat().st_mtime for path in files) > before - 0.1
 
 
 def test_more_instructions_fail_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

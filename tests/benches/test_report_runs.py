@@ -10,6 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from benches import report
+
 #: The least that is measured at all.
 SHORT = (
     ("limits", "--seconds 0.05", False),
@@ -22,8 +24,6 @@ SHORT = (
 
 
 def test_what_benches_find_is_one_file_and_one_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("matplotlib")
-    report = import_module("benches.report")
     short = tuple(report.Bench(module, module, "", said, on_disk) for module, said, on_disk in SHORT)
     monkeypatch.setattr(report, "BENCHES", short)
     monkeypatch.setattr("sys.argv", ["benches", "--quick", "--directory", str(tmp_path), "--out", f"{tmp_path}/out"])
@@ -51,8 +51,7 @@ def test_what_benches_find_is_one_file_and_one_page(tmp_path: Path, monkeypatch:
 
 
 def test_every_bench_knows_what_it_is_told() -> None:
-    pytest.importorskip("matplotlib")
-    for bench in import_module("benches.report").BENCHES:
+    for bench in report.BENCHES:
         module = import_module(f"benches.{bench.module}")
         for said in (bench.whole, bench.quick):
             parse = module.arguments().parse_args
