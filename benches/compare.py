@@ -47,7 +47,7 @@ RESAMPLED: Final = 2_000
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How much more time is too much, the seconds of a slice, and of all rounds how many."""
+    """How much more time is too much, the seconds of a slice, and for each round how many."""
 
     name: str
     allowed: float
@@ -57,8 +57,8 @@ class Kind:
 
 CRYPTO: Final = Kind("crypto", 0.10, 0.15)
 CODEC: Final = Kind("codec", 0.10, 0.15)
-APPEND: Final = Kind("append", 0.20, 0.3)
-SYNC: Final = Kind("sync", 0.20, 0.3)
+APPEND: Final = Kind("append", 0.20, 0.1, 3.0)
+SYNC: Final = Kind("sync", 0.20, 0.3, 2.0)
 READ: Final = Kind("read p99", 0.50, 0.3)
 NETWORK: Final = Kind("network", 0.20, 1.0, 1 / 3)
 
