@@ -64,12 +64,18 @@ def network(found: Mapping[str, Any]) -> Iterator[Row]:
     outcomes = {(*shape(each["cell"]), each["cell"]["mode"]): each for each in found["append"]}
     alone = outcomes[1, 1, 1, "plain"]
     aim, beside = AIM_ALONE * alone["best_p50_ms"], f"best raw write {alone['best_p50_ms']:.3f} ms"
+    fastest = min(servers(found, (1, 1, 1)), key=lambda peer: peer["figures"]["p50_ms"], default=None)
+    if fastest is not None:
+        beside += f"; {fastest['name']} {fastest['figures']['p50_ms']:.3f} ms"
     reached = aim / alone["p50_ms"]
     yield Row("single records, 1 client: p50", f"≤ {aim:.3f} ms", f"{alone['p50_ms']:.3f} ms", beside, reached)
     for cell, words in SHAPES.items():
         each, wanted = outcomes[*cell, "plain"], AIMS[cell]
         disk = f"raw disk, one such batch a sync: plain {each['plain']:,.0f}, best {each['best']:,.0f}"
         beside = f"{disk}; only answered: {each['sockets']:,.0f}"
+        best = max(servers(found, cell), key=lambda peer: peer["figures"]["records_per_s"], default=None)
+        if best is not None:
+            beside += f"; {best['name']}: {best['figures']['records_per_s']:,.0f}"
         rate = each["records_per_s"]
         yield Row(words, f"≥ {wanted:,}/s", f"{rate:,.0f}/s", beside, rate / wanted)
     for cell, words in {(1, 1, 1): "single records, 1 client", **SHAPES}.items():
@@ -85,6 +91,11 @@ def network(found: Mapping[str, Any]) -> Iterator[Row]:
     for each in found["read"]:
         rate, wanted = each["records_per_s"], each["aim"]
         yield Row(f"read in order, {each['kind']}", f"≥ {wanted:,}/s", f"{rate:,.0f}/s", "", rate / wanted)
+
+
+def servers(found: Mapping[str, Any], wanted: tuple[int, int, int]) -> list[Mapping[str, Any]]:
+    """Peers that are asked over a socket at the same work, if there were any."""
+    return [peer for peer in found["peers"] if shape(peer["cell"]) == wanted and "embedded" not in peer["name"]]
 
 
 def shape(cell: Mapping[str, Any]) -> tuple[int, int, int]:
