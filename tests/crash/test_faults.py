@@ -65,8 +65,9 @@ async def test_a_sync_that_fails_while_room_is_made_is_not_taken_for_one_of_a_pr
     fault = Turning("sync", SEGMENTS)
     options = Options(segment_bytes=4 * MIB)
     db = await faults.simulated(Slow(Disk(), Random(1), fault), None, options)
-    await db.append("s", b"not synced", sync="os")
     fault.on = True
+    # Most of the room that is ready: more is made.
+    await db.append("s", bytes(700_000), sync="os")
     await asyncio.sleep(0.1)
     fault.on = False
     for _ in range(2):
