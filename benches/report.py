@@ -49,15 +49,15 @@ class Bench:
 
 BENCHES: Final = (
     Bench("limits", "The processor's limits", "", "--seconds 0.2", on_disk=False),
-    Bench("disk", "The disk's limits", "", "--seconds 0.1"),
+    Bench("disk", "The disk's limits", "", "--seconds 0.03"),
     Bench("targets", "Targets", "", "--seconds 0.2 --records 100000"),
-    Bench("sweep", "Throughput", "", "--seconds 0.4 --rounds 1 --clients 1 16 64 --batches 1 100"),
-    Bench("network", "Over loopback, beside peers", "--modes --peers", "--seconds 0.4 --rounds 1 --records 200000"),
+    Bench("sweep", "Throughput", "", "--seconds 0.4 --rounds 1 --clients 1 64 --batches 1 100"),
+    Bench("network", "Over loopback, beside peers", "--modes --peers", "--seconds 0.3 --rounds 1 --records 200000"),
     Bench("engine", "Embedded", "--peers", "--peers --seconds 0.15 --rounds 1"),
     Bench("reads", "Reads", "", "--records 100000 --rounds 1 --seconds 0.2"),
     Bench("sizes", "Large logs", "", "--records 100000 1000000"),
     Bench("startup", "Starts", "", "--gib 0.25 --streams 1000 --producers 1000 --rounds 2"),
-    Bench("hostile", "Beside a bad neighbour", "", "--seconds 0.2 --rounds 1"),
+    Bench("hostile", "Beside a bad neighbour", "", "--seconds 0.1 --rounds 1"),
     Bench("instructions", "Instructions", "", "", on_disk=False),
 )
 STYLE: Final = """
