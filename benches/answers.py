@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import subprocess
-from types import TracebackType
-from typing import Self
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from benches import instructions
 from kimberlite import _native
 
 
-class Answers:
-    """`native/core/examples/answers.rs`, until it is left."""
-
-    def __init__(self) -> None:
-        # The least that clients want to hear.
-        welcome = {"database": "", "position": 0, "group": 0, "sync": "group"}
-        program = [str(instructions.built(program="answers")), _native.pack(welcome).hex()]
-        self._process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        self.address = f"127.0.0.1:{int(self._process.stdout.readline())}"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # It ends with its input.
-        self._process.__exit__(kind, error, trace)
+@contextmanager
+def answering() -> Iterator[str]:
+    """The address of `native/core/examples/answers.rs`, which ends with its input."""
+    # The least that clients want to hear.
+    welcome = {"database": "", "position": 0, "group": 0, "sync": "group"}
+    program = [str(instructions.built(program="answers")), _native.pack(welcome).hex()]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield f"127.0.0.1:{int(process.stdout.readline())}"

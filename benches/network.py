@@ -27,7 +27,7 @@ from typing import Final
 import uvloop
 
 import kimberlite.sync
-from benches.answers import Answers
+from benches.answers import answering
 from benches.clients import Load
 from benches.daemon import Daemon
 from benches.engine import AIMS
@@ -104,7 +104,7 @@ def append(cell: Cell, directory: Path, seconds: float) -> Outcome:
                 spent = daemon.cpu
                 outcome = processes.run(seconds)
                 spent = daemon.cpu - spent
-        with Answers() as answers, Processes(replace(plan, address=answers.address)) as processes:
+        with answering() as address, Processes(replace(plan, address=address)) as processes:
             processes.run(min(seconds, 0.5), warm=True)
             answered = processes.run(seconds * SOCKETS_SHARE)
             sockets = cell.batch * answered.appends.requests / answered.seconds

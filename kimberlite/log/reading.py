@@ -43,7 +43,7 @@ class ReadingDisk:
             raise Unavailable(f"the disk cannot be read: {error}") from error
 
 
-#: It keeps nothing, so one is enough: a generator would cost a read of one record a third of its time.
+#: It keeps nothing, so one is enough: a generator for each read would cost more than reading a record that is at hand.
 reading_disk: Final = ReadingDisk()
 
 
