@@ -58,7 +58,6 @@ class Side:
             "encode": self._encode,
             "seal": lambda seconds: self._native_call("seal", False, seconds),
             "seal, encrypted": lambda seconds: self._native_call("seal", True, seconds),
-            "hash": lambda seconds: self._native_call("finish", False, seconds),
             "decode": self._decode,
             "append": self._append,
             "sync, 1 × 1 × 1": lambda seconds: self._durable(1, 1, seconds),

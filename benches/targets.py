@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from benches import engine, limits, reads
-from benches.instructions import built
+from benches.instructions import built, timed
 from benches.table import Table, asked, machine, publish, quantile
 from kimberlite.load.disk import best_writes
 
@@ -44,12 +43,9 @@ class Target:
         return self.unit == "µs"
 
 
-def timed(program: Path, kind: str, seconds: float) -> tuple[float, float]:
+def rounds(program: Path, kind: str, seconds: float) -> tuple[float, float]:
     """Nanoseconds of it, in the mean and at the 99th percentile."""
-    found = []
-    for _ in range(ROUNDS):
-        said = subprocess.run([program, kind, f"{seconds / ROUNDS}s"], check=True, stdout=subprocess.PIPE, text=True)
-        found.append([float(word) for word in said.stdout.split()])
+    found = [timed(program, kind, seconds / ROUNDS) for _ in range(ROUNDS)]
     mean, p99 = (statistics.median(each) for each in zip(*found, strict=True))
     return mean, p99
 
@@ -65,7 +61,7 @@ def parts(program: Path, seconds: float) -> Iterator[Target]:
         ("AES-256-GCM, 1 KiB", "aes 1 KiB", KIB, 2.0, most["AES-256-GCM (OpenSSL)", MIB], "OpenSSL, 1 MiB"),
         ("records to bytes", "encode", BATCH * RECORD, None, most["memory copy", KIB], "a copy of 1 KiB"),
     ):
-        mean, p99 = timed(program, kind, seconds)
+        mean, p99 = rounds(program, kind, seconds)
         yield Target(work, size / mean, "GB/s", aim, limit, meaning)
         if kind in ("aes 1 KiB", "sha256 chain 1 KiB"):
             name = "encrypt 1 KiB" if kind.startswith("aes") else "hash 1 KiB"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benches import compare
+from benches import compare, instructions
 from benches.compare import APPEND, CASES, CRYPTO, ROOT, Kind, compared, paired
 
 
@@ -46,6 +46,7 @@ def test_every_case_is_done_by_both_sides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(compare, "checked_out", lambda _commit: ROOT)
+    monkeypatch.setattr(compare, "WORK", instructions.built())
     monkeypatch.setattr(compare, "counted", lambda _side: {"seal": 100.0})
     short = {case: Kind(kind.name, 100.0, 0.03, kind.share) for case, kind in CASES.items()}
     monkeypatch.setattr(compare, "CASES", short)
@@ -60,6 +61,16 @@ def test_every_case_is_done_by_both_sides(
     shown = capsys.readouterr().out
     assert "later ÷ earlier" in shown
     assert "Instructions for each kind of work of the core" in shown
+
+
+def test_what_a_commit_cannot_do_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compare, "checked_out", lambda _commit: ROOT)
+    monkeypatch.setattr(compare, "WORK", "not built then")
+    monkeypatch.setattr("sys.argv", ["compare", "HEAD", "--case", "hash", "--directory", str(tmp_path)])
+    assert compare.main() == 0
+    assert "hash is not compared: a commit has nothing that does it" in capsys.readouterr().err
 
 
 def test_both_sides_are_newer_than_any_build(tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ const KINDS: [Kind; 10] = [
 ];
 
 /// What depends on what the processor has for it, which an instruction counter hides.
-const HARDWARE: [Kind; 5] = [
+const HARDWARE: [Kind; 6] = [
+    ("sha256 leaves", leaves),
     ("sha256 chain 1 KiB", chain),
     ("sha256 64 x 1 KiB", many),
     ("blake3 1 KiB", || blake(1 << 10)),
@@ -138,6 +139,17 @@ fn hash() -> Work {
     Box::new(move || {
         Kernel::PORTABLE.leaves(black_box(&entries), &mut out);
         black_box(&out);
+    })
+}
+
+/// Of a batch's records, and the nodes above them.
+fn leaves() -> Work {
+    let entries: Vec<[u8; 54]> = (0..BATCH).map(|i| [i as u8; 54]).collect();
+    let (mut out, mut above) = (vec![[0; 32]; BATCH], vec![[0; 32]; BATCH / 2]);
+    Box::new(move || {
+        sha256::leaves(black_box(&entries), &mut out);
+        sha256::nodes(&out, &mut above);
+        black_box(&above);
     })
 }
 
