@@ -67,8 +67,8 @@ SHAPES: Final = {
     f"network, {clients} × {depth} × {batch}": (clients, depth, batch)
     for clients, depth, batch in ((1, 1, 1), (1, 1, 100), (1, 8, 100), (32, 1, 100), (64, 1, 1), (64, 16, 1))
 }
-#: What `WORK` does for a batch of records, in one thread, with what the processor has for it.
-KERNELS: Final = {"hash": "sha256 leaves", "encrypt": "aes 1 KiB"}
+#: What `WORK` does in one thread, with what the processor has for it, and for how many records.
+KERNELS: Final = {"hash": ("sha256 leaves", 100), "encrypt": ("aes 1 KiB", 4)}
 #: The others are the worker's.
 CASES: Final[Mapping[str, Kind]] = {
     "encode": CODEC,
@@ -142,11 +142,11 @@ class Side:
         """Nanoseconds a record."""
         if case in SHAPES:
             return self._network(SHAPES[case], seconds)
-        return self._kernel(KERNELS[case], seconds) if case in KERNELS else self._embedded(case, seconds)
+        return self._kernel(*KERNELS[case], seconds) if case in KERNELS else self._embedded(case, seconds)
 
-    def _kernel(self, kind: str, seconds: float) -> float:
+    def _kernel(self, kind: str, records: int, seconds: float) -> float:
         try:
-            return instructions.timed(self._checkout / WORK, kind, seconds)[0]
+            return instructions.timed(self._checkout / WORK, kind, seconds)[0] / records
         except (FileNotFoundError, subprocess.CalledProcessError) as problem:
             raise Missing("a commit has nothing that does it") from problem
 
