@@ -26,6 +26,7 @@ def open(
     compression: int | None = None,
     depth: int = 4,
     max_delay: float = 0.0,
+    pack: float = 0.5,
     origin: str | None = None,
     anchor: Receipt | None = None,
 ) -> Opening:
@@ -33,7 +34,8 @@ def open(
 
     One writer at a time; `read_only` opens beside it, without a lock and without writing anything.
     `compression` is a zstd level. `anchor` is a receipt kept elsewhere: a log that does not reach it is
-    ROLLED_BACK. With a master key new streams are encrypted.
+    ROLLED_BACK. With a master key new streams are encrypted. A closed segment is packed in the background when that
+    leaves at most the share `pack` of it.
     """
     options = Options(
         sync=sync,
@@ -41,6 +43,7 @@ def open(
         compression=compression,
         depth=depth,
         max_delay=max_delay,
+        pack=pack,
     )
     return open_log(
         path,

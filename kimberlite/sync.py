@@ -320,6 +320,7 @@ def open(
     compression: int | None = None,
     depth: int = 4,
     max_delay: float = 0.0,
+    pack: float = 0.5,
     origin: str | None = None,
     anchor: Receipt | None = None,
 ) -> Database:
@@ -335,6 +336,7 @@ def open(
         compression=compression,
         depth=depth,
         max_delay=max_delay,
+        pack=pack,
         origin=origin,
         anchor=anchor,
     )

@@ -176,6 +176,7 @@ def test_options_and_their_defaults() -> None:
         ({"depth": 1}, {"depth": 0}),
         ({"depth": 8}, {"depth": 9}),
         ({"max_delay": 1.0}, {"max_delay": 1.1}),
+        ({"pack": 1.0}, {"pack": 1.1}),
     ],
 )
 def test_the_ranges_of_options(fits: dict[str, float], does_not: dict[str, float]) -> None:

@@ -50,6 +50,8 @@ class Derived:
         self.producers: File | None = None
         self.producers_size = 0
         self.group = 0
+        #: The segment that the newest checkpoint ends in.
+        self.segment = 0
         #: What was replayed at the start: no index file is known to be of it.
         self.replayed: list[_native.Segment] = []
 
@@ -97,6 +99,7 @@ class Derived:
             if not loader.resume(resume.segment, resume.place) or not loaded():
                 return False
         self.hashes, self.producers_size, self.group = hashes, resume.producers, resume.group
+        self.segment = resume.segment
         return True
 
     def _open_hashes(self, count: int) -> File | None:
@@ -151,7 +154,7 @@ class Derived:
                 # Hashes are kept until they are synced; what was taken of the producers is not.
                 self.producers_size = EVERYTHING
                 raise
-            self.group = group
+            self.group, self.segment = group, segment.number
 
         return write
 
@@ -212,6 +215,8 @@ class Checkpointer:
         #: Whether the checkpoint is gone, since hashes were found wrong.
         self._doubted = False
         self._interval = LEAST_INTERVAL
+        #: Called after a checkpoint was written.
+        self.on_written: Callable[[], None] = lambda: None
         committer.on_rotate = self._rotated
 
     def published(self) -> None:
@@ -245,6 +250,7 @@ class Checkpointer:
                 doubted = self._derived.log.doubted
                 await committer.backend.run(lambda: self._derived.write_all(write, closed))
                 self._doubted = doubted
+                self.on_written()
         except BaseException as error:
             # The disk may have room again, or another mood: nobody waits for this.
             self._interval = AGAIN

@@ -51,7 +51,8 @@ class Follower:
             loader.start_again()
         end = loader.run()
         self._segment, self._place, self._closed = end.segment, end.place, end.closed
-        self._scan: File | None = None
+        # By its name a segment is another file once it is packed.
+        self._scan: File | None = None if end.closed else end.file
 
     def _restored(self, data: bytes, resume: _native.Resume) -> bool:
         numbers = segment_numbers(self.backend)
@@ -84,11 +85,13 @@ class Follower:
         if self._closed:
             return self._enter_next()
         assert self._segment is not None
-        if self._scan is None:
-            self._scan = self.backend.open(segment_name(self._segment.number), "r")
+        assert self._scan is not None
         # Asked before reading: the next segment begins when all of this one is on the disk, and nothing in this one
         # says so of its last groups.
-        ended = self._header(self._segment.number + 1) is not None
+        following = self._begun(self._segment.number + 1)
+        ended = following is not None
+        if following is not None:
+            following[1].close()
         data = read_around(self._scan, self._place, PIECE)
         limit = max(self.loader.watermark, _native.Log.watermark(self._segment, self._place, data)[0])
         if ended:
@@ -115,33 +118,37 @@ class Follower:
         self._place, self._closed = place, stop == "closed"
         return stop, moved, what
 
-    def _header(self, number: int) -> bytes | None:
-        """None until a segment is there. The writer may be about to write it; damage shows at the next open."""
+    def _begun(self, number: int) -> tuple[bytes, File] | None:
+        """A segment's header and its file; None until it is there. The writer may be about to write it; damage shows at
+        the next open."""
         if not self.backend.exists(segment_name(number)):
             return None
         file = self.backend.open(segment_name(number), "r")
         try:
             header = read_around(file, 0, BLOCK)
-        finally:
+        except BaseException:
             file.close()
-        return header if _native.header_damage(header, self.identity.database_id, number) is None else None
+            raise
+        if _native.header_damage(header, self.identity.database_id, number) is not None:
+            file.close()
+            return None
+        return header, file
 
     def _enter_next(self) -> bool:
         number = 0 if self._segment is None else self._segment.number + 1
-        header = self._header(number)
-        if header is None:
+        begun = self._begun(number)
+        if begun is None:
             return False
-        file = self.backend.open(segment_name(number), "r")
+        header, file = begun
         segment = self.log.attach(header, file)
         self.loader.enter(segment, number)
-        let_go(file)
         if self._segment is not None:
             self.log.release(self._segment, opener(self.backend, segment_name(number - 1)))
             # Made again from the segment as long as the writer has not made its file.
             self.log.close_segment(self._segment, opener(self.backend, index_name(number - 1)))
         if self._scan is not None:
             self._scan.close()
-        self._segment, self._scan, self._place, self._closed = segment, None, BLOCK, False
+        self._segment, self._scan, self._place, self._closed = segment, file, BLOCK, False
         return True
 
     def close(self) -> None:

@@ -44,6 +44,11 @@ def prepared_name(number: int) -> str:
     return f"{PREPARE}/{number:020}.seg"
 
 
+def packed_name(number: int) -> str:
+    """While it is being packed."""
+    return f"{PREPARE}/{number:020}.pack"
+
+
 def index_name(number: int) -> str:
     return f"{INDEX}/{number:020}.idx"
 

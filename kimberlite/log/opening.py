@@ -24,6 +24,7 @@ from kimberlite.log.anchor import check_anchor
 from kimberlite.log.checkpoint import Checkpointer, Derived
 from kimberlite.log.committer import Committer
 from kimberlite.log.description import describe
+from kimberlite.log.findings import Findings
 from kimberlite.log.following import Follower
 from kimberlite.log.identity import Identity, origin_fault
 from kimberlite.log.log import Log
@@ -42,6 +43,7 @@ from kimberlite.log.names import (
     segment_name,
 )
 from kimberlite.log.options import Options
+from kimberlite.log.packing import Packer
 from kimberlite.log.recovery import Ended, Keys, Loader, load_identity, load_keys, load_marks, new_log
 from kimberlite.log.refusals import FULL, UNFIT_TO_BEGIN, UNFIT_TO_WRITE, translate
 from kimberlite.log.streams import Streams
@@ -371,6 +373,9 @@ class Opener:
             identity_hash=identity.hash,
         )
         checkpointer = Checkpointer(derived, committer, options)
+        findings = Findings()
+        packer = Packer(self.backend, native, derived, findings, options.pack, self.injected.random)
+        checkpointer.on_written = packer.checkpointed
         copies = [self.backend.open(name, "w") for name in VAULTS] if keys.vault is not None else []
         streams = Streams(native, self.backend, keys.vault, copies)
         streams.on_death = committer.poison
@@ -378,6 +383,7 @@ class Opener:
 
         async def close() -> None:
             try:
+                await packer.stop()
                 await checkpointer.stop()
                 await streams.drain()
                 await committer.close()
@@ -393,11 +399,13 @@ class Opener:
             finally:
                 await tail.stop()
                 # They lead back to it, and would keep every file open until a collector comes.
-                committer.on_publish = committer.on_rotate = tail.on_death = streams.on_death = nothing
+                committer.on_publish = committer.on_rotate = checkpointer.on_written = tail.on_death = (
+                    streams.on_death
+                ) = nothing
                 self._close_backend()
 
         def info() -> dict[str, Any]:
-            return describe(identity, native, self.backend, self.notes)
+            return describe(identity, native, self.backend, [*self.notes, *findings.found])
 
         log = Log(self.backend, native, committer, streams, options, info, close, None, identity.quantum)
 
@@ -406,6 +414,8 @@ class Opener:
             checkpointer.published()
 
         committer.on_publish = published
+        # What was closed before this start.
+        packer.checkpointed()
         return log
 
     def _close_backend(self) -> None:

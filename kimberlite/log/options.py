@@ -41,6 +41,9 @@ class Options:
     checkpoint_records: int = 100_000
     checkpoint_bytes: int = 64 * MIB
 
+    #: A closed segment is packed in the background when that leaves at most this share of it; 0 packs none.
+    pack: float = 0.5
+
     def __post_init__(self) -> None:
         checked_sync(self.sync)
         if not is_within(self.segment_bytes, 64 * 1024, 2048 * MIB) or self.segment_bytes % 4096:
@@ -56,6 +59,8 @@ class Options:
         for name in ("group_bytes", "largest_group", "pool_bytes", "checkpoint_records", "checkpoint_bytes"):
             if not is_within(getattr(self, name), 1, 1 << 62):
                 raise Invalid(f"{name} is a number above 0")
+        if not is_within(self.pack, 0, 1, int | float):
+            raise Invalid("pack is a share from 0 to 1")
         if not is_within(self.cache_bytes, 0, 1 << 62):
             raise Invalid("cache_bytes is a number from 0")
 

@@ -378,7 +378,7 @@ class Loader:
             name = segment_name(number)
             file = self.backend.open(name, "r")
             try:
-                what = _native.closes(header, after, *self._last_block(file, name))
+                what = _native.closes(header, after, file.size(), *self._last_block(file, name))
             finally:
                 file.close()
             if what is not None:

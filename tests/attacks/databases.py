@@ -144,6 +144,7 @@ class Installed(Doors):
             key_file=self.key,
             backend="threads",
             segment_bytes=SEGMENT,
+            pack=0,
             anchor=anchor,
         )
 
@@ -166,12 +167,13 @@ class Simulated(Doors):
             key_file=self.key,
             backend=MemoryBackend(self.disk),
             segment_bytes=SEGMENT,
+            pack=0,
             anchor=anchor,
         )
 
 
 def on_disk(disk: Disk, key: Path | None) -> sync.Database:
-    return sync.open("simulated", key_file=key, backend=MemoryBackend(disk), segment_bytes=SEGMENT)
+    return sync.open("simulated", key_file=key, backend=MemoryBackend(disk), segment_bytes=SEGMENT, pack=0)
 
 
 def sent(number: int, what: bytes = b"payload") -> list[Record]:

@@ -60,6 +60,7 @@ options = st.builds(
     compression=st.sampled_from([None, 1]),
     cache_bytes=st.sampled_from([0, 64 << 20]),
     checkpoint_records=st.sampled_from([1, 10, 100_000, 100_000]),
+    pack=st.sampled_from([0.0, 0.5, 1.0]),
 )
 
 #: The verbs that fail.

@@ -28,7 +28,7 @@ def unreadable(file: str, start: int = 0, end: int = EVERYTHING, number: int = e
 
 
 async def filled(machine: Machine) -> list[Receipt]:
-    async with machine.open(segment_bytes=64 * 1024) as db:
+    async with machine.open(pack=0, segment_bytes=64 * 1024) as db:
         return [await db.append("s", b"%d" % i * 900, producer=("p", i)) for i in range(60)]
 
 
@@ -52,7 +52,7 @@ async def test_a_closed_segment_that_cannot_be_read_in_one_place_is_read_in_all_
     receipts = await filled(either)
     bad = 2 * BLOCK
     either.fault = unreadable(segment_name(0), bad, bad + BLOCK)
-    async with either.open(segment_bytes=64 * 1024) as db:
+    async with either.open(pack=0, segment_bytes=64 * 1024) as db:
         readable, damaged = [], []
         for receipt in receipts:
             try:
@@ -99,7 +99,7 @@ async def test_a_disk_has_several_words_for_what_it_cannot_read(either: Machine,
     either.fault = unreadable(segment_name(0), bad, bad + BLOCK, number)
     with pytest.raises(Corrupt, match=f"the disk cannot read byte {bad}\\b"):
         either.verify()
-    async with either.open(segment_bytes=64 * 1024) as db:
+    async with either.open(pack=0, segment_bytes=64 * 1024) as db:
         with pytest.raises(Unavailable, match="cannot read"):
             await payloads(db.read("s"))
     either.fault = unreadable(MARKS, 0, 1, number)
@@ -120,7 +120,7 @@ async def test_a_segment_without_an_index_that_cannot_be_read_in_one_place_is_na
     receipts = await filled(either)
     either.backend().unlink(index_name(0))
     either.fault = unreadable(segment_name(0), 2 * BLOCK, 2 * BLOCK + 1)
-    async with either.open(segment_bytes=64 * 1024) as db:
+    async with either.open(pack=0, segment_bytes=64 * 1024) as db:
         with pytest.raises(Unavailable, match=f"{segment_name(0)}, byte {2 * BLOCK}: the disk cannot read"):
             await db.get(receipts[0].first_position)
         assert (await db.get(receipts[-1].first_position)).offset == 59
@@ -154,7 +154,7 @@ async def test_one_mark_is_enough(either: Machine, place: int) -> None:
     receipts = await filled(either)
     either.fault = unreadable(MARKS, place, place + 1)
     assert any("marks" in note for note in either.verify(receipts[-1]).notes)
-    async with either.open(segment_bytes=64 * 1024) as db:
+    async with either.open(pack=0, segment_bytes=64 * 1024) as db:
         assert len(await payloads(db.read("s"))) == 60
 
 
@@ -163,7 +163,7 @@ async def test_one_copy_of_the_vault_is_enough(encrypted: Machine, copy: str) ->
     receipts = await filled(encrypted)
     encrypted.fault = unreadable(copy)
     assert any(copy in note for note in encrypted.verify(receipts[-1]).notes)
-    async with encrypted.open(segment_bytes=64 * 1024) as db:
+    async with encrypted.open(pack=0, segment_bytes=64 * 1024) as db:
         assert len(await payloads(db.read("s"))) == 60
     encrypted.fault = None
     assert encrypted.disk.files()[VAULTS[0]] == encrypted.disk.files()[VAULTS[1]]
@@ -176,7 +176,7 @@ async def test_a_derived_file_that_cannot_be_read_is_made_again(either: Machine,
     either.verify(receipts[-1])
     async with either.open(read_only=True) as db:
         assert (await db.get(receipts[3].first_position)).offset == 3
-    async with either.open(segment_bytes=64 * 1024) as db:
+    async with either.open(pack=0, segment_bytes=64 * 1024) as db:
         assert len(await payloads(db.read("s"))) == 60
         assert await db.append("s", b"7" * 900, producer=("p", 7)) == receipts[7]
         assert (await db.get(receipts[3].first_position)).offset == 3
@@ -205,7 +205,7 @@ async def test_what_cannot_be_read_of_one_copy_of_the_vault_gets_into_neither(en
     size = len(encrypted.disk.files()[copy])
     for number in range(3):
         encrypted.fault = unreadable(copy, BLOCK)
-        async with encrypted.open(segment_bytes=64 * 1024) as db:
+        async with encrypted.open(pack=0, segment_bytes=64 * 1024) as db:
             await db.append(f"t{number}", b"x")
         encrypted.fault = None
         assert encrypted.verify(receipts[-1]).notes == []
@@ -236,7 +236,7 @@ async def test_what_an_anchor_names_and_the_disk_cannot_read_is_no_rollback(eith
 
 async def test_a_repeated_append_that_cannot_be_read_again_is_refused_in_our_words(either: Machine) -> None:
     receipts = await filled(either)
-    async with either.open(segment_bytes=64 * 1024) as db:
+    async with either.open(pack=0, segment_bytes=64 * 1024) as db:
         either.fault = unreadable(segment_name(0))
         with pytest.raises(KimberliteError):
             await db.append("s", b"7" * 900, producer=("p", 7))

@@ -52,6 +52,11 @@ pub fn padded(length: usize) -> usize {
     length.next_multiple_of(BLOCK)
 }
 
+/// What a group of this length takes of a packed segment.
+pub fn packed(length: usize) -> usize {
+    length.next_multiple_of(8)
+}
+
 /// Eight bytes that nobody makes who has not seen the segment's salt.
 pub fn check(salt: &Hash, bytes: &[u8], place: u64) -> [u8; CHECK] {
     let hash = blake3::Hasher::new_keyed(salt).update(bytes).update(&place.to_le_bytes()).finalize();
@@ -67,10 +72,36 @@ pub struct SegmentHeader {
     /// Chain of the last group before this segment.
     pub before: Hash,
     pub salt: Hash,
+    pub packed: Option<Packed>,
+}
+
+/// Where a packed segment ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packed {
+    /// Of the file.
+    pub length: u64,
+    pub last_group: u64,
+    pub last_chain: Hash,
 }
 
 impl SegmentHeader {
     const MAGIC: &[u8; 8] = b"KIMBSEG1";
+    const PACKED: u16 = 1;
+
+    /// Tells its file from others, which has its places.
+    pub fn file(&self) -> u64 {
+        u64_at(&self.salt, 0)
+    }
+
+    /// What a group takes of the file. Nothing follows a packed segment's last.
+    pub fn step(&self, group: &GroupHeader) -> usize {
+        let length = group.length as usize;
+        match self.packed {
+            None => padded(length),
+            Some(_) if group.flags & CLOSING != 0 => length,
+            Some(_) => packed(length),
+        }
+    }
 
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![0; SEGMENT_HEADER];
@@ -82,6 +113,12 @@ impl SegmentHeader {
         put(&mut out, 48, self.first_position.to_le_bytes());
         put(&mut out, 56, self.before);
         put(&mut out, 88, self.salt);
+        if let Some(packed) = self.packed {
+            put(&mut out, 10, Self::PACKED.to_le_bytes());
+            put(&mut out, 120, packed.length.to_le_bytes());
+            put(&mut out, 128, packed.last_group.to_le_bytes());
+            put(&mut out, 136, packed.last_chain);
+        }
         let hash = blake3::keyed_hash(&self.salt, &out[..SEGMENT_HEADER - CHECK]);
         out[SEGMENT_HEADER - CHECK..].copy_from_slice(&hash.as_bytes()[..CHECK]);
         out
@@ -95,7 +132,15 @@ impl SegmentHeader {
         ensure(hash.as_bytes()[..CHECK] == bytes[SEGMENT_HEADER - CHECK..], "the header's check is wrong")?;
         ensure(&bytes[..8] == Self::MAGIC, "this is not a segment")?;
         ensure(u16_at(bytes, 8) == 1, "the format version is not 1")?;
-        ensure(zeros(&bytes[10..16]) && zeros(&bytes[120..SEGMENT_HEADER - CHECK]), "unnamed bytes are not zero")?;
+        let packed = u16_at(bytes, 10) == Self::PACKED;
+        let named = if packed { (12, 168) } else { (10, 120) };
+        let unnamed = zeros(&bytes[named.0..16]) && zeros(&bytes[named.1..SEGMENT_HEADER - CHECK]);
+        ensure(unnamed, "unnamed bytes are not zero")?;
+        let packed = packed.then(|| Packed {
+            length: u64_at(bytes, 120),
+            last_group: u64_at(bytes, 128),
+            last_chain: bytes[136..168].try_into().unwrap(),
+        });
         Ok(Self {
             database: bytes[16..32].try_into().unwrap(),
             number: u64_at(bytes, 32),
@@ -103,6 +148,7 @@ impl SegmentHeader {
             first_position: u64_at(bytes, 48),
             before: bytes[56..88].try_into().unwrap(),
             salt,
+            packed,
         })
     }
 

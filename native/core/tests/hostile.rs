@@ -200,7 +200,7 @@ fn headers_of_any_bytes_are_refused_or_lie_in_their_bytes() {
         }
         let header = GroupHeader::decode(&bytes, &SALT, 4096);
         let after = SegmentHeader { first_group: 4, ..SegmentHeader::decode(&encoded).unwrap() };
-        let _ = closes(&SegmentHeader { salt: SALT, ..after }, &after, 4096, &bytes);
+        let _ = closes(&SegmentHeader { salt: SALT, ..after }, &after, 0, 4096, &bytes);
         header.is_ok_and(|header| header.length >= 136 && header.durable_upto < header.number)
     };
     fuzz(6, 20_000, 2, group, rechecked);

@@ -2,6 +2,7 @@
 
 mod appending;
 mod derived;
+mod packing;
 mod reading;
 mod replaying;
 mod sealed;
@@ -19,6 +20,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+pub use self::packing::Packing;
 pub use self::reading::Frame;
 use self::sealed::Finisher;
 pub use self::sealed::Sealed;

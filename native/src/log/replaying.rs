@@ -2,7 +2,7 @@
 
 use kimberlite_core::format::{Checked, Damage, Hash, ensure};
 use kimberlite_core::keys::Key;
-use kimberlite_core::log::{self, Stop};
+use kimberlite_core::log::{self, Replayed, Stop};
 use kimberlite_core::system::Declaration;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -25,7 +25,7 @@ impl Log {
         data: &[u8],
         last: u64,
         keys: Py<PyAny>,
-    ) -> PyResult<(u64, &'static str, usize, &'static str)> {
+    ) -> PyResult<Stopped> {
         let mut failed = None;
         let replayed = py.detach(|| {
             let tagged = self.inner.database.tagged;
@@ -38,14 +38,7 @@ impl Log {
         if let Some(error) = failed {
             return Err(error);
         }
-        let (kind, needed, what) = match replayed.stop {
-            Stop::Done => ("done", 0, ""),
-            Stop::Closed => ("closed", 0, ""),
-            Stop::More(needed) => ("more", needed, ""),
-            Stop::Bad(Damage(what)) => ("bad", 0, what),
-            Stop::Damaged(Damage(what)) => ("damaged", 0, what),
-        };
-        Ok((replayed.place, kind, needed, what))
+        Ok(stopped(replayed))
     }
 
     /// The highest durable group that any sound header in `data` names, and where its last byte is that is not zero.
@@ -53,6 +46,20 @@ impl Log {
     fn watermark(py: Python<'_>, segment: &Segment, place: u64, data: &[u8]) -> (u64, Option<u64>) {
         py.detach(|| log::Log::watermark(&segment.inner, place, data))
     }
+}
+
+/// The next place, why it is no further, how many bytes that takes, and what is wrong.
+pub type Stopped = (u64, &'static str, usize, &'static str);
+
+pub fn stopped(replayed: Replayed) -> Stopped {
+    let (kind, needed, what) = match replayed.stop {
+        Stop::Done => ("done", 0, ""),
+        Stop::Closed => ("closed", 0, ""),
+        Stop::More(needed) => ("more", needed, ""),
+        Stop::Bad(Damage(what)) => ("bad", 0, what),
+        Stop::Damaged(Damage(what)) => ("damaged", 0, what),
+    };
+    (replayed.place, kind, needed, what)
 }
 
 /// A stream's key from Python's vault.

@@ -100,11 +100,11 @@ pub fn header_damage(header: &[u8], database_id: &[u8], number: u64) -> Option<&
     }
 }
 
-/// Why a segment does not end where the next one begins, judged by its last block; None if it does.
+/// Why a segment of this size does not end where the next one begins, judged by its last block; None if it does.
 #[pyfunction]
-pub fn closes(header: &[u8], after: &[u8], place: u64, block: &[u8]) -> Option<&'static str> {
+pub fn closes(header: &[u8], after: &[u8], size: u64, place: u64, block: &[u8]) -> Option<&'static str> {
     match (SegmentHeader::decode(header), SegmentHeader::decode(after)) {
-        (Ok(header), Ok(after)) => log::closes(&header, &after, place, block),
+        (Ok(header), Ok(after)) => log::closes(&header, &after, size, place, block),
         _ => Some("its header is damaged"),
     }
 }

@@ -206,6 +206,11 @@ impl Lookup for SegmentIndex {
         self.runs.size() + self.groups.size() + self.samples.size() + 4 * self.runs.len()
     }
 
+    fn extent(&self) -> (u64, u64, u64) {
+        let lengths = self.runs.iter().map(|row| unpack(row[1]).0 as u64);
+        (self.groups.len() as u64, self.runs.len() as u64, lengths.sum())
+    }
+
     fn first_position(&self) -> u64 {
         self.header.first_position
     }

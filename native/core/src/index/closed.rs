@@ -214,6 +214,11 @@ impl Lookup for ClosedIndex {
         self.bytes.len() + size_of_val(&*self.samples)
     }
 
+    fn extent(&self) -> (u64, u64, u64) {
+        let lengths = self.runs().iter().map(|row| u32_at(row, 8) as u64);
+        (self.groups().len() as u64, self.runs().len() as u64, lengths.sum())
+    }
+
     fn first_position(&self) -> u64 {
         self.first_position
     }

@@ -46,6 +46,9 @@ pub trait Lookup: Send + Sync {
     /// Bytes of memory, about.
     fn size(&self) -> usize;
 
+    /// Groups, runs, and the bytes of all runs.
+    fn extent(&self) -> (u64, u64, u64);
+
     fn first_position(&self) -> u64;
 
     /// The position after the segment's last.

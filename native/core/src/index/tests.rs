@@ -21,6 +21,7 @@ fn header() -> SegmentHeader {
         first_position: 5_000_000_000,
         before: [8; 32],
         salt: [9; 32],
+        packed: None,
     }
 }
 

@@ -240,6 +240,7 @@ impl Log {
             first_position: tail.sealer.position,
             before: tail.sealer.chain,
             salt,
+            packed: None,
         };
         tail.sealer.chain = header.chain();
         tail.last_place = 0;

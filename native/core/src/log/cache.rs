@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::group::Opened;
 
-/// Segment number and place.
+/// The beginning of a segment's salt, and a place: when it is packed it gets another salt.
 pub type At = (u64, u64);
 
 struct Slot {

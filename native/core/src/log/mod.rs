@@ -6,6 +6,7 @@ mod cache;
 mod files;
 mod find;
 mod indexes;
+mod pack;
 mod read;
 mod replay;
 mod reread;
@@ -14,9 +15,11 @@ mod snapshot;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod walk;
 
 pub use append::{Admission, EndingKey, Part, Receipt, Refused};
 pub use files::{Files, Open};
+pub use pack::Packing;
 pub use read::{FEW_LEAVES, Failure, Found, MOST_LEAVES, Span, Window};
 pub use replay::{Replayed, Stop};
 pub use segment::{Descriptor, Index, Segment, Source, UNREADABLE, Unindexed, checked, closes, derived_mac};

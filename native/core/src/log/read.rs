@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::cache::CachedRun;
-use super::segment::is_unreadable;
+use super::segment::{is_unreadable, unindexed};
 use super::{Log, Segment};
 use crate::format::{Damage, GROUP_HEADER, GroupHeader, HASHES_HEADER, Hash, RunHeader};
 use crate::group::{self, Run, hash_leaves};
@@ -89,7 +89,8 @@ pub struct Span {
 /// The last bytes read of one segment: neighbours are often wanted next.
 #[derive(Default)]
 pub struct Window {
-    segment: u64,
+    pub(super) segment: u64,
+    file: u64,
     place: u64,
     bytes: Vec<u8>,
 }
@@ -97,12 +98,12 @@ pub struct Window {
 impl Window {
     fn get(&mut self, segment: &Segment, place: u64, length: usize, ahead: usize) -> io::Result<&[u8]> {
         let end = place + length as u64;
-        let number = segment.header.number;
-        let inside = self.segment == number && place >= self.place && end <= self.place + self.bytes.len() as u64;
+        let file = segment.header.file();
+        let inside = self.file == file && place >= self.place && end <= self.place + self.bytes.len() as u64;
         if !inside {
             let alone = |error| if ahead > length { segment.read(place, length) } else { Err(error) };
             self.bytes = segment.read(place, length.max(ahead)).or_else(alone)?;
-            (self.segment, self.place) = (number, place);
+            (self.segment, self.file, self.place) = (segment.header.number, file, place);
         }
         let from = (place - self.place) as usize;
         self.bytes.get(from..from + length).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
@@ -126,15 +127,25 @@ impl Log {
     pub(super) fn again<T>(&self, mut work: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
         let outcome = work();
         match &outcome {
-            Err(Failure::Damaged { segment, .. }) => {
-                if let Some(segment) = self.segments.read().unwrap().get(segment) {
-                    segment.distrust();
-                }
-            }
+            Err(Failure::Damaged { segment, .. }) => self.look_again(*segment),
+            Err(Failure::Io(error)) => match unindexed(error) {
+                Some(found) => self.look_again(found.segment),
+                None => return outcome,
+            },
             Err(Failure::Misled { .. }) => self.newest_first().iter().for_each(|segment| segment.distrust()),
             _ => return outcome,
         }
         work()
+    }
+
+    /// Its file may be another by now, with other places: then the segment is what that says. Else its index is made
+    /// again.
+    fn look_again(&self, number: u64) {
+        let Some(segment) = self.segments.read().unwrap().get(&number).cloned() else { return };
+        match segment.renewed() {
+            Some(renewed) => self.attach(Arc::new(renewed)),
+            None => segment.distrust(),
+        }
     }
 
     /// The run that holds a position, which must be durable.
@@ -148,7 +159,7 @@ impl Log {
         let index = self.index(&segment)?;
         let index = index.lookup(&segment)?;
         let Some(entry) = index.run_of_position(position) else { return Err(misled) };
-        let at = (segment.header.number, entry.place as u64);
+        let at = (segment.header.file(), entry.place as u64);
         let cached = self.cache.lock().unwrap().get(at);
         let run = if let Some(run) = cached {
             run

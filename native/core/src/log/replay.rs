@@ -7,7 +7,9 @@ use std::sync::atomic::Ordering;
 use super::batches::{Batches, Sent};
 use super::segment::{Index, append, entry};
 use super::{End, Log, Segment};
-use crate::format::{BLOCK, CLOSING, Checked, Damage, GROUP_HEADER, GroupHeader, Hash, ensure, padded, zeros};
+use crate::format::{
+    BLOCK, CLOSING, Checked, Damage, GROUP_HEADER, GroupHeader, Hash, Packed, SegmentHeader, ensure, zeros,
+};
 use crate::group::{self, Expected, Group, Stream, hash_leaves};
 use crate::keys::{Key, TAG};
 use crate::system::{Declaration, System};
@@ -66,7 +68,7 @@ impl Log {
     /// checked and opened on two cores, and applied in their order.
     pub fn replay(&self, segment: &Segment, place: u64, data: &[u8], last: u64, keys: Keys) -> Replayed {
         let tag = if self.database.tagged { TAG } else { 0 };
-        let (frames, mut stop) = find(&segment.header.salt, tag, place, data, last, self.expected());
+        let (frames, mut stop) = find(&segment.header, tag, place, data, last, self.expected());
         let salt = &segment.header.salt;
         let mut groups = Vec::with_capacity(frames.len());
         for checked in on_two_cores(&frames, |frame| frame.bytes.len(), |frame| self.check(salt, frame)) {
@@ -80,6 +82,10 @@ impl Log {
         }
         let end = groups.len().checked_sub(1).map_or(place, |i| frames[i].place + frames[i].bytes.len() as u64);
         match self.apply(segment, &groups, keys) {
+            Ok(()) if stop == Stop::Closed && !ends_as_packed(&segment.header, &groups, end) => {
+                let place = groups.last().map_or(place, |group| group.place);
+                Replayed { place, stop: Stop::Damaged(Damage("the segment does not end as its header says")) }
+            }
             Ok(()) => Replayed { place: end, stop },
             Err((place, damage)) => Replayed { place, stop: Stop::Damaged(damage) },
         }
@@ -229,16 +235,22 @@ struct Contents {
 }
 
 /// A group that a header announces, with its padding, and what it must be if those before it are sound.
-struct Frame<'a> {
-    header: GroupHeader,
-    expected: Expected,
-    place: u64,
-    bytes: &'a [u8],
+pub(super) struct Frame<'a> {
+    pub header: GroupHeader,
+    pub expected: Expected,
+    pub place: u64,
+    pub bytes: &'a [u8],
+}
+
+/// Whether the groups end where the header of a packed segment says.
+fn ends_as_packed(header: &SegmentHeader, groups: &[Group], end: u64) -> bool {
+    let Some((packed, last)) = header.packed.zip(groups.last()) else { return true };
+    packed == Packed { length: end, last_group: last.header.number, last_chain: last.chain }
 }
 
 /// The groups in these bytes, by their headers alone, and why there are no more of them.
-fn find<'a>(
-    salt: &Hash,
+pub(super) fn find<'a>(
+    segment: &SegmentHeader,
     tag: usize,
     place: u64,
     data: &'a [u8],
@@ -256,11 +268,11 @@ fn find<'a>(
             return (frames, Stop::More(BLOCK));
         }
         let place = place + at as u64;
-        let header = match GroupHeader::decode(rest, salt, place) {
+        let header = match GroupHeader::decode(rest, &segment.salt, place) {
             Ok(header) => header,
             Err(damage) => return (frames, Stop::Bad(damage)),
         };
-        let length = padded(header.length as usize);
+        let length = segment.step(&header);
         if header.number != expected.number {
             return (frames, Stop::Bad(Damage("the group's number is not the next one")));
         }

@@ -5,9 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, RwLock};
 
-use crate::format::{
-    CLOSING, Damage, GROUP_HEADER, GroupHeader, RUN_HEADER, RunHeader, SEGMENT_HEADER, SegmentHeader, padded,
-};
+use crate::format::{CLOSING, Damage, GROUP_HEADER, GroupHeader, RUN_HEADER, RunHeader, SEGMENT_HEADER, SegmentHeader};
 use crate::index::{ClosedIndex, GroupEntry, Lookup, RunEntry, SegmentIndex, StreamEntry};
 use crate::keys::{Key, domain};
 
@@ -142,6 +140,15 @@ impl Segment {
         self.index.read().unwrap().clone()
     }
 
+    /// The same segment in another file, if that is what its name leads to by now.
+    pub fn renewed(&self) -> Option<Self> {
+        let Index::Closed { file, key, .. } = &*self.index() else { return None };
+        let source = self.source.read().unwrap().clone();
+        let header = SegmentHeader::decode(&source.read(0, SEGMENT_HEADER).ok()?).ok()?;
+        let same = SegmentHeader { salt: self.header.salt, packed: self.header.packed, ..header } == self.header;
+        (same && header.salt != self.header.salt).then(|| Self::closed(header, source, file.clone(), *key))
+    }
+
     /// Whether anybody wanted its index since this was last called.
     pub fn was_asked(&self) -> bool {
         self.asked.swap(false, Ordering::Relaxed)
@@ -256,6 +263,10 @@ pub struct Unindexed {
     pub what: &'static str,
 }
 
+pub fn unindexed(error: &io::Error) -> Option<&Unindexed> {
+    error.get_ref()?.downcast_ref()
+}
+
 impl std::fmt::Display for Unindexed {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(out, "{}", self.what)
@@ -294,7 +305,7 @@ fn scan(segment: &Segment, upto: u64) -> io::Result<SegmentIndex> {
         if group.flags & CLOSING != 0 {
             return Ok(index);
         }
-        place += padded(group.length as usize) as u64;
+        place += segment.header.step(&group) as u64;
     }
 }
 
@@ -314,8 +325,26 @@ pub fn append(index: &SegmentIndex, group: &GroupHeader, place: u64, runs: &[Run
     index.append_group(&GroupEntry { number: group.number, position, timestamp, place: place as u32 }, runs)
 }
 
-/// Why a segment does not end where the next one begins; `last` is its last block and that block's place.
-pub fn closes(header: &SegmentHeader, after: &SegmentHeader, place: u64, last: &[u8]) -> Option<&'static str> {
+/// Why a segment, which is so long, does not end where the next one begins; `last` is its last block and that block's
+/// place.
+pub fn closes(
+    header: &SegmentHeader,
+    after: &SegmentHeader,
+    size: u64,
+    place: u64,
+    last: &[u8],
+) -> Option<&'static str> {
+    const ELSEWHERE: &str = "it does not end where the next one begins";
+    const OTHERWISE: &str = "its last chain is not the one the next one follows";
+    if let Some(packed) = header.packed {
+        if packed.length != size {
+            return Some("it is not as long as its header says");
+        }
+        if packed.last_group.checked_add(1) != Some(after.first_group) {
+            return Some(ELSEWHERE);
+        }
+        return (packed.last_chain != after.before).then_some(OTHERWISE);
+    }
     let Ok(group) = GroupHeader::decode(last, &header.salt, place) else {
         return Some("its closing group is not there");
     };
@@ -323,8 +352,8 @@ pub fn closes(header: &SegmentHeader, after: &SegmentHeader, place: u64, last: &
         || group.number + 1 != after.first_group
         || group.first_position != after.first_position
     {
-        return Some("it does not end where the next one begins");
+        return Some(ELSEWHERE);
     }
     let chain = last.get(GROUP_HEADER..GROUP_HEADER + 32);
-    (chain != Some(&after.before)).then_some("its last chain is not the one the next one follows")
+    (chain != Some(&after.before)).then_some(OTHERWISE)
 }

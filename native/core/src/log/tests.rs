@@ -3,6 +3,7 @@
 mod bounds;
 mod bytes;
 mod forging;
+mod packing;
 mod published;
 mod reading;
 mod replaying;

@@ -257,18 +257,18 @@ fn a_segment_is_closed_by_its_last_block_or_it_says_why_not() {
         let (file, after) = (world.files[number].bytes(), world.header(number + 1));
         let place = file.len() - 4096;
         let header = world.header(number);
-        assert_eq!(closes(&header, &after, place as u64, &file[place..]), None);
-        let gone = closes(&header, &after, place as u64 - 4096, &file[place - 4096..place]);
+        assert_eq!(closes(&header, &after, 0, place as u64, &file[place..]), None);
+        let gone = closes(&header, &after, 0, place as u64 - 4096, &file[place - 4096..place]);
         assert!(gone.is_some());
-        assert_eq!(closes(&header, &after, place as u64, &[0; 4096]), Some("its closing group is not there"));
+        assert_eq!(closes(&header, &after, 0, place as u64, &[0; 4096]), Some("its closing group is not there"));
         let ends = Some("it does not end where the next one begins");
         let group = crate::format::SegmentHeader { first_group: after.first_group + 1, ..after };
-        assert_eq!(closes(&header, &group, place as u64, &file[place..]), ends);
+        assert_eq!(closes(&header, &group, 0, place as u64, &file[place..]), ends);
         let position = crate::format::SegmentHeader { first_position: after.first_position + 1, ..after };
-        assert_eq!(closes(&header, &position, place as u64, &file[place..]), ends);
+        assert_eq!(closes(&header, &position, 0, place as u64, &file[place..]), ends);
         let chain = crate::format::SegmentHeader { before: [7; 32], ..after };
         let last = Some("its last chain is not the one the next one follows");
-        assert_eq!(closes(&header, &chain, place as u64, &file[place..]), last);
+        assert_eq!(closes(&header, &chain, 0, place as u64, &file[place..]), last);
     }
 }
 

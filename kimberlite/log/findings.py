@@ -1,0 +1,25 @@
+"""What was found damaged while nobody asked for it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from kimberlite.errors import KimberliteError
+
+#: Of more it is only known how many.
+MOST: Final = 100
+
+
+class Findings:
+    """Damage to what was acknowledged, which nothing that runs by itself repairs or hides. Each is told once."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, KimberliteError] = {}
+        self.count = 0
+
+    def add(self, error: KimberliteError) -> None:
+        if str(error) in self.found:
+            return
+        self.count += 1
+        if len(self.found) < MOST:
+            self.found[str(error)] = error

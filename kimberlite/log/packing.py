@@ -1,0 +1,183 @@
+"""Closed segments that are mostly padding, written anew without it.
+
+    prepare/N.pack: groups, header, fdatasync
+    → rename to segments/N.seg → fsync both directories → index/N.idx replaced → readers are told
+
+A crash leaves the old file or the new one, and each says what the log says; what is in `prepare/` is discarded by the
+next start. An index of the other file has another salt, and is made again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Generator
+from typing import Final
+
+from kimberlite import _native
+from kimberlite.errors import Corrupt, KimberliteError, Unavailable
+from kimberlite.log.checkpoint import Derived
+from kimberlite.log.creation import write_small
+from kimberlite.log.description import size_of
+from kimberlite.log.findings import Findings
+from kimberlite.log.names import PREPARE, SEGMENTS, index_name, packed_name, segment_name
+from kimberlite.log.tasks import begin
+from kimberlite.storage.backend import BLOCK, Backend, File, opener, read_around
+
+#: Read, checked and written at a time.
+PIECE: Final = 1 << 20
+#: After each piece nothing is done for so many times as long as it took: appends come first.
+REST: Final = 4
+#: Seconds until what the disk refused is tried again.
+AGAIN: Final = 60.0
+
+
+class Packer:
+    """One at a time, oldest first, those that the last checkpoint is behind: no checkpoint names a place in them."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        native: _native.Log,
+        derived: Derived,
+        findings: Findings,
+        share: float,
+        random: Callable[[int], bytes],
+    ) -> None:
+        self._backend, self._native, self._derived, self._findings = backend, native, derived, findings
+        self._share, self._random = share, random
+        self._next = 0
+        self._stopping = False
+        self._resting: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        #: Segments that were packed, and bytes that they were shorter for it.
+        self.packed = self.saved = 0
+
+    def checkpointed(self) -> None:
+        """Called when a checkpoint was written: there may be something to do."""
+        ready = self._share > 0 and self._next < self._derived.segment
+        if ready and self._task is None and not self._stopping:
+            self._task = begin(self._work(), "kimberlite-pack", lambda _error: None)
+
+    async def stop(self) -> None:
+        self._stopping = True
+        self._wake()
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def _work(self) -> None:
+        try:
+            while self._next < self._derived.segment and not self._stopping:
+                try:
+                    await self._consider(self._next)
+                except KimberliteError as error:
+                    # It stays as it is, for whoever looks into it.
+                    self._findings.add(error)
+                except OSError:
+                    await self._pause(AGAIN)
+                    continue
+                self._next += 1
+        finally:
+            self._task = None
+
+    async def _consider(self, number: int) -> None:
+        size, least = await self._backend.run(lambda: self._lengths(number))
+        if least is None or least > size * self._share:
+            return
+        steps = pack(self._backend, self._native, number, self._random(32))
+        while not self._stopping:
+            begun = asyncio.get_running_loop().time()
+            if await self._backend.run(lambda: next(steps, None)) is None:
+                after = await self._backend.run(lambda: size_of(self._backend, segment_name(number)))
+                self.packed, self.saved = self.packed + 1, self.saved + size - after
+                return
+            await self._pause(REST * (asyncio.get_running_loop().time() - begun))
+        await self._backend.run(lambda: self._give_up(steps, number))
+
+    def _lengths(self, number: int) -> tuple[int, int | None]:
+        return size_of(self._backend, segment_name(number)), self._native.packed_length(number)
+
+    def _give_up(self, steps: Generator[bool], number: int) -> None:
+        steps.close()
+        discard(self._backend, packed_name(number))
+
+    async def _pause(self, seconds: float) -> None:
+        if self._stopping:
+            return
+        loop = asyncio.get_running_loop()
+        self._resting = loop.create_future()
+        timer = loop.call_later(seconds, self._wake)
+        try:
+            await self._resting
+        finally:
+            timer.cancel()
+
+    def _wake(self) -> None:
+        if self._resting is not None and not self._resting.done():
+            self._resting.set_result(None)
+
+
+def pack(backend: Backend, native: _native.Log, number: int, salt: bytes) -> Generator[bool]:
+    """Packs a closed segment, a piece at each step. Corrupt if anything in it is not as it was sealed."""
+    name, temporary = segment_name(number), packed_name(number)
+    discard(backend, temporary)
+    packing = native.packing(number, salt)
+    source = backend.open(name, "s")
+    target = backend.open(temporary, "x")
+    try:
+        yield from _groups(packing, name, source, target)
+        header, index = _finish(backend, packing, number)
+        target.write(0, header)
+        target.sync()
+        yield True
+        backend.rename(temporary, name)
+    except (KimberliteError, OSError):
+        with contextlib.suppress(OSError):
+            discard(backend, temporary)
+        raise
+    finally:
+        source.close()
+        target.close()
+    indexed = None
+    with contextlib.suppress(OSError):
+        backend.sync_directory(SEGMENTS)
+        backend.sync_directory(PREPARE)
+        write_small(backend, index_name(number), index)
+        indexed = opener(backend, index_name(number))
+    native.attach_closed(header, opener(backend, name), indexed)
+
+
+def discard(backend: Backend, name: str) -> None:
+    if backend.exists(name):
+        backend.unlink(name)
+
+
+def _groups(packing: _native.Packing, name: str, source: File, target: File) -> Generator[bool]:
+    target.write(0, bytes(BLOCK))
+    place, end, data, stop = BLOCK, BLOCK, b"", "more"
+    while stop == "more":
+        unread: list[int] = []
+        piece = read_around(source, place + len(data), PIECE, unread.append)
+        if unread:
+            raise Unavailable(f"the disk cannot read {name}, byte {unread[0]}")
+        data += piece
+        out, (after, stop, _, what) = packing.take(place, data)
+        target.write(end, out)
+        end += len(out)
+        place, data = after, data[after - place :]
+        if stop == "more" and not piece:
+            stop, what = "bad", "the group is cut short"
+        yield True
+    if stop != "closed":
+        group, position = packing.expected
+        raise Corrupt(what, file=name, place=place, group=group, position=position)
+
+
+def _finish(backend: Backend, packing: _native.Packing, number: int) -> tuple[bytes, bytes]:
+    after = backend.open(segment_name(number + 1), "r")
+    try:
+        return packing.finish(read_around(after, 0, BLOCK))
+    except ValueError as error:
+        raise Corrupt(str(error), file=segment_name(number)) from None
+    finally:
+        after.close()
