@@ -1,6 +1,8 @@
 # The environment that `just` is in comes first, so that `.venv-test/bin/just test` needs no activation.
 export PATH := parent_directory(just_executable()) + ":" + env("PATH")
 export CARGO_TERM_COLOR := "never"
+# So that an argument with a space stays one.
+set positional-arguments
 
 # What there is.
 default:
@@ -8,7 +10,7 @@ default:
 
 # Build the native module and install the package, editable, with what the tests and benches need.
 setup:
-    python -m pip install -e '.[test,bench]'
+    python -m pip install -e '.[test]'
 
 # Format everything.
 fmt:
@@ -37,7 +39,7 @@ test-rust:
     cargo test --manifest-path native/Cargo.toml --package kimberlite-core --locked --quiet
 
 test-python *arguments:
-    pytest {{ arguments }}
+    pytest "$@"
 
 # Simulated crashes, every rule taken out in turn, real power cuts, real faults; with arguments only the first, with them.
 crash *arguments="":
@@ -50,39 +52,39 @@ crash *arguments="":
 
 # A daemon under load for an hour, or as long as `--seconds` says: memory and descriptors stay where they are.
 soak *arguments:
-    python -m tests.crash.soak {{ arguments }}
+    python -m tests.crash.soak "$@"
 
 # Every bench, one after another, into `results/`: nothing else should run on the machine. `--quick` is done in two minutes.
 bench *arguments:
-    python -m benches {{ arguments }}
+    python -m benches "$@"
 
 # Instructions that the core needs, held against those that are written down; `--write` writes them down.
 bench-instructions *arguments:
-    python -m benches.instructions {{ arguments }}
+    python -m benches.instructions "$@"
 
 # Whether the working tree, or a second commit, is slower than BASE: both are built, and do everything in turns.
 bench-compare base *arguments:
-    python -m benches.compare {{ base }} {{ arguments }}
+    python -m benches.compare "$@"
 
 # The network rows, beside other databases, or those named, as in `redis,nats`: fetched, built, started and stopped.
 bench-peers *arguments:
-    python -m benches.network --modes --peers {{ arguments }}
+    python -m benches.network --modes --peers "$@"
 
 # Where a loaded daemon spends its time, or with `bench` what loads it: Python, Rust, C and kernel, results/flamegraph-serve.svg.
 flamegraph *arguments:
-    python -m benches.flamegraph {{ arguments }}
+    python -m benches.flamegraph "$@"
 
 # The Python functions that a loaded daemon spends its time in.
 profile *arguments:
-    python -m benches.profile {{ arguments }}
+    python -m benches.profile "$@"
 
 # The machine code that it spends its time in, and what it asks of the kernel for a request.
 perf *arguments:
-    python -m benches.perf {{ arguments }}
+    python -m benches.perf "$@"
 
 # Latencies at several loads, as clients see them and in the parts of the daemon: results/latency-report.html, and a table.
 latency-report *arguments:
-    python -m benches.latency_report {{ arguments }}
+    python -m benches.latency_report "$@"
 
 # The tour: append, kill, recover, verify, tamper.
 demo:

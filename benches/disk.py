@@ -286,6 +286,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = asked("disk", "What this disk can do.")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--seconds", type=float, default=2.0, help="of the burst, for each cell of its tables")
+    parser.add_argument("--rounds", type=int, default=5, help="of the burst")
     mode.add_argument("--sustained", type=float, metavar="SECONDS", help="instead of the burst, for each size")
     return parser
 
@@ -303,12 +304,12 @@ def main() -> None:
             rows["sustained"] = run = sustained(Path(name), options.sustained)
             tables.append(sustained_table(run, options.sustained))
         else:
-            rows["burst"] = writes = burst(Path(name), options.seconds)
+            rows["burst"] = writes = burst(Path(name), options.seconds, options.rounds)
             tables.append(write_table(writes))
             if missing := without_uring():
                 _progress(f"no depths: {missing}")
             else:
-                rows["depth"] = deep = depths(Path(name), options.seconds)
+                rows["depth"] = deep = depths(Path(name), options.seconds, options.rounds)
                 tables.append(depth_table(deep))
     publish(where, tables, rows, options)
 

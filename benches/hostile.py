@@ -216,7 +216,7 @@ def feel(name: str, daemon: Daemon, others: Processes, seconds: float, rounds: i
         before = daemon.forget_peak()
         with attacked(name, daemon.address, said):
             # It takes a moment to start.
-            others.run(1.0 + SETTLING, warm=True)
+            others.run(min(1.0, 4 * seconds) + SETTLING, warm=True)
             under = under.plus(others.run(seconds).times)
         grown = max(grown, daemon.peak - before)
     answers = sorted(answer for _, each in said for answer in each)

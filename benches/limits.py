@@ -29,6 +29,9 @@ class Rate:
     work: str
     size: int
     gigabytes_per_second: float
+    #: Of the rounds, which this is the median of.
+    low: float
+    high: float
 
 
 def _sha256(data: bytes) -> Callable[[], object]:
@@ -88,7 +91,10 @@ def rates(seconds: float, rounds: int = 5) -> list[Rate]:
     for _ in range(rounds):
         for key, call in calls.items():
             found[key].append(bytes_per_second(call, key[1], seconds / rounds))
-    return [Rate(name, size, median(values) / 1e9) for (name, size), values in found.items()]
+    return [
+        Rate(name, size, median(values) / 1e9, min(values) / 1e9, max(values) / 1e9)
+        for (name, size), values in found.items()
+    ]
 
 
 def rate_table(found: list[Rate]) -> Table:

@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,9 @@ class Figure:
     mode: str
     value: float
     unit: str
+    #: Of the rounds, which the value is the median of.
+    low: float
+    high: float
     limit: float
     meaning: str
 
@@ -132,8 +135,9 @@ def disk_limit(path: Path, records: int) -> float:
     return records / (time.perf_counter() - begun)
 
 
-def middle(run: Callable[[], float], rounds: int) -> float:
-    return statistics.median(run() for _ in range(rounds))
+def figure(work: str, mode: str, found: Sequence[float], unit: str, limit: float, meaning: str) -> Figure:
+    """Of what its rounds found."""
+    return Figure(work, mode, statistics.median(found), unit, min(found), max(found), limit, meaning)
 
 
 def measure(directory: Path, mode: Mode, records: int, rounds: int, seconds: float) -> list[Figure]:
@@ -143,14 +147,13 @@ def measure(directory: Path, mode: Mode, records: int, rounds: int, seconds: flo
         create_master(key)
     asyncio.run(fill(path, records, mode, key))
     count = min(records, 20_000)
-    warm, cold = asyncio.run(gets(path, key, count))
+    rounds_of_gets = [asyncio.run(gets(path, key, count)) for _ in range(rounds)]
     hashing, reading = hash_limit(seconds), disk_limit(path, records)
-    found = [
-        Figure("get, in the cache, p50", mode, quantile(warm, 0.5) / 1000, "µs", 2.0, "the aim"),
-        Figure("get, in the cache, p99", mode, quantile(warm, 0.99) / 1000, "µs", 20.0, "the aim"),
-        Figure("get, anywhere, p50", mode, quantile(cold, 0.5) / 1000, "µs", 20.0, "the aim"),
-        Figure("get, anywhere, p99", mode, quantile(cold, 0.99) / 1000, "µs", 20.0, "the aim"),
-    ]
+    found = []
+    for where, took in zip(("in the cache", "anywhere"), zip(*rounds_of_gets, strict=True), strict=True):
+        for name, share, aim in (("p50", 0.5, 2.0 if where == "in the cache" else 20.0), ("p99", 0.99, 20.0)):
+            quantiles = [quantile(each, share) / 1000 for each in took]
+            found.append(figure(f"get, {where}, {name}", mode, quantiles, "µs", aim, "the aim"))
     rates: list[tuple[str, Callable[[], float], float, str]] = [
         ("scan of the log", lambda: asyncio.run(scan(path, key, None)), reading, "reading the files"),
         ("scan of a stream", lambda: asyncio.run(scan(path, key, "stream-3")), reading, "reading the files"),
@@ -158,7 +161,7 @@ def measure(directory: Path, mode: Mode, records: int, rounds: int, seconds: flo
         ("recovery from segments", lambda: asyncio.run(recover(path, key)), hashing, "the same"),
     ]
     for work, run, limit, meaning in rates:
-        found.append(Figure(work, mode, middle(run, rounds), "records/s", limit, meaning))
+        found.append(figure(work, mode, [run() for _ in range(rounds)], "records/s", limit, meaning))
     return found
 
 
@@ -166,13 +169,14 @@ def table(found: list[Figure]) -> Table:
     rows = []
     for each in found:
         if each.unit == "µs":
-            value, limit = microseconds(each.value * 1000), microseconds(each.limit * 1000)
+            value, low, high, limit = (
+                microseconds(value * 1000) for value in (each.value, each.low, each.high, each.limit)
+            )
         else:
-            value, limit = f"{each.value:,.0f}", f"{each.limit:,.0f}"
-        rows.append(
-            (f"{each.work}, {each.mode}", value, each.unit, limit, f"{each.value / each.limit:.2f}", each.meaning)
-        )
-    headings = ("work", "figure", "unit", "limit or aim", "figure ÷ that", "which is")
+            value, low, high, limit = (f"{value:,.0f}" for value in (each.value, each.low, each.high, each.limit))
+        ratio = f"{each.value / each.limit:.2f}"
+        rows.append((f"{each.work}, {each.mode}", value, f"{low} to {high}", each.unit, limit, ratio, each.meaning))
+    headings = ("work", "figure", "of the rounds", "unit", "limit or aim", "figure ÷ that", "which is")
     return Table("Reads of records of 256 bytes in batches of 100", headings, tuple(rows))
 
 

@@ -49,7 +49,7 @@ class Bench:
 
 BENCHES: Final = (
     Bench("limits", "The processor's limits", "", "--seconds 0.2", on_disk=False),
-    Bench("disk", "The disk's limits", "", "--seconds 0.03"),
+    Bench("disk", "The disk's limits", "", "--seconds 0.01 --rounds 1"),
     Bench("targets", "Targets", "", "--seconds 0.2 --records 100000"),
     Bench("sweep", "Throughput", "", "--seconds 0.4 --rounds 1 --clients 1 64 --batches 1 100"),
     Bench("network", "Over loopback, beside peers", "--modes --peers", "--seconds 0.3 --rounds 1 --records 200000"),

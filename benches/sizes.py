@@ -12,6 +12,7 @@ import json
 import os
 import random
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,8 @@ SIZE: Final = 16
 CLIENTS: Final = 16
 #: Reads and appends that are timed.
 TIMED: Final = 5_000
+#: Processes that look at each size; medians are told.
+LOOKS: Final = 3
 SIZES: Final = (1_000_000, 10_000_000, 100_000_000)
 
 
@@ -45,6 +48,8 @@ class Cost:
     get_p99_ns: int
     append_p50_ns: int
     append_p99_ns: int
+    #: The same of each look.
+    looks: list[dict[str, float]]
     #: Bytes of segments, and of their indexes and hashes, for a record.
     stored: float
     derived: float
@@ -93,8 +98,9 @@ def measure(path: Path, records: int) -> Cost:
     segments = size_of(path / "segments")
     derived = size_of(path / "index") + (path / "hashes").stat().st_size
     looking = [sys.executable, "-m", "benches.sizes", "--look", str(path)]
-    found = json.loads(subprocess.run(looking, check=True, stdout=subprocess.PIPE).stdout)
-    return Cost(records=records, stored=segments / records, derived=derived / records, **found)
+    looks = [json.loads(subprocess.run(looking, check=True, stdout=subprocess.PIPE).stdout) for _ in range(LOOKS)]
+    found = {name: statistics.median(look[name] for look in looks) for name in looks[0]}
+    return Cost(records=records, stored=segments / records, derived=derived / records, looks=looks, **found)
 
 
 def table(found: list[Cost]) -> Table:

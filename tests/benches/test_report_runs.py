@@ -33,9 +33,11 @@ def test_what_benches_find_is_one_file_and_one_page(tmp_path: Path, monkeypatch:
     benches: dict[str, Any] = found["benches"]
     assert "nothing" in benches["network"]
     assert [each["records"] for each in benches["sizes"]["sizes"]] == [5_000, 20_000]
-    reached = {each["work"]: each["figure"] for each in benches["targets"]["targets"]}
-    assert len(reached) == 12
-    assert all(figure > 0 for figure in reached.values())
+    targets = benches["targets"]["targets"]
+    assert len({each["work"] for each in targets}) == len(targets) == 13
+    assert all(0 < each["low"] <= each["figure"] <= each["high"] for each in targets)
+    assert all(0 < each["low"] <= each["gigabytes_per_second"] <= each["high"] for each in benches["limits"]["limits"])
+    assert all(len(each["looks"]) == 3 for each in benches["sizes"]["sizes"])
     for each in benches["sweep"]["sweep"]:
         assert 0 < each["low"] <= each["records_per_s"] <= each["high"]
         assert min(each["best"], each["plain"]) > 0
