@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ ROOT: Final = Path(__file__).parents[1]
 WORKER: Final = Path(__file__).with_name("compare_worker.py")
 #: The program of a checkout whose instructions are counted.
 WORK: Final = "work"
+WORK_SOURCE: Final = "native/core/examples/work.rs"
 #: More instructions than this are too many.
 ALLOWED: Final = 0.10
 #: Resamplings for the bounds of a median, from a fixed seed.
@@ -196,33 +197,55 @@ def paired(before: Callable[[], float], after: Callable[[], float], rounds: int)
     return pairs[1:]
 
 
-def checked_out(commit: str | None) -> Path:
-    """A built copy of a commit, or of the working tree; made once."""
+def checked_out(commit: str | None, work: bytes | None = None) -> Path:
+    """A built copy of a commit, or of the working tree; made once. `WORK` is made of the later commit's source if the
+    core has what that wants: a count is of the core then, and not of who calls it."""
     made = cache() / "compare"
     with tempfile.TemporaryDirectory(dir=_directory(made)) as name:
         copy = Path(name) / "copy"
         copy.mkdir()
         unpack(commit, copy)
+        source = copy / WORK_SOURCE
+        own = source.read_bytes() if source.exists() else None
+        if work is not None:
+            source.parent.mkdir(parents=True, exist_ok=True)
+            source.write_bytes(work)
         where = made / _digest(copy)
         if where.exists():
             return where
         target = made / "target"
         manifest = copy / "native" / "Cargo.toml"
         build = ["cargo", "build", "--release", "--locked", "--quiet", "--manifest-path", str(manifest)]
-        subprocess.run(build, check=True, env=os.environ | {"CARGO_TARGET_DIR": str(target)})
+        try:
+            subprocess.run(build, check=True, env=os.environ | {"CARGO_TARGET_DIR": str(target)})
+        except (OSError, subprocess.CalledProcessError) as problem:
+            raise SystemExit(f"{commit or 'the tree'} cannot be built: {problem}") from problem
         shutil.copyfile(target / "release" / "lib_native.so", copy / "kimberlite" / "_native.abi3.so")
-        if (copy / "native/core/examples/work.rs").exists():
-            shutil.copy(instructions.built(copy, target), copy / WORK)
+        for text in (work, own):
+            if text is not None and not (copy / WORK).exists():
+                source.write_bytes(text)
+                with suppress(subprocess.CalledProcessError):
+                    shutil.copy(instructions.built(copy, target), copy / WORK)
         copy.rename(where)
     return where
+
+
+def work_of(commit: str | None) -> bytes | None:
+    """The source of `WORK` in a commit, or in the working tree."""
+    if commit is None:
+        return (ROOT / WORK_SOURCE).read_bytes()
+    with suppress(SystemExit):
+        return _output("git", "show", f"{commit}:{WORK_SOURCE}")
+    return None
 
 
 def unpack(commit: str | None, copy: Path) -> None:
     """A commit's files, or those of the working tree, as new as they are here: cargo takes what is older than another
     commit's build for a part of that."""
     if commit is not None:
+        archive = _output("git", "archive", commit)
         tar = subprocess.Popen(["tar", "-mx", "-C", copy], stdin=subprocess.PIPE)
-        tar.communicate(_output("git", "archive", commit))
+        tar.communicate(archive)
         if tar.returncode:
             raise SystemExit(f"tar ended with {tar.returncode}")
         return
@@ -239,7 +262,10 @@ def _directory(path: Path) -> Path:
 
 
 def _output(*command: str) -> bytes:
-    return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
+    try:
+        return subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout
+    except subprocess.CalledProcessError as problem:
+        raise SystemExit(f"{' '.join(command)}: {problem.stderr.decode().strip()}") from problem
 
 
 def _digest(copy: Path) -> str:
@@ -306,7 +332,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def main() -> int:
     options = arguments().parse_args()
-    sides = [checked_out(options.base), checked_out(options.commit)]
+    sides = [checked_out(options.base, work_of(options.commit)), checked_out(options.commit)]
     with ExitStack() as stack:
         disk = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compare-", dir=options.directory)))
         memory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kimberlite-", dir="/dev/shm")))

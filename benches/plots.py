@@ -90,7 +90,8 @@ def costs(sizes: Sequence[Mapping[str, Any]]) -> str:
         memory.plot(at, [each[name] / 1e6 for each in sizes], marker="o", markersize=4, label=words)
     titled(memory, "Memory of the process by records of the log", "records", "MB")
     memory.set_yscale("linear")
-    memory.set_ylim(bottom=0)
+    most = max(max(each["opened_bytes"], each["read_bytes"]) for each in sizes)
+    memory.set_ylim(0, 1.15 * most / 1e6)
     return drawn(figure)
 
 

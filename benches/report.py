@@ -24,13 +24,14 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, Final
 
-from benches.packages import Missing
 from benches.plots import costs, latencies, throughput
 from benches.table import Table, machine
 from kimberlite import _native
 
 ROOT: Final = Path(__file__).parents[1]
 RESULTS: Final = ROOT / "results"
+#: In a line by which a bench says what it could not have.
+LEFT_OUT: Final = "left out"
 #: What figures may depend on.
 PACKAGES: Final = ("uvloop", "blake3", "cryptography", "hdrhistogram", "lmdb", "matplotlib", "rocksdict")
 
@@ -83,6 +84,7 @@ def run(bench: Bench, directory: Path, *, quick: bool) -> dict[str, Any] | str:
             said = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["nothing"]
             return f"it ended with {done.returncode}: {said[-1]}"
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found["left_out"] = [line for line in done.stderr.splitlines() if LEFT_OUT in line]
         return found
 
 
@@ -98,7 +100,7 @@ def commit() -> str:
 def versions() -> dict[str, str]:
     """Of what was measured, and of what it runs on."""
     found = {"python": platform.python_version(), "kernel": platform.release()}
-    found["rustc"] = _first_line("rustc", "--version").removeprefix("rustc ")
+    found["rustc"] = rustc()
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
@@ -107,11 +109,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _first_line(*command: str) -> str:
+def rustc() -> str:
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
-    except (OSError, subprocess.CalledProcessError) as problem:
-        raise Missing(f"{command[0]}: {problem}") from problem
+        said = subprocess.run(["rustc", "--version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "not installed"
+    return said.splitlines()[0].removeprefix("rustc ")
 
 
 def page(results: Mapping[str, Any]) -> str:
@@ -131,6 +134,7 @@ def page(results: Mapping[str, Any]) -> str:
         if isinstance(found, str):
             parts += [f"<p>Not measured: {escape(found)}</p>"]
             continue
+        parts += [f"<p>{escape(line)}</p>" for line in found["left_out"]]
         parts += pictures(bench.module, found)
         parts += (shown(Table(each["title"], tuple(each["headings"]), rows(each))) for each in found["tables"])
     return "\n".join([*parts, "</html>", ""])
@@ -143,7 +147,7 @@ def rows(table: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
 def pictures(module: str, found: Mapping[str, Any]) -> Iterator[str]:
     if module == "sweep":
         yield throughput(found["sweep"])
-        yield latencies("Latencies by clients × batch", curves(found["sweep"]))
+        yield latencies("Latencies by clients × in flight × batch", curves(found["sweep"]))
     elif module == "network":
         yield latencies("Latencies by clients × in flight × batch", curves(found["append"]))
     elif module == "sizes":

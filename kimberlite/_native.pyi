@@ -26,6 +26,7 @@ __all__ = [
     "Limits",
     "Log",
     "Meters",
+    "Packing",
     "Pool",
     "Request",
     "Resume",

@@ -45,7 +45,7 @@ def test_sides_take_turns_and_neither_is_always_first() -> None:
 def test_every_case_is_done_by_both_sides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(compare, "checked_out", lambda _commit: ROOT)
+    monkeypatch.setattr(compare, "checked_out", lambda *_: ROOT)
     monkeypatch.setattr(compare, "WORK", instructions.built())
     monkeypatch.setattr(compare, "counted", lambda _side: {"seal": 100.0})
     short = {case: Kind(kind.name, 100.0, 0.03, kind.share) for case, kind in CASES.items()}
@@ -66,7 +66,7 @@ def test_every_case_is_done_by_both_sides(
 def test_what_a_commit_cannot_do_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(compare, "checked_out", lambda _commit: ROOT)
+    monkeypatch.setattr(compare, "checked_out", lambda *_: ROOT)
     monkeypatch.setattr(compare, "WORK", "not built then")
     monkeypatch.setattr("sys.argv", ["compare", "HEAD", "--case", "hash", "--directory", str(tmp_path)])
     assert compare.main() == 0
@@ -88,7 +88,7 @@ def test_both_sides_are_newer_than_any_build(tmp_path: Path) -> None:
 
 def test_more_instructions_fail_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = iter([{"seal": 100.0}, {"seal": 111.0}])
-    monkeypatch.setattr(compare, "checked_out", lambda _commit: ROOT)
+    monkeypatch.setattr(compare, "checked_out", lambda *_: ROOT)
     monkeypatch.setattr(compare, "counted", lambda _side: next(counts))
     monkeypatch.setattr(compare, "CASES", {"encode": Kind("codec", 100.0, 0.03)})
     monkeypatch.setattr("sys.argv", ["compare", "HEAD", "--rounds", "3", "--directory", str(tmp_path)])
