@@ -81,10 +81,14 @@ class Moment:
         times: dict[str, Any] = {}
         for name in TIMES:
             histogram = self.histogram(f"{name}_seconds")
-            shown = {f"{quantile}_ms": histogram.quantile(share) / 1e6 for quantile, share in QUANTILES.items()}
+            shown = {
+                f"{quantile}_ms": histogram.quantile(share) / 1e6 if len(histogram) else None
+                for quantile, share in QUANTILES.items()
+            }
             times[name] = {"per_s": len(histogram) / self.seconds, **shown}
         numbers = {name: value for name, value in self._after.items() if not isinstance(value, dict)}
-        return {"seconds": self.seconds, "times": times, "metrics": numbers}
+        backend = self._after["kimberlite_backend"]["backend"]
+        return {"seconds": self.seconds, "backend": backend, "times": times, "metrics": numbers}
 
     def lines(self) -> Iterator[str]:
         now, rate = self.now, self.rate

@@ -179,11 +179,14 @@ def test_a_program_gets_a_line_of_json_for_each_look(daemon: Daemon, process: Ca
         assert look["times"].keys() == set(top.TIMES)
         append = look["times"]["append"]
         assert 0 < append["p50_ms"] <= append["p90_ms"] <= append["p99_ms"] <= append["p99.9_ms"] <= append["max_ms"]
+        assert look["backend"] in ("uring", "threads")
         assert append["per_s"] == look["times"]["wait"]["per_s"]
     appended = looks[2]["metrics"]["kimberlite_appends"] - looks[1]["metrics"]["kimberlite_appends"]
     assert looks[2]["times"]["append"]["per_s"] * looks[2]["seconds"] == pytest.approx(appended)
     text = process("top", url, "--interval", "0.1", "--count", "1").out.decode()
     assert text.startswith("appends    0/s  0 records/s")
+    [quiet] = process("top", url, "--interval", "0.1", "--count", "1", "--json").lines()
+    assert quiet["times"]["append"] == {"per_s": 0.0} | dict.fromkeys(append.keys() - {"per_s"})
     assert "\x1b" not in text
 
 
