@@ -127,25 +127,24 @@ impl Log {
     pub(super) fn again<T>(&self, mut work: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
         let outcome = work();
         match &outcome {
-            Err(Failure::Damaged { segment, .. }) => self.look_again(*segment),
-            Err(Failure::Io(error)) => match unindexed(error) {
-                Some(found) => self.look_again(found.segment),
-                None => return outcome,
-            },
+            Err(Failure::Damaged { segment, .. }) if self.renew(*segment) => {}
+            Err(Failure::Damaged { segment, .. }) => {
+                if let Some(segment) = self.segments.read().unwrap().get(segment) {
+                    segment.distrust();
+                }
+            }
+            Err(Failure::Io(error)) if unindexed(error).is_some_and(|found| self.renew(found.segment)) => {}
             Err(Failure::Misled { .. }) => self.newest_first().iter().for_each(|segment| segment.distrust()),
             _ => return outcome,
         }
         work()
     }
 
-    /// Its file may be another by now, with other places: then the segment is what that says. Else its index is made
-    /// again.
-    fn look_again(&self, number: u64) {
-        let Some(segment) = self.segments.read().unwrap().get(&number).cloned() else { return };
-        match segment.renewed() {
-            Some(renewed) => self.attach(Arc::new(renewed)),
-            None => segment.distrust(),
-        }
+    /// Whether a segment's file is another by now, with other places: from here on it is what that says.
+    fn renew(&self, number: u64) -> bool {
+        let segment = self.segments.read().unwrap().get(&number).cloned();
+        let renewed = segment.and_then(|segment| segment.renewed());
+        renewed.map(|renewed| self.attach(Arc::new(renewed))).is_some()
     }
 
     /// The run that holds a position, which must be durable.

@@ -1,0 +1,211 @@
+//! Dropping the oldest segments: what is to be said of them, and a log that begins behind them.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::read::MOST_LEAVES;
+use super::retained::{Dropped, Left, Retained};
+use super::{End, Failure, Log, Segment};
+use crate::format::{Checked, Damage, GROUP_HEADER, GroupHeader, Hash, ensure};
+use crate::keys::{Key, NONCE, TAG, Xaes, domain};
+use crate::system::{Declaration, System};
+use crate::tree::{Tree, peak_places, stored};
+
+impl Log {
+    /// Positions below this were dropped.
+    pub fn first(&self) -> u64 {
+        self.first.load(Ordering::Acquire)
+    }
+
+    /// What is known of what was dropped; None if nothing was.
+    pub fn retained(&self) -> Option<Arc<Retained>> {
+        self.retained.read().unwrap().clone()
+    }
+
+    /// All that the segments before this one say and the others need, so that they can be dropped. None if there are none
+    /// before it, or it is not there.
+    pub fn retain(&self, number: u64, now: u64, rule: &str) -> Result<Option<Retained>, Failure> {
+        let before = self.retained();
+        let from = before.as_ref().map_or(0, |before| before.segment);
+        let segments = self.segments.read().unwrap().clone();
+        let Some(kept) = segments.get(&number).filter(|_| number > from) else { return Ok(None) };
+        let header = kept.header;
+        let dropped: Vec<_> = segments.range(from..number).map(|(_, segment)| segment.clone()).collect();
+        let (system, streams) = self.left(&dropped)?;
+        let last = self.last_group(dropped.last().expect("there is one"), header.first_group - 1)?;
+        let position = header.first_position;
+        let peaks = self.peaks_at(position, MOST_LEAVES).ok_or(Failure::HashesDamaged { position })?;
+        let (producers, sealed) = self.silent(header.first_group);
+        let mut drops = before.as_ref().map(|before| before.drops.clone()).unwrap_or_default();
+        match drops.last_mut().filter(|last| last.rule == rule) {
+            Some(same) => (same.to, same.last) = (position, now),
+            None => {
+                let from = before.map_or(0, |before| before.position);
+                drops.push(Dropped { from, to: position, first: now, last: now, rule: rule.into() });
+            }
+        }
+        let (segment, group, chain) = (number, header.first_group, header.before);
+        let (timestamp, incarnation) = (last.timestamp, last.incarnation);
+        let out = Retained {
+            segment,
+            group,
+            position,
+            chain,
+            timestamp,
+            incarnation,
+            system,
+            peaks,
+            streams,
+            producers,
+            sealed,
+            drops,
+        };
+        Ok(Some(out))
+    }
+
+    /// Where stream 0 and all others go on behind these segments.
+    fn left(&self, dropped: &[Arc<Segment>]) -> Result<(u64, Vec<Left>), Failure> {
+        let (mut firsts, declarations): (Vec<_>, Vec<_>) = {
+            let streams = self.streams.read().unwrap();
+            let declared = streams.info.iter().take_while(|info| info.declared);
+            declared.map(|info| (info.first, info.declaration.clone())).unzip()
+        };
+        for segment in dropped {
+            for entry in self.index(segment)?.lookup(segment)?.streams() {
+                let first = firsts.get_mut(entry.stream as usize).ok_or(Failure::Misled { position: self.durable() })?;
+                *first = (*first).max(entry.next);
+            }
+        }
+        let streams = firsts.iter().zip(declarations).skip(1);
+        Ok((firsts[0], streams.map(|(&first, declaration)| Left { declaration, first }).collect()))
+    }
+
+    fn last_group(&self, segment: &Arc<Segment>, number: u64) -> Result<GroupHeader, Failure> {
+        let misled = || Failure::Misled { position: segment.header.first_position };
+        let group = self.index(segment)?.lookup(segment)?.group_of_number(number).ok_or_else(misled)?;
+        let place = group.place as u64;
+        let bytes = segment.read(place, GROUP_HEADER)?;
+        let header = GroupHeader::decode(&bytes, &segment.header.salt, place).map_err(|Damage(what)| {
+            let (segment, position) = (segment.header.number, segment.header.first_position);
+            Failure::Damaged { segment, place, group: number, position, what }
+        })?;
+        if header.number == number { Ok(header) } else { Err(misled()) }
+    }
+
+    /// Entries of the producers that have sent nothing since this group: in the clear, or sealed for each stream.
+    #[allow(clippy::type_complexity)]
+    fn silent(&self, group: u64) -> (Vec<u8>, Vec<(u32, [u8; NONCE], Vec<u8>)>) {
+        let entries = self.producers.lock().unwrap().silent(group);
+        let streams = self.streams.read().unwrap();
+        let (mut clear, mut sealed) = (Vec::new(), Vec::new());
+        for (stream, mut entries) in entries {
+            let known = &streams.list[stream as usize];
+            if !known.encrypted {
+                clear.extend(entries);
+            } else if let Some(keys) = &known.keys {
+                let mut nonce = [0; NONCE];
+                self.tail.lock().unwrap().sealer.entropy.fill(&mut nonce);
+                let tag = Xaes::new(&keys.index).seal(&nonce, &self.associated(stream), &mut entries);
+                entries.extend(tag);
+                sealed.push((stream, nonce, entries));
+            }
+        }
+        (clear, sealed)
+    }
+
+    fn associated(&self, stream: u32) -> Vec<u8> {
+        [&domain("kimberlite/retained/1")[..], &self.database.id, &stream.to_le_bytes()].concat()
+    }
+
+    /// From here on nothing before it is there.
+    pub fn drop_before(&self, retained: Retained) {
+        let retained = Arc::new(retained);
+        let mut streams = self.streams.write().unwrap();
+        streams.info[0].first = retained.system;
+        for (info, left) in streams.info.iter_mut().skip(1).zip(&retained.streams) {
+            info.first = left.first;
+        }
+        *self.retained.write().unwrap() = Some(retained.clone());
+        self.first.store(retained.position, Ordering::Release);
+        self.segments.write().unwrap().retain(|&number, _| number >= retained.segment);
+    }
+
+    /// Makes an empty log what it was where its first kept segment begins.
+    pub fn begin(
+        &self,
+        retained: Retained,
+        keys: &mut dyn FnMut(&Declaration, &Hash) -> Checked<Option<Key>>,
+    ) -> Checked<()> {
+        let mut tail = self.tail.lock().unwrap();
+        let mut producers = self.producers.lock().unwrap();
+        let mut streams = self.streams.write().unwrap();
+        let (position, chain) = (retained.position, retained.chain);
+        for left in &retained.streams {
+            let System::Declaration(declaration) = System::decode(&left.declaration)? else {
+                return Err(Damage("a retention record names a stream without a declaration"));
+            };
+            let key = keys(&declaration, &Declaration::hash(&left.declaration))?;
+            streams.add(&declaration, &left.declaration, key.as_ref(), true)?;
+            streams.set_next(declaration.stream as usize, left.first);
+        }
+        streams.set_next(0, retained.system);
+        let mut entries = retained.producers.clone();
+        for (stream, nonce, text) in &retained.sealed {
+            let known = streams.list.get(*stream as usize).ok_or(Damage("a retention record names no such stream"))?;
+            let Some(keys) = &known.keys else { continue };
+            let mut text = text.clone();
+            ensure(text.len() >= TAG, "what a retention record keeps of producers is cut short")?;
+            let opened = Xaes::new(&keys.index).open(nonce, &self.associated(*stream), &mut text);
+            entries.extend_from_slice(opened.map_err(|_| Damage("what a retention record keeps of producers does not open"))?);
+        }
+        producers.begin(&entries)?;
+        *self.tree.write().unwrap() = Tree::from_peaks(position, retained.peaks.clone())?;
+        let sealer = &mut tail.sealer;
+        (sealer.group, sealer.position, sealer.chain) = (retained.group, position, chain);
+        (sealer.timestamp, sealer.incarnation) = (retained.timestamp, retained.incarnation);
+        tail.position = position;
+        (tail.last_place, tail.last_chain) = (0, chain);
+        self.durable.store(position, Ordering::Release);
+        let (group, timestamp, incarnation) = (retained.group - 1, retained.timestamp, retained.incarnation);
+        *self.end.lock().unwrap() = End { group, chain, timestamp, incarnation };
+        drop((tail, producers, streams));
+        self.drop_before(retained);
+        Ok(())
+    }
+
+    /// A retention record that a group has: it is of this log, and goes no less far than those before it.
+    pub(super) fn follow_retained(&self, found: Retained) -> Checked<()> {
+        const ANOTHER: &str = "a retention record is not of this log";
+        {
+            let streams = self.streams.read().unwrap();
+            let known = streams.info.iter().skip(1).zip(&found.streams);
+            let mut same = known.map(|(info, left)| info.declaration == left.declaration && left.first <= info.forming);
+            ensure(found.streams.len() < streams.info.len() && same.all(|same| same), ANOTHER)?;
+        }
+        if let Some(segment) = self.segments.read().unwrap().get(&found.segment) {
+            let header = &segment.header;
+            let begins = (header.first_group, header.first_position, header.before);
+            ensure(begins == (found.group, found.position, found.chain), ANOTHER)?;
+        }
+        if let Some(before) = self.retained() {
+            ensure(found.segment >= before.segment, "a retention record takes back what was dropped")?;
+            ensure(found.segment > before.segment || found == *before, ANOTHER)?;
+        }
+        ensure(found.position <= self.durable(), ANOTHER)?;
+        if let Some(peaks) = self.peaks_at(found.position, 0) {
+            ensure(peaks == found.peaks, "a retention record names another tree")?;
+        }
+        self.drop_before(found);
+        Ok(())
+    }
+
+    /// A hash of the tree over what was dropped, of which only its peaks are sure to be known.
+    pub(super) fn dropped_hash(&self, index: u64) -> Option<Hash> {
+        if index >= stored(self.first()) {
+            return None;
+        }
+        let retained = self.retained()?;
+        let at = peak_places(retained.position).iter().position(|&place| place == index)?;
+        Some(retained.peaks[at])
+    }
+}
