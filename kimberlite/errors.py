@@ -3,6 +3,7 @@
 KimberliteError
 ├── Conflict         CONFLICT          re-read and decide again: `expect` or a producer's sequence did not hold
 ├── Duplicate        DUPLICATE         stop: it was appended before, too long ago to return its receipt
+├── Dropped          DROPPED           go on with `first`: what was there before is not kept any more
 ├── Busy             BUSY              retry later: another writer holds the database
 ├── Corrupt          CORRUPT           stop and look: acknowledged data is damaged; the place is named
 ├── NoSpace          NO_SPACE          make room, then retry: nothing was appended
@@ -50,6 +51,17 @@ class Duplicate(KimberliteError):
     """Appended before, and its receipt is no longer remembered."""
 
     code = "DUPLICATE"
+
+
+class Dropped(KimberliteError):
+    """It was there, and was dropped by a rule of retention. What is left begins with `first`."""
+
+    code = "DROPPED"
+
+    def __init__(self, message: str, first: int | None = None) -> None:
+        super().__init__(message)
+        #: An offset if a stream was read, else a position.
+        self.first = first
 
 
 class Busy(KimberliteError):

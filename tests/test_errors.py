@@ -13,6 +13,7 @@ from kimberlite import Conflict, Corrupt, Invalid, KimberliteError, Misconfigure
 EXITS = {
     "Conflict": ("CONFLICT", 1),
     "Duplicate": ("DUPLICATE", 1),
+    "Dropped": ("DROPPED", 1),
     "Busy": ("BUSY", 75),
     "Corrupt": ("CORRUPT", 65),
     "NoSpace": ("NO_SPACE", 74),

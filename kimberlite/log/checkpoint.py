@@ -61,7 +61,7 @@ class Derived:
         resume = None if data is None else self.log.resume(data)
         if data is not None and resume is not None and self._usable(resume, data, loader):
             end = loader.run()
-            self.replayed = loader.segments[resume.segment :]
+            self.replayed = [segment for segment in loader.segments if segment.number >= resume.segment]
             # Not before: what is refused stays as it is.
             assert self.hashes is not None
             self.hashes.truncate(HASHES_HEADER + 32 * resume.hashes)
@@ -81,8 +81,7 @@ class Derived:
 
     def _usable(self, resume: _native.Resume, data: bytes, loader: Loader) -> bool:
         """Whether the log has what the checkpoint was taken of; then the log is what it was."""
-        numbers = segment_numbers(self.backend)
-        if resume.segment >= len(numbers):
+        if resume.segment not in segment_numbers(self.backend):
             return False
         hashes = self._open_hashes(resume.hashes)
         if hashes is None:
@@ -90,7 +89,7 @@ class Derived:
         with aside(hashes, lambda: self._load_producers(resume)) as loaded:
             self.log.set_hashes(hashes)
             try:
-                loader.attach_closed(numbers[: resume.segment])
+                loader.attach_closed(resume.segment)
                 self.log.restore(data, loader.keys.data_key)
             except ValueError:
                 return False

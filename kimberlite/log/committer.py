@@ -505,6 +505,18 @@ class Committer:
             await waiter
         return self.poisoned is None
 
+    async def mark(self, group: int) -> bool:
+        """Returns when a mark on the disk says that this group is durable; False if it never will be."""
+        while await self.until_durable(group) and self._marked_at < group:
+            if self._marking:
+                await asyncio.sleep(0.001)
+                continue
+            marked = self._loop.create_future()
+            self._waiting.append(marked)
+            self._write_mark(clean=False, done=self._wake)
+            await marked
+        return self.poisoned is None
+
     async def _rotate(self) -> None:
         """Old segment's closing group durable, then rename, directory, header, sync; only then append."""
         prepared = await self.tail.make_next()

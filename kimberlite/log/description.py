@@ -32,6 +32,11 @@ def describe(identity: Identity, native: _native.Log, backend: Backend, notes: l
         "chain": chain.hex(),
         "group": group,
         "segments": len(names),
+        "first_position": native.first,
+        "dropped": [
+            {"from": start, "to": end, "first": first, "last": last, "rule": rule}
+            for start, end, first, last, rule in native.dropped[1]
+        ],
         "bytes": sum(size_of(backend, f"segments/{name}") for name in names),
         "encrypted": identity.tagged,
         "backend": backend.name,

@@ -55,8 +55,7 @@ class Follower:
         self._scan: File | None = None if end.closed else end.file
 
     def _restored(self, data: bytes, resume: _native.Resume) -> bool:
-        numbers = segment_numbers(self.backend)
-        if resume.segment >= len(numbers) or not self.backend.exists(HASHES):
+        if resume.segment not in segment_numbers(self.backend) or not self.backend.exists(HASHES):
             return False
         hashes = self.backend.open(HASHES, "r")
         if hashes.size() < 4096 + 32 * resume.hashes:
@@ -65,7 +64,7 @@ class Follower:
         self.log.set_hashes(hashes)
         let_go(hashes)
         try:
-            self.loader.attach_closed(numbers[: resume.segment])
+            self.loader.attach_closed(resume.segment)
             self.log.restore(data, self.keys.data_key)
         except ValueError:
             return False

@@ -39,6 +39,7 @@ from kimberlite.log.committer import Committer, Part
 from kimberlite.log.options import Options
 from kimberlite.log.reading import B, Following, Read, Reader, Reading, Run, Tail, reading_disk
 from kimberlite.log.refusals import translate
+from kimberlite.log.retention import Retention
 from kimberlite.log.streams import Streams
 from kimberlite.log.tasks import begin
 from kimberlite.records import Receipt, Record, StreamInfo, Time
@@ -80,6 +81,7 @@ class Log:
         self._close = close
         self._refresh = refresh
         self._quantum = quantum
+        self.retention: Retention | None = None
         self._pid = os.getpid()
         self._loop = asyncio.get_running_loop()
         self._closed: asyncio.Task[None] | None = None
@@ -352,6 +354,19 @@ class Log:
                 self._refresh()
         return Following(self, read, name, checked_bound(start), system=bool(system), run=run or self._backend.run)
 
+    # ---- keeping
+
+    async def retain(self, *, before: int) -> None:
+        """Drops what was appended before this position, as far as whole closed segments go.
+
+        It is gone for good: reading it is DROPPED from here on. What is left stays provable.
+        """
+        self._writer()
+        if type(before) is not int or before < 0:
+            raise Invalid(f"a position is a number from 0, not {before!r}")
+        assert self.retention is not None, "whoever writes has one"
+        await self.retention.drop(before, f"before position {before}")
+
     # ---- lifetime
 
     async def close(self) -> None:
@@ -413,7 +428,7 @@ class Log:
     def _let_go(self) -> None:
         """Whoever keeps the handle keeps no file open."""
         self._native.close()
-        self._committer = self._streams = self._refresh = None
+        self._committer = self._streams = self._refresh = self.retention = None
         self._close = self._info = gone
 
     async def __aenter__(self) -> Log:

@@ -46,6 +46,7 @@ from kimberlite.log.options import Options
 from kimberlite.log.packing import Packer
 from kimberlite.log.recovery import Ended, Keys, Loader, load_identity, load_keys, load_marks, new_log
 from kimberlite.log.refusals import FULL, UNFIT_TO_BEGIN, UNFIT_TO_WRITE, translate
+from kimberlite.log.retention import Retention, unlink_before
 from kimberlite.log.streams import Streams
 from kimberlite.log.tail import LEAST_AHEAD, Prepared, Tail, install
 from kimberlite.records import Receipt
@@ -243,6 +244,9 @@ class Opener:
         # Not before: what is refused stays as it is.
         self._heal(keys, lost=lost)
         mark = self._settle(log, marks.newest, end, identity, marks_file)
+        if log.dropped[0] > 0:
+            # Some may be left, if the process that dropped them was cut off.
+            unlink_before(self.backend, log.dropped[0])
         clean = marks.newest.clean and marks.newest.group == log.sealed()[0] - 1 and end.torn_upto is None
         self._discard_prepared()
         segment, tail = self._go_on(log, end, clean=clean)
@@ -376,6 +380,7 @@ class Opener:
         findings = Findings()
         packer = Packer(self.backend, native, derived, findings, options.pack, self.injected.random)
         checkpointer.on_written = packer.checkpointed
+        retention = Retention(self.backend, native, committer, derived, packer, self.injected.clock)
         copies = [self.backend.open(name, "w") for name in VAULTS] if keys.vault is not None else []
         streams = Streams(native, self.backend, keys.vault, copies)
         streams.on_death = committer.poison
@@ -408,6 +413,7 @@ class Opener:
             return describe(identity, native, self.backend, [*self.notes, *findings.found])
 
         log = Log(self.backend, native, committer, streams, options, info, close, None, identity.quantum)
+        log.retention = retention
 
         def published() -> None:
             log._published()

@@ -50,6 +50,8 @@ class Packer:
         self._stopping = False
         self._resting: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
+        #: Held while a segment is being packed: it must not be dropped meanwhile, and come back.
+        self.lock = asyncio.Lock()
         #: Segments that were packed, and bytes that they were shorter for it.
         self.packed = self.saved = 0
 
@@ -69,7 +71,8 @@ class Packer:
         try:
             while self._next < self._derived.segment and not self._stopping:
                 try:
-                    await self._consider(self._next)
+                    async with self.lock:
+                        await self._consider(self._next)
                 except KimberliteError as error:
                     # It stays as it is, for whoever looks into it.
                     self._findings.add(error)

@@ -104,7 +104,8 @@ class Reading(Generic[B]):
         if self._stream is not None and number is None:
             return None, 0, 0
         length = native.durable if number is None else native.length(number)
-        start = 0 if self._start is None else min(await self._place(self._start, number), length)
+        first = native.first if number is None else native.first_offset(number)
+        start = first if self._start is None else min(await self._place(self._start, number), length)
         end = length if self._until is None else min(await self._place(self._until, number), length)
         return number, start, end
 

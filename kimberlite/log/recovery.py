@@ -6,7 +6,7 @@ nothing locked and nothing written, and judges only up to the watermark it took 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final, NamedTuple
@@ -145,18 +145,22 @@ def load_marks(backend: Backend, identity: Identity) -> Marks:
 
 
 def segment_numbers(backend: Backend) -> list[int]:
-    """The numbers of the segments, without a gap."""
-    numbers = []
+    """The numbers of the segments up to the last, without a gap. Those before the first were dropped, or it is missing:
+    a crash may have left some of them."""
+    numbers: list[int] = []
     for name in backend.list(SEGMENTS):
         number = segment_number(name)
         if number is None:
             raise Misconfigured(f"{SEGMENTS}/{name} does not belong here")
         numbers.append(number)
     numbers.sort()
-    for i, number in enumerate(numbers):
-        if number != i:
-            raise Corrupt(f"segment {i} is missing", file=segment_name(i))
-    return numbers
+    there = set(numbers)
+    first = next((number for number in reversed(numbers) if number - 1 not in there), 0)
+    return [number for number in numbers if number >= first]
+
+
+def missing(number: int) -> Corrupt:
+    return Corrupt(f"segment {number} is missing", file=segment_name(number))
 
 
 def new_log(identity: Identity, keys: Keys, options: Options, seed: bytes | None) -> _native.Log:
@@ -217,7 +221,10 @@ class Loader:
         numbers = segment_numbers(self.backend)
         end = Ended(None, None, BLOCK, True, None)
         resumed, self._resumed = self._resumed, None
-        for number in numbers if resumed is None else numbers[resumed.segment.number :]:
+        if resumed is None and numbers and numbers[0] > 0:
+            numbers = self._begin(numbers)
+        first = 0 if resumed is None else resumed.segment.number
+        for number in (number for number in numbers if number >= first):
             last = number == numbers[-1]
             opened = resumed or self._open(number, last=last)
             if opened is None:
@@ -235,15 +242,50 @@ class Loader:
                     # A writer makes its file first.
                     self.log.close_segment(segment, opener(self.backend, index_name(number)))
             if self.progress is not None:
-                self.progress(number + 1, len(numbers))
+                self.progress(number - numbers[0] + 1, len(numbers))
+        if numbers and (numbers[0] > self.log.dropped[0] or self.log.is_beginning):
+            raise missing(numbers[0] - 1)
         group = self.log.sealed()[0]
         if end.closed and self.watermark >= group:
-            what = f"segment {len(numbers)} is missing: groups up to {self.watermark} were durable"
-            raise Corrupt(what, file=segment_name(len(numbers)), group=group)
+            after = numbers[-1] + 1 if numbers else 0
+            what = f"segment {after} is missing: groups up to {self.watermark} were durable"
+            raise Corrupt(what, file=segment_name(after), group=group)
         newest, (durable, chain) = self.marks.newest, self.log.durable_group()
         if newest.group == durable and newest.chain != chain:
             raise Corrupt("the watermark names another chain hash", file=MARKS, group=durable)
         return end
+
+    def _begin(self, numbers: list[int]) -> list[int]:
+        """Makes the log what it was where the segments begin that were kept, by the first record that says so; which
+        these are."""
+        search = self.log.search()
+        for number in numbers:
+            for segment, retained in self._said(search, number, last=number == numbers[-1]):
+                if segment in numbers:
+                    try:
+                        self.log.begin(retained, self.keys.data_key)
+                    except ValueError as error:
+                        raise Corrupt(str(error), file=segment_name(number)) from None
+                    return [number for number in numbers if number >= segment]
+        raise missing(numbers[0] - 1)
+
+    def _said(self, search: _native.Search, number: int, *, last: bool) -> Iterator[tuple[int, bytes]]:
+        """What a segment says was dropped. How it ends is judged later."""
+        scan = self.backend.open(segment_name(number), "s")
+        try:
+            header = self._read_block(scan, segment_name(number), 0)
+            if last and _native.header_damage(header, self.identity.database_id, number) is not None:
+                return
+            search.enter(self._header(number))
+            with Ahead(scan, BLOCK, CHUNK) as ahead:
+                place, data, stop = BLOCK, b"", "more"
+                while stop == "more" and (piece := ahead.take()):
+                    data += piece
+                    found, (after, stop, _, _) = search.take(place, data)
+                    yield from found
+                    place, data = after, data[after - place :]
+        finally:
+            scan.close()
 
     def resume(self, number: int, place: int) -> bool:
         """Opens the segment that a checkpoint covers so much of; false if the log does not end where that does."""
@@ -371,10 +413,11 @@ class Loader:
             what = f"{what}, and groups up to {end.watermark} were durable"
             raise Corrupt(what, file=name, place=end.place, group=group, position=position)
 
-    def attach_closed(self, numbers: list[int]) -> None:
-        """Looks at every segment before the checkpoint: presence, size, header and closing group."""
-        headers = [self._header(number) for number in [*numbers, len(numbers)]]
-        for number, (header, after) in enumerate(pairwise(headers)):
+    def attach_closed(self, upto: int) -> None:
+        """Looks at every segment before this one: presence, size, header and closing group."""
+        numbers = [number for number in segment_numbers(self.backend) if number <= upto]
+        headers = [self._header(number) for number in numbers]
+        for number, (header, after) in zip(numbers, pairwise(headers), strict=False):
             name = segment_name(number)
             file = self.backend.open(name, "r")
             try:

@@ -19,6 +19,11 @@ pub fn conflict(py: Python<'_>, message: String, expected: Option<u64>, about: &
         .map_or_else(|error| error, PyErr::from_value)
 }
 
+pub fn dropped(py: Python<'_>, message: &str, first: u64) -> PyErr {
+    let error = class(py, "Dropped").and_then(|class| class.call1((message, first)));
+    error.map_or_else(|error| error, PyErr::from_value)
+}
+
 pub fn corrupt(
     py: Python<'_>,
     message: &str,

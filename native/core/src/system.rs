@@ -5,6 +5,7 @@ use crate::keys::domain;
 
 pub const DECLARATION: u16 = 1;
 pub const SEVERAL: u16 = 2;
+pub const RETAINED: u16 = 3;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Declaration {
@@ -30,6 +31,37 @@ impl Declaration {
 
     pub fn hash(encoded: &[u8]) -> Hash {
         crate::sha256::digest(&[&domain("kimberlite/declaration/1"), encoded])
+    }
+}
+
+/// A piece of what is known of dropped segments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    pub number: u32,
+    pub pieces: u32,
+    /// BLAKE3 of all of them.
+    pub whole: Hash,
+    pub bytes: Vec<u8>,
+}
+
+impl Piece {
+    const HEAD: usize = 42;
+
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = RETAINED.to_le_bytes().to_vec();
+        out.extend(self.number.to_le_bytes());
+        out.extend(self.pieces.to_le_bytes());
+        out.extend(self.whole);
+        out.extend(&self.bytes);
+        out
+    }
+
+    fn decode(payload: &[u8]) -> Checked<Self> {
+        ensure(payload.len() >= Self::HEAD, "a system record is cut short")?;
+        let (number, pieces) = (u32_at(payload, 2), u32_at(payload, 6));
+        ensure(number < pieces, "a piece of a retention record has a wrong number")?;
+        let whole = payload[10..Self::HEAD].try_into().unwrap();
+        Ok(Self { number, pieces, whole, bytes: payload[Self::HEAD..].to_vec() })
     }
 }
 
@@ -63,6 +95,7 @@ impl Several {
 pub enum System {
     Declaration(Declaration),
     Several(Several),
+    Retained(Piece),
 }
 
 impl System {
@@ -71,6 +104,7 @@ impl System {
         match u16_at(payload, 0) {
             DECLARATION => declaration(payload),
             SEVERAL => several(payload),
+            RETAINED => Ok(Self::Retained(Piece::decode(payload)?)),
             _ => Err(Damage("a system record of an unknown kind")),
         }
     }

@@ -9,10 +9,10 @@ use kimberlite_core::format::{GroupHeader, Hash, RUN_HEADER, RunHeader, SEGMENT_
 use kimberlite_core::group::{Database, Expected, OVERHEAD, Run, Stream, bound, open, open_run};
 use kimberlite_core::index::ClosedIndex;
 use kimberlite_core::keys::Entropy;
-use kimberlite_core::log::{Log, Part, Secrets, Segment, Source, Window, closes, derived_mac};
+use kimberlite_core::log::{Dropped, Left, Log, Part, Retained, Secrets, Segment, Source, Window, closes, derived_mac};
 use kimberlite_core::producers::{Limits, Producers};
 use kimberlite_core::record::{Batch, Record, append_header};
-use kimberlite_core::system::{Declaration, Several, System};
+use kimberlite_core::system::{Declaration, Piece, Several, System};
 
 thread_local! {
     static TAKEN: Cell<usize> = const { Cell::new(0) };
@@ -121,13 +121,29 @@ fn records_and_system_records_of_any_bytes_are_refused_or_sound() {
     });
     let parts = vec![(1, 2, 3), (4, 5, 6), (u32::MAX, u64::MAX, u32::MAX)];
     let several = Several { producer: [1; 16], sequence: 9, digest: [2; 16], parts }.encode();
-    for (seed, good) in (2..).zip([declaration().encode(), several]) {
+    let piece = Piece { number: 1, pieces: 2, whole: [3; 32], bytes: b"of a retention record".to_vec() }.encode();
+    for (seed, good) in (2..).zip([declaration().encode(), several, piece]) {
         fuzz(seed, 20_000, 4, &good, |bytes| match System::decode(bytes) {
             Ok(System::Declaration(declaration)) => declaration.encode() == bytes,
             Ok(System::Several(several)) => several.encode() == bytes,
+            Ok(System::Retained(piece)) => piece.encode() == bytes,
             Err(_) => false,
         });
     }
+    let left = Left { declaration: declaration().encode(), first: 7 };
+    let dropped = Dropped { from: 0, to: 6, first: 8, last: 9, rule: "age".into() };
+    let retained = Retained {
+        segment: 1,
+        group: 2,
+        position: 6,
+        peaks: vec![[4; 32], [5; 32]],
+        streams: vec![left; 3],
+        producers: vec![7; 64],
+        sealed: vec![(2, [8; 24], vec![9; 80])],
+        drops: vec![dropped; 2],
+        ..Retained::default()
+    };
+    fuzz(60, 20_000, 8, &retained.encode(), |bytes| Retained::decode(bytes).is_ok_and(|found| found.encode() == bytes));
 }
 
 const SALT: Hash = [5; 32];

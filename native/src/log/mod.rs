@@ -5,6 +5,7 @@ mod derived;
 mod packing;
 mod reading;
 mod replaying;
+mod retention;
 mod sealed;
 mod segment;
 
@@ -22,6 +23,7 @@ use pyo3::types::PyBytes;
 
 pub use self::packing::Packing;
 pub use self::reading::Frame;
+pub use self::retention::Search;
 use self::sealed::Finisher;
 pub use self::sealed::Sealed;
 use self::segment::segment_file;
@@ -64,6 +66,16 @@ impl Log {
             Failure::HashesDamaged { position } => errors::corrupt(py, DISAGREE, "hashes", None, None, Some(position)),
             Failure::Misled { position } => errors::corrupt(py, LONGER, "checkpoint", None, None, Some(position)),
             Failure::ProducersDamaged { group } => errors::corrupt(py, STRANGE, "producers", None, Some(group), None),
+            Failure::Dropped { stream, first } => {
+                let streams = self.inner.streams.read().unwrap();
+                let what = match stream {
+                    Some(stream) => {
+                        format!("of stream {:?} what is before offset {first}", streams.info[stream as usize].name)
+                    }
+                    None => format!("what is before position {first}"),
+                };
+                errors::dropped(py, &format!("{what} was dropped"), first)
+            }
             Failure::NoKey { stream } => self.refused(py, Refused::NoKey { stream }),
         }
     }

@@ -92,10 +92,14 @@ impl Log {
 
     /// The first offset of a stream that is not before a position.
     pub fn offset_at(&self, stream: u32, position: u64) -> Result<u64, Failure> {
-        let end = self.streams.read().unwrap().info[stream as usize].durable;
+        let (first, end) = {
+            let streams = self.streams.read().unwrap();
+            let info = &streams.info[stream as usize];
+            (info.first, info.durable)
+        };
         let mut window = Window::default();
         self.again(|| {
-            let (mut low, mut high) = (0, end);
+            let (mut low, mut high) = (first, end);
             while low < high {
                 let middle = low.midpoint(high);
                 if self.position_of(stream, middle)? < position {
@@ -109,7 +113,7 @@ impl Log {
                 readable(found.map(|(run, within)| run.opened.header.first_position + within as u64))
             };
             let late = low < end && place(low)?.is_some_and(|place| place < position);
-            let early = low > 0 && place(low - 1)?.is_some_and(|place| place >= position);
+            let early = low > first && place(low - 1)?.is_some_and(|place| place >= position);
             if late || early { Err(Failure::Misled { position }) } else { Ok(low) }
         })
     }
@@ -142,7 +146,7 @@ impl Log {
             }
             let mut time = |position| readable(self.indexed(position, &mut window, 0).map(|(run, _)| run.timestamp));
             let late = found < end && time(found)?.is_some_and(|time| time < timestamp);
-            let early = found > 0 && time(found - 1)?.is_some_and(|time| time >= timestamp);
+            let early = found > self.first() && time(found - 1)?.is_some_and(|time| time >= timestamp);
             if late || early { Err(Failure::Misled { position: found }) } else { Ok(found) }
         })
     }

@@ -10,6 +10,8 @@ mod pack;
 mod read;
 mod replay;
 mod reread;
+mod retained;
+mod retention;
 mod segment;
 mod snapshot;
 mod streams;
@@ -22,6 +24,8 @@ pub use files::{Files, Open};
 pub use pack::Packing;
 pub use read::{FEW_LEAVES, Failure, Found, MOST_LEAVES, Span, Window};
 pub use replay::{Replayed, Stop};
+pub use retained::{Collector, Dropped, Left, Retained};
+pub use retention::Search;
 pub use segment::{Descriptor, Index, Segment, Source, UNREADABLE, Unindexed, checked, closes, derived_mac};
 pub use snapshot::Resume;
 pub use streams::{Info, Streams};
@@ -58,6 +62,10 @@ pub struct Log {
     pub doubted: AtomicBool,
     indexes: Mutex<indexes::Indexes>,
     cache: Mutex<cache::Cache>,
+    collector: Mutex<Collector>,
+    retained: RwLock<Option<Arc<Retained>>>,
+    /// Positions below this were dropped.
+    first: AtomicU64,
     /// Positions below this are durable, and nothing else is visible.
     durable: AtomicU64,
     /// The durable group, its chain and its time.
@@ -105,6 +113,9 @@ impl Log {
             indexes: Mutex::new(indexes::Indexes::new(cache)),
             cache: Mutex::new(cache::Cache::new(cache)),
             doubted: AtomicBool::new(false),
+            collector: Mutex::default(),
+            retained: RwLock::default(),
+            first: AtomicU64::new(0),
             durable: AtomicU64::new(0),
             end: Mutex::new(End { group: 0, chain, timestamp: 0, incarnation: 0 }),
             keys: secrets,

@@ -47,6 +47,11 @@ pub enum Failure {
     Misled {
         position: u64,
     },
+    /// It was there, and was dropped: what is left begins with this.
+    Dropped {
+        stream: Option<u32>,
+        first: u64,
+    },
     /// The file of producers names a batch that this group has not.
     ProducersDamaged {
         group: u64,
@@ -244,6 +249,9 @@ impl Log {
 
     /// One record, checked against its leaf; `most` are read to make hashes again that are wrong.
     pub fn get(&self, position: u64, window: &mut Window, most: usize) -> Result<Found, Failure> {
+        if position < self.first() {
+            return Err(Failure::Dropped { stream: None, first: self.first() });
+        }
         let (run, within) = self.run_at(position, window, 0)?;
         if !run.is_proven(within) {
             let stream = self.streams.read().unwrap().list[run.opened.header.stream as usize].clone();
@@ -260,6 +268,9 @@ impl Log {
     pub fn hash(&self, index: u64) -> Option<Hash> {
         if let Some(hash) = self.tree.read().unwrap().pending_get(index) {
             return Some(*hash);
+        }
+        if let Some(hash) = self.dropped_hash(index) {
+            return Some(hash);
         }
         let source = self.hashes.read().unwrap().clone()?;
         source.read(HASHES_HEADER as u64 + 32 * index, 32).ok()?.try_into().ok()
@@ -315,6 +326,11 @@ impl Log {
 
     /// The root of the tree when it had so many leaves; None if hashes are not there, or too many of them wrong.
     pub fn root_at(&self, size: u64, most: usize) -> Option<Hash> {
+        self.peaks_at(size, most).map(|peaks| tree::root_from_peaks(&peaks))
+    }
+
+    /// The peaks of the tree when it had so many leaves, largest first.
+    pub(super) fn peaks_at(&self, size: u64, most: usize) -> Option<Vec<Hash>> {
         let (now, known) = self.peaks();
         if size > now {
             return None;
@@ -323,7 +339,7 @@ impl Log {
         let found = tree::peak_nodes(size).map(|(level, at)| by_file(level, at)).collect::<Option<Vec<_>>>();
         let right = found.filter(|peaks| tree::leads_to(size, peaks, (now, &known), by_file));
         let again = || tree::peak_nodes(size).map(|node| self.made_again(node, most)).collect();
-        right.or_else(again).map(|peaks: Vec<Hash>| tree::root_from_peaks(&peaks))
+        right.or_else(again)
     }
 
     /// The next run of a span, from its start or, reversed, from its end; and the span that is left.
@@ -332,12 +348,18 @@ impl Log {
             return Ok(None);
         }
         let wanted = if span.reverse { span.end - 1 } else { span.start };
-        let end = match span.stream {
-            None => self.durable(),
-            Some(stream) => self.streams.read().unwrap().info.get(stream as usize).map_or(0, |info| info.durable),
+        let (first, end) = match span.stream {
+            None => (self.first(), self.durable()),
+            Some(stream) => {
+                let streams = self.streams.read().unwrap();
+                streams.info.get(stream as usize).map_or((0, 0), |info| (info.first, info.durable))
+            }
         };
         if wanted >= end {
             return Ok(None);
+        }
+        if wanted < first {
+            return Err(Failure::Dropped { stream: span.stream, first });
         }
         let (run, within) = match span.stream {
             None => self.run_at(wanted, window, WINDOW)?,

@@ -12,7 +12,7 @@ use crate::format::{
 };
 use crate::group::{self, Expected, Group, Stream, hash_leaves};
 use crate::keys::{Key, TAG};
-use crate::system::{Declaration, System};
+use crate::system::{Declaration, Piece, System};
 
 /// How far it came, and why not further.
 #[derive(Debug, PartialEq, Eq)]
@@ -99,11 +99,15 @@ impl Log {
     fn apply(&self, segment: &Segment, groups: &[Group], keys: Keys) -> Result<(), (u64, Damage)> {
         let mut failed = None;
         let mut followed = 0;
+        let mut pieces = Vec::with_capacity(groups.len());
         for group in groups {
-            let outcome = self.keys_of(group, keys).and_then(|declared| self.follow(group, declared));
-            if let Err(damage) = outcome {
-                failed = Some((group.place, damage));
-                break;
+            let said = self.said_by(group, keys);
+            match said.and_then(|(declared, said)| self.follow(group, declared).map(|()| said)) {
+                Ok(said) => pieces.push(said),
+                Err(damage) => {
+                    failed = Some((group.place, damage));
+                    break;
+                }
             }
             followed += 1;
         }
@@ -113,36 +117,46 @@ impl Log {
             let size = |group: &Group| group.header.length as usize;
             on_two_cores(groups, size, |group| self.contents(group, &streams.list))
         };
-        for (group, contents) in groups.iter().zip(opened) {
-            let accepted = contents.and_then(|contents| self.accept(segment, group, contents));
+        for ((group, contents), pieces) in groups.iter().zip(opened).zip(&pieces) {
+            let accepted = contents.and_then(|contents| self.accept(segment, group, contents, pieces));
             accepted.map_err(|damage| (group.place, damage))?;
         }
         failed.map_or(Ok(()), Err)
     }
 
-    /// The keys of the streams that a group declares, in its order; asked for while no lock is held.
-    fn keys_of(&self, group: &Group, keys: Keys) -> Checked<Vec<Declared>> {
-        let mut found = Vec::new();
+    /// The streams that a group declares, in its order, with their keys, asked for while no lock is held; and the pieces
+    /// of retention records that it has.
+    fn said_by(&self, group: &Group, keys: Keys) -> Checked<(Vec<Declared>, Vec<Piece>)> {
+        let (mut found, mut pieces) = (Vec::new(), Vec::new());
         for run in group.runs.iter().filter(|run| run.header.stream == 0) {
             let system = self.streams.read().unwrap().list[0].clone();
             let opened =
                 group::open_run(&self.database, &system, run)?.ok_or(Damage("the system's stream is plain"))?;
             for i in 0..opened.count() {
                 let payload = opened.decoded(i).payload;
-                if let System::Declaration(declaration) = System::decode(payload)? {
-                    let key = keys(&declaration, &Declaration::hash(payload))?;
-                    found.push((declaration, payload.to_vec(), key));
+                match System::decode(payload)? {
+                    System::Declaration(declaration) => {
+                        let key = keys(&declaration, &Declaration::hash(payload))?;
+                        found.push((declaration, payload.to_vec(), key));
+                    }
+                    System::Retained(piece) => pieces.push(piece),
+                    System::Several(_) => {}
                 }
             }
         }
-        Ok(found)
+        Ok((found, pieces))
     }
 
     /// The streams that a group declares, and the offsets that its runs go on from.
     fn follow(&self, group: &Group, declared: Vec<Declared>) -> Checked<()> {
         let mut streams = self.streams.write().unwrap();
         for (declaration, payload, key) in declared {
-            streams.add(&declaration, &payload, key.as_ref(), true)?;
+            // A log that begins behind what was dropped knows also those that come again.
+            let known = streams.info.get(declaration.stream as usize).map(|info| info.declaration == payload);
+            match known {
+                Some(same) => ensure(same, "a stream is declared twice")?,
+                None => streams.add(&declaration, &payload, key.as_ref(), true)?,
+            }
         }
         for run in &group.runs {
             let number = run.header.stream as usize;
@@ -177,7 +191,7 @@ impl Log {
         Ok(Contents { leaves: hash_leaves(&runs), producers: batches.finish()? })
     }
 
-    fn accept(&self, segment: &Segment, group: &Group, contents: Contents) -> Checked<()> {
+    fn accept(&self, segment: &Segment, group: &Group, contents: Contents, pieces: &[Piece]) -> Checked<()> {
         let header = &group.header;
         ensure(header.incarnation >= self.end().incarnation, "the group's incarnation falls")?;
         if let Index::Active(index) = &*segment.index() {
@@ -206,6 +220,11 @@ impl Log {
             timestamp: header.timestamp,
             incarnation: header.incarnation,
         };
+        drop(tail);
+        for piece in pieces {
+            let whole = self.collector.lock().unwrap().take(piece)?;
+            whole.map_or(Ok(()), |found| self.follow_retained(found))?;
+        }
         Ok(())
     }
 

@@ -147,7 +147,10 @@ impl Retained {
         };
         ensure(from.0.is_empty(), "a retention record has bytes behind its end")?;
         let sound = out.segment > 0 && out.group > 1 && out.position < 1 << 63;
-        ensure(sound && out.peaks.len() == out.position.count_ones() as usize, "a retention record contradicts itself")?;
+        ensure(
+            sound && out.peaks.len() == out.position.count_ones() as usize,
+            "a retention record contradicts itself",
+        )?;
         Ok(out)
     }
 }
@@ -169,6 +172,8 @@ pub struct Collector {
     whole: Hash,
     next: u32,
     bytes: Vec<u8>,
+    /// What the log began with comes yet, behind those that it stands for.
+    pub ahead: bool,
 }
 
 impl Collector {

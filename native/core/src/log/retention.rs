@@ -4,9 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::read::MOST_LEAVES;
-use super::retained::{Dropped, Left, Retained};
+use super::replay::Replayed;
+use super::retained::{Collector, Dropped, Left, Retained};
+use super::walk::Walk;
 use super::{End, Failure, Log, Segment};
-use crate::format::{Checked, Damage, GROUP_HEADER, GroupHeader, Hash, ensure};
+use crate::format::{Checked, Damage, GROUP_HEADER, GroupHeader, Hash, SegmentHeader, ensure};
+use crate::group::{self, Database, Stream};
 use crate::keys::{Key, NONCE, TAG, Xaes, domain};
 use crate::system::{Declaration, System};
 use crate::tree::{Tree, peak_places, stored};
@@ -72,7 +75,8 @@ impl Log {
         };
         for segment in dropped {
             for entry in self.index(segment)?.lookup(segment)?.streams() {
-                let first = firsts.get_mut(entry.stream as usize).ok_or(Failure::Misled { position: self.durable() })?;
+                let first =
+                    firsts.get_mut(entry.stream as usize).ok_or(Failure::Misled { position: self.durable() })?;
                 *first = (*first).max(entry.next);
             }
         }
@@ -156,7 +160,9 @@ impl Log {
             let mut text = text.clone();
             ensure(text.len() >= TAG, "what a retention record keeps of producers is cut short")?;
             let opened = Xaes::new(&keys.index).open(nonce, &self.associated(*stream), &mut text);
-            entries.extend_from_slice(opened.map_err(|_| Damage("what a retention record keeps of producers does not open"))?);
+            entries.extend_from_slice(
+                opened.map_err(|_| Damage("what a retention record keeps of producers does not open"))?,
+            );
         }
         producers.begin(&entries)?;
         *self.tree.write().unwrap() = Tree::from_peaks(position, retained.peaks.clone())?;
@@ -169,8 +175,14 @@ impl Log {
         let (group, timestamp, incarnation) = (retained.group - 1, retained.timestamp, retained.incarnation);
         *self.end.lock().unwrap() = End { group, chain, timestamp, incarnation };
         drop((tail, producers, streams));
+        self.collector.lock().unwrap().ahead = true;
         self.drop_before(retained);
         Ok(())
+    }
+
+    /// Whether what it began with has not come yet.
+    pub fn is_beginning(&self) -> bool {
+        self.collector.lock().unwrap().ahead
     }
 
     /// A retention record that a group has: it is of this log, and goes no less far than those before it.
@@ -188,8 +200,13 @@ impl Log {
             ensure(begins == (found.group, found.position, found.chain), ANOTHER)?;
         }
         if let Some(before) = self.retained() {
+            let ahead = &mut self.collector.lock().unwrap().ahead;
+            if *ahead && found.segment < before.segment {
+                return Ok(());
+            }
             ensure(found.segment >= before.segment, "a retention record takes back what was dropped")?;
-            ensure(found.segment > before.segment || found == *before, ANOTHER)?;
+            ensure(found == *before || found.segment > before.segment && !*ahead, ANOTHER)?;
+            *ahead = false;
         }
         ensure(found.position <= self.durable(), ANOTHER)?;
         if let Some(peaks) = self.peaks_at(found.position, 0) {
@@ -207,5 +224,45 @@ impl Log {
         let retained = self.retained()?;
         let at = peak_places(retained.position).iter().position(|&place| place == index)?;
         Some(retained.peaks[at])
+    }
+}
+
+/// Looks through segments for what they say was dropped, of a log whose beginning is gone.
+pub struct Search {
+    system: Arc<Stream>,
+    collector: Collector,
+    walk: Option<Walk>,
+}
+
+impl Search {
+    pub fn new(log: &Log) -> Self {
+        let system = log.streams.read().unwrap().list[0].clone();
+        Self { system, collector: Collector::default(), walk: None }
+    }
+
+    /// Goes on with the next segment.
+    pub fn enter(&mut self, segment: SegmentHeader) {
+        self.walk = Some(Walk::new(segment));
+    }
+
+    /// What the groups in `data`, which starts at `place` of the segment, say, in their order.
+    pub fn take(&mut self, database: &Database, place: u64, data: &[u8]) -> (Replayed, Vec<Retained>) {
+        let (system, collector, mut found) = (&self.system, &mut self.collector, Vec::new());
+        let walk = self.walk.as_mut().expect("a segment was entered");
+        let replayed = walk.take(database, place, data, |group, _| {
+            for run in group.runs.iter().filter(|run| run.header.stream == 0) {
+                let opened = group::open_run(database, system, run)?.ok_or(Damage("the system's stream is plain"))?;
+                for i in 0..opened.count() {
+                    // Of one whose first pieces were dropped the rest fits nowhere.
+                    if let System::Retained(piece) = System::decode(opened.decoded(i).payload)?
+                        && let Ok(Some(whole)) = collector.take(&piece)
+                    {
+                        found.push(whole);
+                    }
+                }
+            }
+            Ok(())
+        });
+        (replayed, found)
     }
 }

@@ -3,8 +3,8 @@
 use std::sync::atomic::Ordering;
 
 use super::segment::{Index, NO_KEY, checked, derived_mac};
-use super::{End, Failure, Log, Segment};
-use crate::format::{Checked, Damage, GroupHeader, Hash, SegmentHeader, ensure, u16_at, u32_at, u64_at};
+use super::{End, Failure, Log, Retained, Segment};
+use crate::format::{Checked, Damage, GroupHeader, Hash, SegmentHeader, u16_at, u32_at, u64_at};
 use crate::index::Lookup;
 use crate::keys::{Key, TAG};
 use crate::system::{Declaration, System};
@@ -63,6 +63,7 @@ impl Log {
             out.extend((info.declaration.len() as u16).to_le_bytes());
             out.extend(&info.declaration);
         }
+        out.extend(self.retained().map(|retained| retained.encode()).unwrap_or_default());
         let mac = derived_mac(&self.keys.receipt, &out);
         out.extend(mac);
         out
@@ -127,7 +128,14 @@ impl Log {
             let Some(more) = rest.strip_prefix(&entry[..]) else { return Ok(false) };
             rest = more;
         }
-        Ok(rest.is_empty())
+        // What was dropped then may be less than what is dropped now.
+        let before = if rest.is_empty() { None } else { Retained::decode(rest).ok() };
+        let now = self.retained();
+        Ok(match (&before, &now) {
+            (None, _) => rest.is_empty(),
+            (Some(before), Some(now)) => before.segment < now.segment || *before == **now,
+            (Some(_), None) => false,
+        })
     }
 
     /// Makes an empty log what it was when the checkpoint was taken.
@@ -163,7 +171,10 @@ impl Log {
             let number = declaration.stream as usize;
             streams.set_next(number, u64_at(head, 0));
         }
-        ensure(at == bytes.len(), "the checkpoint has bytes behind its end")?;
+        let dropped = match &bytes[at.min(bytes.len())..] {
+            [] => None,
+            rest => Some(Retained::decode(rest)?),
+        };
         streams.set_next(0, system);
         *self.tree.write().unwrap() = Tree::from_peaks(position, peaks)?;
         let sealer = &mut tail.sealer;
@@ -174,6 +185,8 @@ impl Log {
         let chain = tail.last_chain;
         self.durable.store(position, Ordering::Release);
         *self.end.lock().unwrap() = End { group, chain, timestamp, incarnation };
+        drop((tail, streams));
+        dropped.into_iter().for_each(|dropped| self.drop_before(dropped));
         Ok(())
     }
 

@@ -15,6 +15,8 @@ const DECLARED: usize = 256;
 pub struct Info {
     pub name: String,
     pub declaration: Vec<u8>,
+    /// Offsets below this were dropped.
+    pub first: u64,
     /// The offset after what is forming, and after what is durable.
     pub forming: u64,
     pub durable: u64,
@@ -31,7 +33,7 @@ pub struct Streams {
 
 impl Streams {
     pub fn new(identity: Hash) -> Self {
-        let info = Info { name: String::new(), declaration: vec![], forming: 0, durable: 0, declared: true };
+        let info = Info { name: String::new(), declaration: vec![], first: 0, forming: 0, durable: 0, declared: true };
         Self { list: vec![Arc::new(Stream::new(0, identity, false, None))], info: vec![info], names: HashMap::new() }
     }
 
@@ -50,6 +52,7 @@ impl Streams {
         self.info.push(Info {
             name: declaration.name.clone(),
             declaration: encoded.to_vec(),
+            first: 0,
             forming: 0,
             durable: 0,
             declared,

@@ -7,6 +7,7 @@ mod packing;
 mod published;
 mod reading;
 mod replaying;
+mod retention;
 mod state;
 mod texts;
 mod together;

@@ -1,5 +1,7 @@
 //! The tables as bytes: an entry for each batch, in an order in which they can be applied again.
 
+use std::collections::BTreeMap;
+
 use super::{Batch, Fresh, Key, Limits, Producers};
 use crate::format::{Checked, ensure, put, u32_at, u64_at, zeros};
 
@@ -112,6 +114,34 @@ impl Producers {
             encode_forgotten(&mut out, self.forgotten);
         }
         out
+    }
+
+    /// The last entry of each producer that has sent nothing since this group, by stream and in the order of time.
+    pub fn silent(&self, group: u64) -> BTreeMap<u32, Vec<u8>> {
+        let mut silent: Vec<_> = self.known.iter().filter(|(_, producer)| producer.last_group() < group).collect();
+        silent.sort_unstable_by_key(|(_, producer)| producer.turn);
+        let mut out: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
+        for (&key, producer) in silent {
+            let Some(&batch) = producer.batches.back() else { continue };
+            let fresh = Fresh { key, sequence: producer.last, batch, time: producer.time };
+            encode(out.entry(key.0).or_default(), &fresh);
+        }
+        out
+    }
+
+    /// The tables of a log that begins: what is in these entries was dropped.
+    pub fn begin(&mut self, bytes: &[u8]) -> Checked<()> {
+        let (entries, rest) = bytes.as_chunks::<ENTRY>();
+        ensure(rest.is_empty(), "a producer's entry is cut short")?;
+        let mut entries = entries.iter().map(decode).collect::<Checked<Vec<_>>>()?;
+        entries.sort_by_key(|fresh| fresh.time);
+        for fresh in entries {
+            self.durable = self.durable.max(fresh.batch.group);
+            if self.remember(&fresh) {
+                self.fresh.push_back(fresh);
+            }
+        }
+        Ok(())
     }
 
     fn note_forgotten(&mut self, group: u64) {

@@ -73,6 +73,10 @@ impl Producer {
         PRODUCER + self.batches.capacity() * size_of::<Batch>()
     }
 
+    fn last_group(&self) -> u64 {
+        self.batches.back().map_or(0, |batch| batch.group)
+    }
+
     /// The sequence of the first batch that is remembered.
     fn first(&self) -> u64 {
         self.last - (self.batches.len() as u64 - 1)

@@ -1,0 +1,79 @@
+"""Dropping the oldest segments.
+
+    a record of all that they say and the others need → durable → a mark that covers it → their files unlinked → fsync
+
+So what is gone was given up by a record that no recovery loses. A crash leaves some of the files, and the next start
+unlinks them. Readers without a lock find the record below their watermark before they miss a file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from kimberlite import _native
+from kimberlite.log.checkpoint import Derived
+from kimberlite.log.committer import Committer, Part
+from kimberlite.log.names import INDEX, SEGMENTS, index_name, segment_name, segment_number
+from kimberlite.log.packing import Packer
+from kimberlite.records import Receipt
+from kimberlite.storage.backend import Backend
+
+#: Bytes of what is said in one system record, if a segment takes so much.
+PIECE: Final = 256 * 1024
+
+
+class Retention:
+    """Segments are dropped whole, the oldest first, and only such as the last checkpoint is behind."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        native: _native.Log,
+        committer: Committer,
+        derived: Derived,
+        packer: Packer,
+        clock: Callable[[], int],
+    ) -> None:
+        self._backend, self._native, self._committer, self._packer = backend, native, committer, packer
+        self._derived, self._clock = derived, clock
+
+    async def drop(self, before: int, rule: str) -> None:
+        """Drops the segments that have nothing from this position on; returns when they are gone."""
+        number = min(await self._backend.run(lambda: self._native.segment_of(before)), self._derived.segment)
+        async with self._packer.lock:
+            now = self._clock()
+            retained = await self._backend.run(lambda: self._native.retain(number, now, rule))
+            if retained is None:
+                return
+            group = await self._say(retained)
+            if not await self._committer.mark(group):
+                self._committer.check()
+            self._native.drop_before(retained)
+            await self._backend.run(lambda: unlink_before(self._backend, number))
+
+    async def _say(self, retained: bytes) -> int:
+        """The group by which all of it is in the log."""
+        loop, committer = asyncio.get_running_loop(), self._committer
+        answers: list[asyncio.Future[Receipt]] = []
+        for payload in _native.Log.retention_records(retained, min(PIECE, committer.tail.most // 4)):
+            if committer.crowded:
+                await committer.turn()
+            future: asyncio.Future[Receipt] = loop.create_future()
+            parts: list[Part] = [("", 0, _native.encode([payload]), None)]
+            committer.enter(_native.Request(parts, "group", None, False, future, committer.quantum))
+            answers.append(future)
+        return max(receipt.group for receipt in await asyncio.gather(*answers))
+
+
+def unlink_before(backend: Backend, number: int) -> None:
+    """What is left of segments that were dropped."""
+    for name in backend.list(SEGMENTS):
+        dropped = segment_number(name)
+        if dropped is not None and dropped < number:
+            backend.unlink(segment_name(dropped))
+            if backend.exists(index_name(dropped)):
+                backend.unlink(index_name(dropped))
+    backend.sync_directory(SEGMENTS)
+    backend.sync_directory(INDEX)

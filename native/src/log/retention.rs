@@ -1,0 +1,123 @@
+//! Segments that are dropped, and a log that begins behind them.
+
+use std::sync::{Arc, Mutex};
+
+use kimberlite_core::format::{Damage, SegmentHeader};
+use kimberlite_core::log::{self, Retained};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyString};
+
+use super::Log;
+use super::replaying::{Stopped, ask, stopped};
+
+/// Positions from and up to, when first and last, and by what rule.
+type Dropped = (u64, u64, u64, u64, String);
+
+fn decoded(bytes: &[u8]) -> PyResult<Retained> {
+    Retained::decode(bytes).map_err(|Damage(what)| PyValueError::new_err(what))
+}
+
+#[pymethods]
+impl Log {
+    /// Positions below this were dropped.
+    #[getter]
+    fn first(&self) -> u64 {
+        self.inner.first()
+    }
+
+    /// The first offset of a stream that was not.
+    fn first_offset(&self, stream: u32) -> u64 {
+        self.inner.streams.read().unwrap().info[stream as usize].first
+    }
+
+    /// The first kept segment, and what was dropped.
+    #[getter]
+    fn dropped(&self) -> (u64, Vec<Dropped>) {
+        let retained = self.inner.retained();
+        let drops = retained.iter().flat_map(|retained| &retained.drops);
+        let drops = drops.map(|each| (each.from, each.to, each.first, each.last, each.rule.clone())).collect();
+        (retained.as_ref().map_or(0, |retained| retained.segment), drops)
+    }
+
+    /// All that the segments before this one say and the others need; None if there is nothing to drop.
+    fn retain<'py>(
+        &self,
+        py: Python<'py>,
+        number: u64,
+        now: u64,
+        rule: &Bound<'py, PyString>,
+    ) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let rule = rule.to_str()?.to_owned();
+        let retained = py.detach(|| self.inner.retain(number, now, &rule));
+        let retained = retained.map_err(|failure| self.failure(py, failure))?;
+        Ok(retained.map(|retained| PyBytes::new(py, &retained.encode())))
+    }
+
+    /// The payloads of its system records, of about so many bytes each.
+    #[staticmethod]
+    fn retention_records<'py>(py: Python<'py>, retained: &[u8], piece: usize) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+        let records = decoded(retained)?.records(piece);
+        Ok(records.iter().map(|record| PyBytes::new(py, record)).collect())
+    }
+
+    /// The segment that has this position, or would.
+    fn segment_of(&self, position: u64) -> u64 {
+        let segments = self.inner.newest_first();
+        let found = segments.iter().find(|segment| segment.header.first_position <= position);
+        found.or(segments.last()).map_or(0, |segment| segment.header.number)
+    }
+
+    /// From here on nothing before it is there.
+    fn drop_before(&self, retained: &[u8]) -> PyResult<()> {
+        self.inner.drop_before(decoded(retained)?);
+        Ok(())
+    }
+
+    /// Makes an empty log what it was where its first kept segment begins.
+    fn begin(&self, py: Python<'_>, retained: &[u8], keys: Py<PyAny>) -> PyResult<()> {
+        let retained = decoded(retained)?;
+        let mut failed = None;
+        let begun = py.detach(|| self.inner.begin(retained, &mut |d, hash| ask(&keys, d, hash, &mut failed)));
+        match (failed, begun) {
+            (Some(error), _) => Err(error),
+            (None, begun) => begun.map_err(|Damage(what)| PyValueError::new_err(what)),
+        }
+    }
+
+    /// Whether what the log began with has not come yet.
+    #[getter]
+    fn is_beginning(&self) -> bool {
+        self.inner.is_beginning()
+    }
+
+    /// Looks through segments for what they say was dropped.
+    fn search(&self) -> Search {
+        Search { log: self.inner.clone(), inner: Mutex::new(log::Search::new(&self.inner)) }
+    }
+}
+
+#[pyclass(frozen, module = "kimberlite._native")]
+pub struct Search {
+    log: Arc<log::Log>,
+    inner: Mutex<log::Search>,
+}
+
+#[pymethods]
+impl Search {
+    /// Goes on with the segment that has this header.
+    fn enter(&self, header: &[u8]) -> PyResult<()> {
+        let header = SegmentHeader::decode(header).map_err(|Damage(what)| PyValueError::new_err(what))?;
+        self.inner.lock().unwrap().enter(header);
+        Ok(())
+    }
+
+    /// What the groups in `data`, which starts at `place` of the segment, say: the first kept segment, and all of it; and
+    /// as `Log.replay`.
+    #[allow(clippy::type_complexity)]
+    fn take<'py>(&self, py: Python<'py>, place: u64, data: &[u8]) -> (Vec<(u64, Bound<'py, PyBytes>)>, Stopped) {
+        let (replayed, found) = py.detach(|| self.inner.lock().unwrap().take(&self.log.database, place, data));
+        let found = found.iter().map(|each| (each.segment, PyBytes::new(py, &each.encode()))).collect();
+        (found, stopped(replayed))
+    }
+}

@@ -1,0 +1,166 @@
+"""The oldest segments go, and what is left is what it was."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+
+import pytest
+
+from kimberlite import Dropped, Log, Receipt
+from kimberlite.errors import Corrupt
+from kimberlite.log import checkpoint
+from kimberlite.log.names import CHECKPOINT, HASHES, segment_name, segment_number
+from kimberlite.storage.memory import Disk
+from tests.log.simulated import Machine, payloads
+from tests.log.steps import Cut
+
+SEGMENT = 64 * 1024
+COUNT = 60
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "LEAST_INTERVAL", 0.002)
+
+
+def payload(i: int) -> bytes:
+    return b"%d." % i * 50
+
+
+async def filled(machine: Machine) -> list[Receipt]:
+    async with machine.open(segment_bytes=SEGMENT) as db:
+        await db.append("early", b"once")
+        return [await db.append("s", payload(i), producer=("p", i)) for i in range(COUNT)]
+
+
+def numbers(machine: Machine) -> list[int]:
+    found = (segment_number(name.partition("/")[2]) for name in machine.disk.files() if name.startswith("segments/"))
+    return sorted(number for number in found if number is not None)
+
+
+async def kept(db: Log, receipts: list[Receipt], first: int) -> None:
+    """What is there from this offset on, and that what is before it is gone."""
+    assert await payloads(db.read("s")) == [payload(i) for i in range(first, len(receipts))]
+    assert [record.offset async for record in db.read("s", reverse=True)] == list(range(first, len(receipts)))[::-1]
+    assert [info.name for info in db.streams()] == ["early", "s"]
+    for receipt in receipts:
+        if receipt.first_offset >= first:
+            assert (await db.get(receipt.first_position)).payload == payload(receipt.first_offset)
+            continue
+        with pytest.raises(Dropped) as caught:
+            await db.get(receipt.first_position)
+        assert caught.value.first is not None
+        assert caught.value.first > receipt.first_position
+    if first:
+        with pytest.raises(Dropped) as caught:
+            await payloads(db.read("s", start=first - 1))
+        assert caught.value.first == first
+        with pytest.raises(Dropped):
+            await payloads(db.read("early", start=0))
+        assert await payloads(db.read("early")) == []
+        with pytest.raises(Dropped):
+            await anext(db.tail("s", start=0))
+
+
+async def test_what_is_before_a_position_is_dropped_by_whole_segments(either: Machine) -> None:
+    receipts = await filled(either)
+    before = numbers(either)
+    async with either.open(segment_bytes=SEGMENT) as db:
+        root = (await db.info())["root"]
+        assert root == receipts[-1].root.hex()
+        await db.retain(before=receipts[30].first_position)
+        first = (await anext(db.read("s"))).offset
+        assert 10 < first <= 30
+        await kept(db, receipts, first)
+        info = await db.info()
+        assert [each["rule"] for each in info["dropped"]] == [f"before position {receipts[30].first_position}"]
+        assert info["first_position"] > 0
+        # Of what is gone the producer is still known.
+        assert (await db.append("s", payload(COUNT - 1), producer=("p", COUNT - 1))) == receipts[-1]
+        receipts.append(await db.append("s", payload(COUNT), producer=("p", COUNT)))
+        await db.append("early", b"twice")
+        await db.retain(before=0)
+    after = numbers(either)
+    assert after[0] > before[0]
+    assert either.verify(receipts[-1]).records == receipts[-1].tree_size + 1
+    for gone in ([], [CHECKPOINT], [CHECKPOINT, HASHES]):
+        for name in gone:
+            if name in either.disk.files():
+                either.backend().unlink(name)
+        async with either.open(segment_bytes=SEGMENT, read_only=True) as reader:
+            assert await payloads(reader.read("s")) == [payload(i) for i in range(first, COUNT + 1)]
+        async with either.open(segment_bytes=SEGMENT) as db:
+            assert await payloads(db.read("s")) == [payload(i) for i in range(first, COUNT + 1)]
+            assert (await db.get(receipts[-1].first_position)).payload == payload(COUNT)
+            assert await payloads(db.read("early")) == [b"twice"]
+            assert (await db.append("s", payload(COUNT), producer=("p", COUNT))) == receipts[-1]
+
+
+async def test_a_reader_beside_it_is_told_what_is_left(either: Machine) -> None:
+    receipts = await filled(either)
+    async with either.open(read_only=True, cache_bytes=0) as reader:
+        tail = reader.tail("s", start=0)
+        assert (await anext(tail)).payload == payload(0)
+        async with either.open(segment_bytes=SEGMENT) as db:
+            await db.retain(before=receipts[40].first_position)
+            first = (await anext(db.read("s"))).offset
+            await asyncio.sleep(0.01)
+            await kept(reader, receipts, first)
+
+
+@pytest.mark.parametrize("power", [True, False], ids=["cut", "kill"])
+async def test_a_crash_at_any_step_drops_all_or_nothing(either: Machine, power: bool) -> None:
+    receipts = await filled(either)
+    start = either.disk.files()
+    countdown, done, seen = 0, False, set()
+    while not done:
+        countdown += 1
+        machine = Machine(either.key)
+        machine.disk = Disk.from_files(start)
+        async with machine.open(segment_bytes=SEGMENT, backend=machine.backend(), pack=0) as db:
+            cut = Cut(machine.disk, countdown, Random(countdown), power)
+            machine.disk.on_step = cut
+            await db.retain(before=receipts[30].first_position)
+            machine.disk.on_step = None
+            whole = (await anext(db.read("s"))).offset
+        done = cut.left is None
+        left = Machine(either.key)
+        left.disk = machine.disk if done else cut.taken()
+        left.verify(receipts[-1])
+        async with left.open(segment_bytes=SEGMENT, read_only=True) as reader:
+            assert (await payloads(reader.read("s")))[-20:] == [payload(i) for i in range(COUNT - 20, COUNT)]
+        async with left.open(segment_bytes=SEGMENT, pack=0) as db:
+            first = (await anext(db.read("s"))).offset
+            assert first in (0, whole)
+            seen.add(first)
+            await kept(db, receipts, first)
+        assert left.verify(receipts[-1]).notes == []
+    assert seen == {0, whole}
+
+
+async def test_a_segment_that_nobody_dropped_is_missing(either: Machine) -> None:
+    receipts = await filled(either)
+    for number in (0, 1):
+        either.backend().unlink(segment_name(number))
+    for read_only in (True, False):
+        with pytest.raises(Corrupt, match="segment 1 is missing"):
+            await either.open(segment_bytes=SEGMENT, read_only=read_only)
+    with pytest.raises(Corrupt, match="segment 1 is missing"):
+        either.verify(receipts[-1])
+
+
+async def test_more_than_was_dropped_must_not_be_gone(either: Machine) -> None:
+    receipts = await filled(either)
+    async with either.open(segment_bytes=SEGMENT) as db:
+        await db.retain(before=receipts[30].first_position)
+    first = numbers(either)[0]
+    assert first > 0
+    either.backend().unlink(segment_name(first))
+    for gone in ([], [CHECKPOINT]):
+        for name in gone:
+            either.backend().unlink(name)
+        with pytest.raises(Corrupt, match=f"segment {first} is missing"):
+            await either.open(segment_bytes=SEGMENT)
+        with pytest.raises(Corrupt, match=f"segment {first} is missing"):
+            either.verify(receipts[-1])
