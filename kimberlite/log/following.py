@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from kimberlite import _native
-from kimberlite.errors import Corrupt
+from kimberlite.errors import Corrupt, Dropped
 from kimberlite.log.creation import read_small
 from kimberlite.log.identity import Identity
 from kimberlite.log.names import CHECKPOINT, HASHES, index_name, segment_name
@@ -137,6 +137,10 @@ class Follower:
         number = 0 if self._segment is None else self._segment.number + 1
         begun = self._begun(number)
         if begun is None:
+            there = segment_numbers(self.backend)
+            if there and there[0] > number:
+                position = self.log.durable
+                raise Dropped(f"what follows position {position} was dropped before it was read here: open it again")
             return False
         header, file = begun
         segment = self.log.attach(header, file)

@@ -21,7 +21,7 @@ from kimberlite.log.creation import check_everything, read_small
 from kimberlite.log.names import CHECKPOINT, HASHES, segment_name
 from kimberlite.log.opening import checked_path, find_identity
 from kimberlite.log.options import Options
-from kimberlite.log.recovery import CHUNK, Ended, Loader, load_keys, load_marks, new_log
+from kimberlite.log.recovery import CHUNK, Ended, Loader, load_keys, load_marks, new_log, segment_numbers
 from kimberlite.log.refusals import UNFIT_TO_BEGIN, translate
 from kimberlite.records import Receipt
 from kimberlite.storage import Backend, open_backend
@@ -68,11 +68,22 @@ def verify_directory(
     except OSError as error:
         raise translate(error, name, UNFIT_TO_BEGIN) from error
     try:
-        return verify(backend, load_master(key_file), anchor=anchor, progress=progress)
+        return verify_again(backend, load_master(key_file), anchor, progress)
     except OSError as error:
         raise translate(error, name) from error
     finally:
         backend.close()
+
+
+def verify_again(backend: Backend, master: bytes | None, anchor: Receipt | None, progress: Progress | None) -> Report:
+    """From the beginning, if a writer dropped segments meanwhile."""
+    while True:
+        first = segment_numbers(backend)[:1]
+        try:
+            return verify(backend, master, anchor=anchor, progress=progress)
+        except (FileNotFoundError, Corrupt):
+            if segment_numbers(backend)[:1] == first:
+                raise
 
 
 def verify(

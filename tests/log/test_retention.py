@@ -8,10 +8,12 @@ from random import Random
 import pytest
 
 from kimberlite import Dropped, Log, Receipt
+from kimberlite.crypto.master import load_master
 from kimberlite.errors import Corrupt
 from kimberlite.log import checkpoint
 from kimberlite.log.names import CHECKPOINT, HASHES, segment_name, segment_number
-from kimberlite.storage.memory import Disk
+from kimberlite.log.verify import verify_again
+from kimberlite.storage.memory import Disk, MemoryBackend
 from tests.log.simulated import Machine, payloads
 from tests.log.steps import Cut
 
@@ -164,3 +166,48 @@ async def test_more_than_was_dropped_must_not_be_gone(either: Machine) -> None:
             await either.open(segment_bytes=SEGMENT)
         with pytest.raises(Corrupt, match=f"segment {first} is missing"):
             either.verify(receipts[-1])
+
+
+async def test_who_comes_too_late_is_told_so(either: Machine) -> None:
+    receipts = await filled(either)
+    async with either.open(read_only=True) as reader:
+        assert (await anext(reader.read("s"))).payload == payload(0)
+        async with either.open(segment_bytes=SEGMENT, checkpoint_records=1) as db:
+            for i in range(COUNT, 2 * COUNT):
+                receipts.append(await db.append("s", payload(i)))
+            await asyncio.sleep(0.02)
+            await db.append("s", payload(2 * COUNT))
+            await asyncio.sleep(0.02)
+            await db.retain(before=receipts[-1].first_position)
+            with pytest.raises(Dropped, match="open it again"):
+                await anext(reader.read("s"))
+        async with either.open(read_only=True) as another:
+            assert (await anext(another.read("s", reverse=True))).payload == payload(2 * COUNT)
+
+
+async def test_verify_begins_again_when_segments_are_dropped_beneath_it(either: Machine) -> None:
+    receipts = await filled(either)
+    before = either.disk.files()
+    async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+        await db.retain(before=receipts[40].first_position)
+    after = either.disk.files()
+    late = Machine(either.key)
+    late.disk = Disk.from_files(before)
+
+    def beneath(verb: str, name: str, _place: int, _length: int) -> None:
+        """The writer's work of a while is done between two looks."""
+        if verb != "open" or name != segment_name(1) or late.disk.files().keys() != before.keys():
+            return
+        writer = MemoryBackend(late.disk)
+        for there in before.keys() - after.keys():
+            writer.unlink(there)
+        for there, data in after.items():
+            file = writer.open(there, "w" if there in before else "x")
+            file.truncate(len(data))
+            file.write(0, data)
+        raise FileNotFoundError(name)
+
+    late.fault = beneath
+    report = verify_again(late.backend(), load_master(late.key), receipts[-1], None)
+    assert report.records > receipts[-1].last_position
+    assert report.segments < len(before)

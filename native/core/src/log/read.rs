@@ -148,8 +148,10 @@ impl Log {
     /// Whether a segment's file is another by now, with other places: from here on it is what that says.
     fn renew(&self, number: u64) -> bool {
         let segment = self.segments.read().unwrap().get(&number).cloned();
-        let renewed = segment.and_then(|segment| segment.renewed());
-        renewed.map(|renewed| self.attach(Arc::new(renewed))).is_some()
+        let Some(renewed) = segment.and_then(|segment| segment.renewed()) else { return false };
+        // It may have been dropped by now.
+        let mut segments = self.segments.write().unwrap();
+        segments.get_mut(&number).map(|segment| *segment = Arc::new(renewed)).is_some()
     }
 
     /// The run that holds a position, which must be durable.
