@@ -218,6 +218,11 @@ class Checkpointer:
         self.on_written: Callable[[], None] = lambda: None
         committer.on_rotate = self._rotated
 
+    @property
+    def segment(self) -> int:
+        """The one that the newest checkpoint ends in."""
+        return self._derived.segment
+
     def published(self) -> None:
         """Called after groups became durable."""
         committer = self._committer
@@ -260,6 +265,13 @@ class Checkpointer:
                 raise
         finally:
             self._task = None
+
+    async def take(self) -> None:
+        """Takes one now; an error of the disk, or a rotation that is under way, puts it off."""
+        if self._task is None and not self._stopped:
+            self._task = begin(self._take(), "kimberlite-checkpoint", self._committer.poison)
+        if self._task is not None:
+            await asyncio.wait([self._task])
 
     async def stop(self) -> None:
         self._stopped = True

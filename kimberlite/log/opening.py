@@ -380,7 +380,7 @@ class Opener:
         findings = Findings()
         packer = Packer(self.backend, native, derived, findings, options.pack, self.injected.random)
         checkpointer.on_written = packer.checkpointed
-        retention = Retention(self.backend, native, committer, derived, packer, self.injected.clock)
+        retention = Retention(self.backend, native, committer, checkpointer, packer, self.injected.clock)
         copies = [self.backend.open(name, "w") for name in VAULTS] if keys.vault is not None else []
         streams = Streams(native, self.backend, keys.vault, copies)
         streams.on_death = committer.poison

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from kimberlite import _native
-from kimberlite.log.checkpoint import Derived
+from kimberlite.log.checkpoint import Checkpointer
 from kimberlite.log.committer import Committer, Part
 from kimberlite.log.names import INDEX, SEGMENTS, index_name, segment_name, segment_number
 from kimberlite.log.packing import Packer
@@ -32,16 +32,19 @@ class Retention:
         backend: Backend,
         native: _native.Log,
         committer: Committer,
-        derived: Derived,
+        checkpointer: Checkpointer,
         packer: Packer,
         clock: Callable[[], int],
     ) -> None:
         self._backend, self._native, self._committer, self._packer = backend, native, committer, packer
-        self._derived, self._clock = derived, clock
+        self._checkpointer, self._clock = checkpointer, clock
 
     async def drop(self, before: int, rule: str) -> None:
         """Drops the segments that have nothing from this position on; returns when they are gone."""
-        number = min(await self._backend.run(lambda: self._native.segment_of(before)), self._derived.segment)
+        number = self._native.segment_of(before)
+        if number > self._checkpointer.segment:
+            await self._checkpointer.take()
+        number = min(number, self._checkpointer.segment)
         async with self._packer.lock:
             now = self._clock()
             retained = await self._backend.run(lambda: self._native.retain(number, now, rule))

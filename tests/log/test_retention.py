@@ -211,3 +211,14 @@ async def test_verify_begins_again_when_segments_are_dropped_beneath_it(either: 
     report = verify_again(late.backend(), load_master(late.key), receipts[-1], None)
     assert report.records > receipts[-1].last_position
     assert report.segments < len(before)
+
+
+async def test_what_no_checkpoint_covers_yet_gets_one_first(either: Machine) -> None:
+    async with either.open(segment_bytes=SEGMENT) as db:
+        receipts = [await db.append("s", payload(i)) for i in range(COUNT)]
+        active = numbers(either)[-1]
+        assert active > 2
+        await db.retain(before=receipts[-1].last_position + 1)
+        assert numbers(either)[0] == active
+        assert (await anext(db.read("s"))).payload == payload((await anext(db.read("s"))).offset)
+    assert either.verify(receipts[-1]).notes == []
