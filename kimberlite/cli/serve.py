@@ -126,6 +126,8 @@ async def serve(
             report = verify_directory(path, key_file=serving.key_file or None, anchor=anchor, progress=go_on)
             return shown(report, anchored=anchor is not None)
 
+        assert log.upkeep is not None, "it is open for writing"
+        log.upkeep.findings.on_found = lambda error: LOG.error("damage: %s", error)
         about = {"database": info["database_id"], "origin": info["origin"]}
         server = Server(log, settings.limits, about=about, verify=verify)
         for each in listening:

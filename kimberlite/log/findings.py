@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from kimberlite.errors import KimberliteError
@@ -16,6 +17,8 @@ class Findings:
     def __init__(self) -> None:
         self.found: dict[str, KimberliteError] = {}
         self.count = 0
+        #: Told of each.
+        self.on_found: Callable[[KimberliteError], None] = lambda _error: None
 
     def add(self, error: KimberliteError) -> None:
         if str(error) in self.found:
@@ -23,3 +26,4 @@ class Findings:
         self.count += 1
         if len(self.found) < MOST:
             self.found[str(error)] = error
+        self.on_found(error)

@@ -39,9 +39,9 @@ from kimberlite.log.committer import Committer, Part
 from kimberlite.log.options import Options
 from kimberlite.log.reading import B, Following, Read, Reader, Reading, Run, Tail, reading_disk
 from kimberlite.log.refusals import translate
-from kimberlite.log.retention import Retention
 from kimberlite.log.streams import Streams
 from kimberlite.log.tasks import begin
+from kimberlite.log.upkeep import Upkeep
 from kimberlite.records import Receipt, Record, StreamInfo, Time
 from kimberlite.storage.backend import Backend
 
@@ -81,7 +81,8 @@ class Log:
         self._close = close
         self._refresh = refresh
         self._quantum = quantum
-        self.retention: Retention | None = None
+        #: What a writer does for closed segments.
+        self.upkeep: Upkeep | None = None
         self._pid = os.getpid()
         self._loop = asyncio.get_running_loop()
         self._closed: asyncio.Task[None] | None = None
@@ -364,8 +365,8 @@ class Log:
         self._writer()
         if type(before) is not int or before < 0:
             raise Invalid(f"a position is a number from 0, not {before!r}")
-        assert self.retention is not None, "whoever writes has one"
-        await self.retention.drop(before, f"before position {before}")
+        assert self.upkeep is not None, "whoever writes has it"
+        await self.upkeep.retention.drop(before, f"before position {before}")
 
     # ---- lifetime
 
@@ -428,7 +429,7 @@ class Log:
     def _let_go(self) -> None:
         """Whoever keeps the handle keeps no file open."""
         self._native.close()
-        self._committer = self._streams = self._refresh = self.retention = None
+        self._committer = self._streams = self._refresh = self.upkeep = None
         self._close = self._info = gone
 
     async def __aenter__(self) -> Log:

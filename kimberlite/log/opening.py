@@ -49,6 +49,7 @@ from kimberlite.log.refusals import FULL, UNFIT_TO_BEGIN, UNFIT_TO_WRITE, transl
 from kimberlite.log.retention import Retention, unlink_before
 from kimberlite.log.streams import Streams
 from kimberlite.log.tail import LEAST_AHEAD, Prepared, Tail, install
+from kimberlite.log.upkeep import Upkeep
 from kimberlite.records import Receipt
 from kimberlite.storage import Backend, open_backend
 from kimberlite.storage.backend import BLOCK, File
@@ -413,7 +414,7 @@ class Opener:
             return describe(identity, native, self.backend, [*self.notes, *findings.found])
 
         log = Log(self.backend, native, committer, streams, options, info, close, None, identity.quantum)
-        log.retention = retention
+        log.upkeep = Upkeep(packer, retention, findings)
 
         def published() -> None:
             log._published()

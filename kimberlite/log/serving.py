@@ -14,6 +14,7 @@ from kimberlite.log.anchor import check_anchor, mac_of
 from kimberlite.log.committer import Committer
 from kimberlite.log.log import MANY, Log
 from kimberlite.log.reading import BATCH_BYTES, Following, Reading, Run, reading_disk
+from kimberlite.log.upkeep import Upkeep
 from kimberlite.records import Receipt, Time
 
 Parts = list[tuple[str, _native.Batch, int | None]]
@@ -185,6 +186,17 @@ class Serving:
             "prepared": int(prepared is not None),
             "prepared_bytes": tail.current.ready - tail.place + (prepared.ready if prepared is not None else 0),
         }
+
+    @property
+    def upkeep(self) -> Upkeep:
+        upkeep = self._log.upkeep
+        assert upkeep is not None, "whoever writes has it"
+        return upkeep
+
+    @property
+    def first(self) -> int:
+        """What is below it was dropped."""
+        return self._log._native.first
 
     @property
     def pulse(self) -> tuple[int, ...] | None:

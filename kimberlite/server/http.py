@@ -45,6 +45,13 @@ class Probes:
         """Why appends are not taken; None if they are."""
         return RECOVERING if self.server is None else self.server.refusing
 
+    @property
+    def damage(self) -> list[str]:
+        """What was found while nobody asked; what is sound is served."""
+        return (
+            [] if self.server is None else [f"damage: {found}" for found in self.server.serving.upkeep.findings.found]
+        )
+
     def close(self) -> None:
         for listener in self._listeners:
             listener.close()
@@ -101,7 +108,8 @@ class Http(asyncio.Protocol):
                 return 200, "text/plain", "ok\n"
             case b"/readyz":
                 why = self._probes.refusing
-                return (200, "text/plain", "ready\n") if why is None else (503, "text/plain", f"{why}\n")
+                lines = ["ready" if why is None else why, *self._probes.damage]
+                return 200 if why is None else 503, "text/plain", "".join(f"{line}\n" for line in lines)
         return 404, "text/plain", "there are /metrics, /healthz and /readyz\n"
 
     def _answer(self, status: int, kind: str, text: str) -> None:

@@ -152,6 +152,12 @@ class Metrics:
         yield gauge("kimberlite_prepared_bytes", "Room that is ready ahead of the log.", state["prepared_bytes"])
         yield gauge("kimberlite_prepared_segments", "Next segments that are being prepared.", state["prepared"])
         yield gauge("kimberlite_writable", "1 if appends are taken.", float(server.refusing is None))
+        upkeep = serving.upkeep
+        yield gauge("kimberlite_first_position", "Positions below this were dropped.", serving.first)
+        yield counter("kimberlite_packed_segments", "Closed segments that were packed.", upkeep.packer.packed)
+        yield counter("kimberlite_packed_saved_bytes", "Bytes that they are shorter for it.", upkeep.packer.saved)
+        about = "Places where acknowledged data was found damaged while nobody asked for it."
+        yield gauge("kimberlite_damage", about, upkeep.findings.count)
         backend = {"backend": serving.backend, "reason": serving.backend_reason}
         yield Family("kimberlite_backend", "info", "How the disk is written, and why so.", backend)
         yield gauge("kimberlite_resident_bytes", "Memory of the process.", resident())

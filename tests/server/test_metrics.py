@@ -10,12 +10,14 @@ import struct
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from hdrh.histogram import HdrHistogram  # type: ignore[import-untyped]
 
 import kimberlite
 from kimberlite import KimberliteError, NoSpace
+from kimberlite.log.names import segment_name
 from kimberlite.log.serving import Serving
 from kimberlite.server import http
 from kimberlite.server.http import MOST, Probes
@@ -83,6 +85,8 @@ async def test_every_metric_is_described_and_moves(tmp_path: Path) -> None:
             assert await silent.broken() == "PROTOCOL_ERROR"
             await asyncio.sleep(0.6)
         await asyncio.sleep(0.3)
+        await one_by_one(there.log, tmp_path / "db")
+        await there.log.retain(before=receipt.first_position)
         await there.greeted(anchor=there.ahead(receipt))
         seen.append(shown(there))
         done = True
@@ -95,7 +99,8 @@ async def test_every_metric_is_described_and_moves(tmp_path: Path) -> None:
     assert last["kimberlite_connections_closed"]['kimberlite_connections_closed_total{why="PROTOCOL_ERROR"}'] == 1
     appends = last["kimberlite_appends"]["kimberlite_appends_total"]
     assert last["kimberlite_append_seconds"]["kimberlite_append_seconds_count"] == appends
-    assert last["kimberlite_append_records"]["kimberlite_append_records_total"] == 5 * appends
+    # The record that says what was dropped is one by itself.
+    assert last["kimberlite_append_records"]["kimberlite_append_records_total"] == 5 * (appends - 1) + 1
     buckets = [value for name, value in last["kimberlite_append_seconds"].items() if "_bucket" in name]
     assert buckets == sorted(buckets)
     assert max(each["kimberlite_open_requests_expected"]["kimberlite_open_requests_expected"] for each in seen) > 1
@@ -213,6 +218,44 @@ async def asked(port: int, request: bytes) -> tuple[int, dict[str, str], str]:
     head, _, body = whole.partition("\r\n\r\n")
     status, *headers = head.split("\r\n")
     return int(status.split(" ")[1]), dict(header.split(": ", 1) for header in headers), body
+
+
+async def one_by_one(log: kimberlite.Log, directory: Path) -> None:
+    """Segments that are mostly padding; in the last of them a bit of what is acknowledged is flipped."""
+    receipts = [await log.append("lone", [b"x"] * 5) for _ in range(40)]
+    active = log._native.segment_of(receipts[-1].first_position)
+    with (directory / segment_name(active)).open("r+b") as file:
+        file.seek(4096 + 200)
+        [byte] = file.read(1)
+        file.seek(4096 + 200)
+        file.write(bytes([byte ^ 1]))
+    assert log.upkeep is not None
+    async with asyncio.timeout(20):
+        # Until a checkpoint is behind it, and it is its turn.
+        while log.upkeep.findings.count == 0:
+            await log.append("lone", [b"x"] * 5)
+            await asyncio.sleep(0.02)
+
+
+async def test_damage_that_is_found_while_nobody_asks_is_said_and_what_is_sound_is_served(tmp_path: Path) -> None:
+    async with served(tmp_path / "db", segment_bytes=64 * 1024) as there:
+        where = socket.create_server(("127.0.0.1", 0))
+        port = where.getsockname()[1]
+        probes = Probes()
+        await probes.listen(where)
+        probes.server = there.server
+        assert await asked(port, b"GET /readyz HTTP/1.1\r\n\r\n") == (200, ANY, "ready\n")
+        first = await there.log.append("s", b"sound")
+        await one_by_one(there.log, tmp_path / "db")
+        assert shown(there)["kimberlite_damage"]["kimberlite_damage"] == 1
+        status, _, said = await asked(port, b"GET /readyz HTTP/1.1\r\n\r\n")
+        place = r"segments/\d{20}\.seg, byte 4096, group \d+, position \d+: .+"
+        assert status == 200
+        assert re.fullmatch(rf"ready\ndamage: {place}\n", said)
+        assert any(re.fullmatch(place, note) for note in (await there.log.info())["notes"])
+        assert (await there.log.get(first.first_position)).payload == b"sound"
+        assert shown(there)["kimberlite_packed_segments"]["kimberlite_packed_segments_total"] > 0
+        probes.close()
 
 
 async def test_it_is_asked_over_http(tmp_path: Path) -> None:

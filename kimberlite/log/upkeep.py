@@ -1,0 +1,16 @@
+"""What a writer does by itself for the segments that are closed, and what it found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kimberlite.log.findings import Findings
+from kimberlite.log.packing import Packer
+from kimberlite.log.retention import Retention
+
+
+@dataclass(frozen=True, slots=True)
+class Upkeep:
+    packer: Packer
+    retention: Retention
+    findings: Findings
