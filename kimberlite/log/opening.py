@@ -389,6 +389,7 @@ class Opener:
 
         async def close() -> None:
             try:
+                await retention.stop()
                 await packer.stop()
                 await checkpointer.stop()
                 await streams.drain()

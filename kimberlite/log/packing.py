@@ -72,6 +72,7 @@ class Packer:
             while self._next < self._derived.segment and not self._stopping:
                 try:
                     async with self.lock:
+                        self._next = max(self._next, self._native.dropped[0])
                         await self._consider(self._next)
                 except KimberliteError as error:
                     # It stays as it is, for whoever looks into it.

@@ -13,10 +13,13 @@ from collections.abc import Callable
 from typing import Final
 
 from kimberlite import _native
+from kimberlite.errors import Closed, KimberliteError
 from kimberlite.log.checkpoint import Checkpointer
 from kimberlite.log.committer import Committer, Part
 from kimberlite.log.names import INDEX, SEGMENTS, index_name, segment_name, segment_number
 from kimberlite.log.packing import Packer
+from kimberlite.log.refusals import refusal
+from kimberlite.log.tasks import begin
 from kimberlite.records import Receipt
 from kimberlite.storage.backend import Backend
 
@@ -38,9 +41,39 @@ class Retention:
     ) -> None:
         self._backend, self._native, self._committer, self._packer = backend, native, committer, packer
         self._checkpointer, self._clock = checkpointer, clock
+        self._tasks: set[asyncio.Task[KimberliteError | None]] = set()
+        self._ending = False
 
     async def drop(self, before: int, rule: str) -> None:
-        """Drops the segments that have nothing from this position on; returns when they are gone."""
+        """Drops the segments that have nothing from this position on; returns when they are gone.
+
+        Who is cancelled here abandons only the wait: what the log says was dropped must be so for this handle too.
+        """
+        if self._ending:
+            raise Closed("the database is closed")
+        task = begin(self._drop(before, rule), "kimberlite-retain", self._committer.poison)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if error := await asyncio.shield(task):
+            raise error
+
+    async def stop(self) -> None:
+        """Returns when nothing is being dropped any more."""
+        self._ending = True
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _drop(self, before: int, rule: str) -> KimberliteError | None:
+        """Why it is not done, if so."""
+        try:
+            await self._drop_all(before, rule)
+        except KimberliteError as error:
+            return error
+        except OSError as error:
+            return refusal("not all that was to be dropped is gone yet", error)
+        return None
+
+    async def _drop_all(self, before: int, rule: str) -> None:
         number = self._native.segment_of(before)
         if number > self._checkpointer.segment:
             await self._checkpointer.take()

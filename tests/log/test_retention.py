@@ -7,14 +7,14 @@ from random import Random
 
 import pytest
 
-from kimberlite import Dropped, Log, Receipt
+from kimberlite import Dropped, Log, Receipt, Unavailable
 from kimberlite.crypto.master import load_master
 from kimberlite.errors import Corrupt
 from kimberlite.log import checkpoint
 from kimberlite.log.names import CHECKPOINT, HASHES, segment_name, segment_number
 from kimberlite.log.verify import verify_again
 from kimberlite.storage.memory import Disk, MemoryBackend
-from tests.log.simulated import Machine, payloads
+from tests.log.simulated import Machine, failing, payloads, until
 from tests.log.steps import Cut
 
 SEGMENT = 64 * 1024
@@ -221,4 +221,50 @@ async def test_what_no_checkpoint_covers_yet_gets_one_first(either: Machine) -> 
         await db.retain(before=receipts[-1].last_position + 1)
         assert numbers(either)[0] == active
         assert (await anext(db.read("s"))).payload == payload((await anext(db.read("s"))).offset)
+    assert either.verify(receipts[-1]).notes == []
+
+
+async def test_who_is_cancelled_abandons_only_the_wait(either: Machine) -> None:
+    receipts = await filled(either)
+    for turns in range(0, 60, 3):
+        machine = either.image()
+        async with machine.open(segment_bytes=SEGMENT, pack=0) as db:
+            dropping = asyncio.create_task(db.retain(before=receipts[40].first_position))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            dropping.cancel()
+            await asyncio.gather(dropping, return_exceptions=True)
+            # Less than what may be dropped by now.
+            await db.retain(before=receipts[20].first_position)
+        assert machine.verify(receipts[-1]).notes == []
+        async with machine.open(segment_bytes=SEGMENT, pack=0) as db:
+            await kept(db, receipts, (await anext(db.read("s"))).offset)
+
+
+async def test_what_the_disk_refuses_to_unlink_goes_at_the_next_start(machine: Machine) -> None:
+    receipts = await filled(machine)
+    async with machine.open(segment_bytes=SEGMENT, pack=0) as db:
+        machine.fault = failing("unlink", "segments/")
+        with pytest.raises(Unavailable, match="not all"):
+            await db.retain(before=receipts[40].first_position)
+        machine.fault = None
+        assert numbers(machine)[0] == 0
+        await kept(db, receipts, (await anext(db.read("s"))).offset)
+    async with machine.open(segment_bytes=SEGMENT, pack=0):
+        assert numbers(machine)[0] > 0
+    machine.verify(receipts[-1])
+
+
+async def test_what_is_left_is_packed_though_what_was_before_it_is_gone(either: Machine) -> None:
+    receipts = []
+    async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+        receipts = [await db.append("s", payload(i)) for i in range(2 * COUNT)]
+        await db.retain(before=receipts[30].first_position)
+    async with either.open(segment_bytes=SEGMENT) as db:
+
+        async def packed() -> bool:
+            return bool((await db.info())["bytes"] < 3 * SEGMENT)
+
+        await until(packed)
+        assert len(await payloads(db.read("s"))) > COUNT
     assert either.verify(receipts[-1]).notes == []

@@ -100,10 +100,11 @@ impl Log {
     #[allow(clippy::type_complexity)]
     fn silent(&self, group: u64) -> (Vec<u8>, Vec<(u32, [u8; NONCE], Vec<u8>)>) {
         let entries = self.producers.lock().unwrap().silent(group);
-        let streams = self.streams.read().unwrap();
+        // Copied: the tail's lock, which randomness is behind, comes before this one.
+        let streams = self.streams.read().unwrap().list.clone();
         let (mut clear, mut sealed) = (Vec::new(), Vec::new());
         for (stream, mut entries) in entries {
-            let known = &streams.list[stream as usize];
+            let known = &streams[stream as usize];
             if !known.encrypted {
                 clear.extend(entries);
             } else if let Some(keys) = &known.keys {
