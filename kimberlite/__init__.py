@@ -24,7 +24,7 @@ from kimberlite.errors import (
 )
 from kimberlite.log.log import Log
 from kimberlite.producer import Producer
-from kimberlite.records import NEW, Receipt, Record, StreamInfo
+from kimberlite.records import NEW, Dropping, Receipt, Record, StreamInfo
 
 __all__ = [
     "NEW",
@@ -34,6 +34,7 @@ __all__ = [
     "Conflict",
     "Corrupt",
     "Dropped",
+    "Dropping",
     "Duplicate",
     "FrameTooLarge",
     "Invalid",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Literal
 
-from kimberlite.arguments import Sync
+from kimberlite.arguments import Sync, checked_rule
 from kimberlite.client.client import Connecting
 from kimberlite.log.opening import Injected, Opening, open_log
 from kimberlite.log.options import MIB, Options
@@ -27,6 +28,8 @@ def open(
     depth: int = 4,
     max_delay: float = 0.0,
     pack: float = 0.5,
+    retain_age: timedelta | float = 0.0,
+    retain_size: int = 0,
     origin: str | None = None,
     anchor: Receipt | None = None,
 ) -> Opening:
@@ -35,8 +38,10 @@ def open(
     One writer at a time; `read_only` opens beside it, without a lock and without writing anything.
     `compression` is a zstd level. `anchor` is a receipt kept elsewhere: a log that does not reach it is
     ROLLED_BACK. With a master key new streams are encrypted. A closed segment is packed in the background when that
-    leaves at most the share `pack` of it.
+    leaves at most the share `pack` of it. What is older than `retain_age`, and the oldest of more than `retain_size`
+    bytes, is dropped by whole closed segments.
     """
+    rule = checked_rule(None, retain_age, retain_size)
     options = Options(
         sync=sync,
         segment_bytes=segment_bytes,
@@ -44,6 +49,8 @@ def open(
         depth=depth,
         max_delay=max_delay,
         pack=pack,
+        retain_age=(rule.age or 0) / 10**9,
+        retain_size=rule.size or 0,
     )
     return open_log(
         path,

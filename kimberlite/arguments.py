@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
-from typing import Final, Literal, get_args
+from datetime import datetime, timedelta
+from typing import Final, Literal, NamedTuple, get_args
 
 from kimberlite import _native
 from kimberlite.errors import Invalid
@@ -115,6 +115,53 @@ def checked_offset(offset: object) -> int | None:
 def checked_sync(sync: object) -> None:
     if sync not in POLICIES:
         raise Invalid(f"sync is one of {', '.join(POLICIES)}, not {sync!r}")
+
+
+class Rule(NamedTuple):
+    """What may go: whatever one of these lets go."""
+
+    #: Before this position.
+    before: int | None = None
+    #: What is older than so many ns.
+    age: int | None = None
+    #: The oldest, as long as there are more bytes than this.
+    size: int | None = None
+
+    def __str__(self) -> str:
+        said = []
+        if self.before is not None:
+            said.append(f"before position {self.before}")
+        if self.age is not None:
+            said.append(f"older than {spelled(self.age)}")
+        if self.size is not None:
+            said.append(f"beyond {self.size} bytes")
+        return " or ".join(said)
+
+
+#: ns in each.
+UNITS: Final = {"d": 86_400 * 10**9, "h": 3_600 * 10**9, "min": 60 * 10**9, "s": 10**9}
+
+
+def spelled(ns: int) -> str:
+    """In the largest unit of which it is a whole number, or in seconds."""
+    for name, unit in UNITS.items():
+        if ns >= unit and ns % unit == 0:
+            return f"{ns // unit} {name}"
+    return f"{ns / 10**9:g} s"
+
+
+def checked_rule(before: object, age: object, size: object) -> Rule:
+    if before is not None and (type(before) is not int or not 0 <= before < 1 << 63):
+        raise Invalid(f"a position is a number from 0, not {before!r}")
+    if size is not None and (type(size) is not int or not 0 <= size < 1 << 63):
+        raise Invalid(f"a size is a number of bytes, not {size!r}")
+    if isinstance(age, timedelta):
+        age = age / timedelta(seconds=1)
+    if age is None:
+        return Rule(before, None, size)
+    if not isinstance(age, int | float) or isinstance(age, bool) or not 0 <= age < 1 << 33:
+        raise Invalid(f"an age is a timedelta or a number of seconds, from 0, not {age!r}")
+    return Rule(before, round(age * 10**9), size)
 
 
 def check_receipt(anchor: object) -> None:

@@ -48,6 +48,19 @@ class Receipt(NamedTuple):
     mac: bytes
 
 
+class Dropping(NamedTuple):
+    """What a retention dropped, or would drop: segments, the oldest first."""
+
+    segments: int
+    #: Records, those of the log itself too; and bytes of the disk.
+    records: int
+    bytes: int
+    #: What is left begins with this position.
+    first: int
+    #: When the last of them was appended; None if there are none.
+    until: int | None
+
+
 class StreamInfo(NamedTuple):
     """A stream that has records."""
 

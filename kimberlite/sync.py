@@ -13,7 +13,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from operator import length_hint
 from typing import Any, Final, Generic, Literal, Self, TypeVar
 
@@ -24,7 +24,7 @@ from kimberlite.errors import Closed, Invalid, KimberliteError
 from kimberlite.iterators import Records as Source
 from kimberlite.log.log import Log
 from kimberlite.log.options import MIB
-from kimberlite.records import NEW, Receipt, Record, StreamInfo
+from kimberlite.records import NEW, Dropping, Receipt, Record, StreamInfo
 from kimberlite.storage import Backend
 
 T = TypeVar("T")
@@ -214,6 +214,19 @@ class Database:
     def info(self) -> dict[str, Any]:
         return self._call(self._log.info())
 
+    def retain(
+        self,
+        *,
+        before: int | None = None,
+        age: timedelta | float | None = None,
+        size: int | None = None,
+        dry_run: bool = False,
+        confirm_clock: bool = False,
+    ) -> Dropping:
+        return self._call(
+            self._log.retain(before=before, age=age, size=size, dry_run=dry_run, confirm_clock=confirm_clock)
+        )
+
     @property
     def durable_position(self) -> int:
         """Positions below this are durable and visible."""
@@ -321,6 +334,8 @@ def open(
     depth: int = 4,
     max_delay: float = 0.0,
     pack: float = 0.5,
+    retain_age: timedelta | float = 0.0,
+    retain_size: int = 0,
     origin: str | None = None,
     anchor: Receipt | None = None,
 ) -> Database:
@@ -337,6 +352,8 @@ def open(
         depth=depth,
         max_delay=max_delay,
         pack=pack,
+        retain_age=retain_age,
+        retain_size=retain_size,
         origin=origin,
         anchor=anchor,
     )

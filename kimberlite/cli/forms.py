@@ -10,10 +10,12 @@ import base64
 import binascii
 import json
 import reprlib
+import string
 from pathlib import Path
 from typing import Any, Final, get_type_hints
 
 from kimberlite import _native
+from kimberlite.arguments import UNITS
 from kimberlite.errors import Invalid
 from kimberlite.records import Receipt, Record
 
@@ -25,6 +27,8 @@ KINDS: Final = {str: "a string", int: "an integer", bool: "true or false"}
 HASHES: Final = ("root", "chain", "mac")
 #: Digits of a number below 2^63. Python itself refuses to look at one of thousands.
 DIGITS: Final = 19
+#: Bytes in each.
+SIZES: Final = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
 def line(value: object, *, escape: bool = False) -> bytes:
@@ -39,6 +43,28 @@ def parse_number(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or len(digits) > DIGITS or int(digits) >= 1 << 63:
         raise argparse.ArgumentTypeError(f"{reprlib.repr(text)} is not a number from 0 to 2^63 - 1")
     return int(digits)
+
+
+def parse_age(text: str) -> float:
+    """Seconds."""
+    number, unit = parted(text)
+    if unit not in UNITS:
+        raise argparse.ArgumentTypeError(f"{reprlib.repr(text)} is not an age: a number and {', '.join(UNITS)}")
+    return parse_number(number) * (UNITS[unit] // 10**9)
+
+
+def parse_size(text: str) -> int:
+    """Bytes."""
+    number, unit = parted(text)
+    if unit not in SIZES:
+        raise argparse.ArgumentTypeError(f"{reprlib.repr(text)} is not a size: a number, and KiB, MiB, GiB or TiB")
+    return parse_number(number) * SIZES[unit]
+
+
+def parted(text: str) -> tuple[str, str]:
+    """A number and its unit."""
+    number = text.rstrip(string.ascii_letters)
+    return number, text[len(number) :]
 
 
 def bytes_form(data: bytes) -> str | dict[str, str]:

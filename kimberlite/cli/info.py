@@ -6,7 +6,7 @@ import argparse
 
 from kimberlite.cli import forms
 from kimberlite.cli.target import add_key_file, add_target, open_reader
-from kimberlite.cli.terminal import say, table
+from kimberlite.cli.terminal import dropped, say, table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,8 +20,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         say(forms.line(found))
         return 0
-    notes = found.pop("notes")
+    notes, drops = found.pop("notes"), found.pop("dropped")
     say(table(found))
+    for drop in drops:
+        say(dropped(drop))
     for note in notes:
         say(f"note: {note}")
     return 0

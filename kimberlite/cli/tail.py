@@ -8,7 +8,8 @@ from collections.abc import Iterable
 
 from kimberlite.cli import forms
 from kimberlite.cli.target import add_key_file, add_target, open_reader
-from kimberlite.cli.terminal import located, plain, say
+from kimberlite.cli.terminal import complain, located, plain, say
+from kimberlite.errors import Dropped
 from kimberlite.records import Record
 
 
@@ -37,7 +38,18 @@ def run(arguments: argparse.Namespace) -> int:
         show(last[len(last) - min(arguments.lines, len(last)) :])
         if arguments.follow:
             start = 0 if not last else 1 + (last[-1].position if arguments.stream is None else last[-1].offset)
-            for batch in database.tail(arguments.stream, start=start).batches():
-                show(batch)
-                sys.stdout.flush()
+            while True:
+                try:
+                    for batch in database.tail(arguments.stream, start=start).batches():
+                        show(batch)
+                        sys.stdout.flush()
+                        start = 1 + (batch[-1].position if arguments.stream is None else batch[-1].offset)
+                    return 0
+                except Dropped as error:
+                    # Of what was asked for, none, if nothing was shown yet.
+                    if error.first is None:
+                        raise
+                    if start:
+                        complain(error, as_json=arguments.json)
+                    start = error.first
     return 0

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import time
+from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, Final, Self, TextIO
 
@@ -44,6 +45,13 @@ def table(rows: dict[str, Any]) -> str:
     """Names and values for stdout, one pair a line."""
     width = max(map(len, rows)) + 2
     return "\n".join(f"{Ink.BOLD.on(sys.stdout, f'{name:{width}}')}{value}" for name, value in rows.items())
+
+
+def dropped(drop: dict[str, Any]) -> str:
+    """One entry of `dropped` in what `info` and `verify` say."""
+    first, last = (datetime.fromtimestamp(drop[name] // 10**9, UTC).isoformat() for name in ("first", "last"))
+    when = last if first == last else f"{first} to {last}"
+    return f"dropped: positions {drop['from']:,} to {drop['to'] - 1:,}, {when}, by the rule {escaped(drop['rule'])!r}"
 
 
 def harmless(data: bytes) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 from kimberlite import api
 from kimberlite.cli import forms
 from kimberlite.cli.target import RETRY, add_key_file, add_target, directory, is_url
-from kimberlite.cli.terminal import Ink, Progress, say, table
+from kimberlite.cli.terminal import Ink, Progress, dropped, say, table
 from kimberlite.errors import Invalid
 from kimberlite.log.verify import shown, verify_directory
 from kimberlite.records import Receipt
@@ -29,8 +29,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         say(forms.line(found))
         return 0
-    notes = found.pop("notes")
+    notes, drops = found.pop("notes"), found.pop("dropped")
     say(table({"verdict": Ink.GREEN.on(sys.stdout, "sound")} | found))
+    for drop in drops:
+        say(dropped(drop))
     for note in notes:
         say(f"note: {note}")
     return 0

@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections import deque
 from collections.abc import AsyncIterator, Generator, Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, Self
 
@@ -21,6 +21,7 @@ from kimberlite.arguments import (
     checked_name,
     checked_offset,
     checked_producer,
+    checked_rule,
     checked_several,
     checked_sync,
 )
@@ -32,8 +33,8 @@ from kimberlite.errors import (
     KimberliteError,
     ProtocolError,
 )
-from kimberlite.records import Receipt, Record, StreamInfo
-from kimberlite.wire.messages import Kind, Reading
+from kimberlite.records import Dropping, Receipt, Record, StreamInfo
+from kimberlite.wire.messages import Kind, Reading, Retaining
 
 URL: Final = re.compile(r"kimberlite(?:://(?P<host>[^/]+:\d+)/?|\+unix:(?://)?(?P<path>/.+))")
 #: Appends that wait for their receipts, and their bytes; more wait for room.
@@ -225,6 +226,21 @@ class Client:
         body = _native.pack({"anchor": None if anchor is None else list(anchor)})
         report: dict[str, Any] = await self._connection.request(Kind.VERIFY, body, result)
         return report
+
+    async def retain(
+        self,
+        *,
+        before: int | None = None,
+        age: timedelta | float | None = None,
+        size: int | None = None,
+        dry_run: bool = False,
+        confirm_clock: bool = False,
+    ) -> Dropping:
+        """Drops the oldest closed segments. See `kimberlite.Log.retain`."""
+        self._connection.check()
+        asked = Retaining(checked_rule(before, age, size), bool(dry_run), bool(confirm_clock))
+        told: dict[str, Any] = await self._connection.request(Kind.RETAIN, asked.pack(), result)
+        return Dropping(**told)
 
     @property
     def durable_position(self) -> int:

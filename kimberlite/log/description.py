@@ -33,10 +33,7 @@ def describe(identity: Identity, native: _native.Log, backend: Backend, notes: l
         "group": group,
         "segments": len(names),
         "first_position": native.first,
-        "dropped": [
-            {"from": start, "to": end, "first": first, "last": last, "rule": rule}
-            for start, end, first, last, rule in native.dropped[1]
-        ],
+        "dropped": dropped(native),
         "bytes": sum(size_of(backend, f"segments/{name}") for name in names),
         "encrypted": identity.tagged,
         "backend": backend.name,
@@ -44,6 +41,14 @@ def describe(identity: Identity, native: _native.Log, backend: Backend, notes: l
         "durable_position": native.durable,
         "notes": list(notes),
     }
+
+
+def dropped(native: _native.Log) -> list[dict[str, Any]]:
+    """What was dropped: positions from and up to, when the first and the last of them, and by what rule."""
+    return [
+        {"from": start, "to": end, "first": first, "last": last, "rule": rule}
+        for start, end, first, last, rule in native.dropped[1]
+    ]
 
 
 def size_of(backend: Backend, name: str) -> int:

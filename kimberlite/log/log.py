@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
 from kimberlite import _native
@@ -20,6 +21,7 @@ from kimberlite.arguments import (
     checked_name,
     checked_offset,
     checked_producer,
+    checked_rule,
     checked_several,
     checked_sync,
 )
@@ -37,12 +39,12 @@ from kimberlite.errors import (
 from kimberlite.iterators import Listing
 from kimberlite.log.committer import Committer, Part
 from kimberlite.log.options import Options
-from kimberlite.log.reading import B, Following, Read, Reader, Reading, Run, Tail, reading_disk
+from kimberlite.log.reading import B, Following, Read, Reader, Reading, Run, Tail, looked_again, reading_disk
 from kimberlite.log.refusals import translate
 from kimberlite.log.streams import Streams
 from kimberlite.log.tasks import begin
 from kimberlite.log.upkeep import Upkeep
-from kimberlite.records import Receipt, Record, StreamInfo, Time
+from kimberlite.records import Dropping, Receipt, Record, StreamInfo, Time
 from kimberlite.storage.backend import Backend
 
 #: Records of `get_many` in one go of a background thread.
@@ -279,7 +281,10 @@ class Log:
             except Corrupt:
                 if not self._native.doubted:
                     raise
-        # So many hashes are wrong that to make them again would hold up the loop.
+            except FileNotFoundError:
+                if self._refresh is None:
+                    raise
+        # So many hashes are wrong that to make them again would hold up the loop; or a writer has dropped it.
         return (await self.get_many([position]))[0]
 
     async def get_many(self, positions: Iterable[int]) -> list[Record]:
@@ -295,7 +300,7 @@ class Log:
         for start in range(0, len(wanted), MANY):
             piece = wanted[start : start + MANY]
             with reading_disk:
-                found += await self._backend.run(lambda piece=piece: self._native.get_many(piece))  # type: ignore[misc]
+                found += await looked_again(self, self._backend.run, partial(self._native.get_many, piece))
             self._check()
         return found
 
@@ -357,16 +362,27 @@ class Log:
 
     # ---- keeping
 
-    async def retain(self, *, before: int) -> None:
-        """Drops what was appended before this position, as far as whole closed segments go.
+    async def retain(
+        self,
+        *,
+        before: int | None = None,
+        age: timedelta | float | None = None,
+        size: int | None = None,
+        dry_run: bool = False,
+        confirm_clock: bool = False,
+    ) -> Dropping:
+        """Drops the oldest closed segments: those that have nothing from the position `before` on, those whose newest
+        record is older than `age`, and as many as the log is larger than `size` bytes.
 
-        It is gone for good: reading it is DROPPED from here on. What is left stays provable.
+        What goes is gone for good: reading it is DROPPED from here on. What is left stays provable. With `dry_run` it
+        is only said what would go. Nothing goes for its age while the clock may have jumped; `confirm_clock` says
+        that it is right.
         """
         self._writer()
-        if type(before) is not int or before < 0:
-            raise Invalid(f"a position is a number from 0, not {before!r}")
+        rule = checked_rule(before, age, size)
         assert self.upkeep is not None, "whoever writes has it"
-        await self.upkeep.retention.drop(before, f"before position {before}")
+        retention = self.upkeep.retention
+        return await retention.drop(rule, dry_run=bool(dry_run), confirm_clock=bool(confirm_clock))
 
     # ---- lifetime
 

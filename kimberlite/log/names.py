@@ -13,12 +13,14 @@ RESERVE: Final = "reserve"
 HASHES: Final = "hashes"
 CHECKPOINT: Final = "checkpoint"
 PRODUCERS: Final = "producers"
+CLOCK: Final = "clock"
+PAST: Final = "past"
 SEGMENTS: Final = "segments"
 INDEX: Final = "index"
 PREPARE: Final = "prepare"
 QUARANTINE: Final = "quarantine"
 
-FILES: Final = frozenset((IDENTITY, MARKS, *VAULTS, RECEIPT_KEY, RESERVE, HASHES, CHECKPOINT, PRODUCERS))
+FILES: Final = frozenset((IDENTITY, MARKS, *VAULTS, RECEIPT_KEY, RESERVE, HASHES, CHECKPOINT, PRODUCERS, CLOCK, PAST))
 #: What the files in each directory are called.
 DIRECTORIES: Final = {
     SEGMENTS: re.compile(r"[0-9]{20}\.seg"),

@@ -19,9 +19,10 @@ from kimberlite.errors import (
     Misconfigured,
     RolledBack,
 )
-from kimberlite.log import creation
+from kimberlite.log import creation, past
 from kimberlite.log.anchor import check_anchor
 from kimberlite.log.checkpoint import Checkpointer, Derived
+from kimberlite.log.clock import Clock, Moment, moment
 from kimberlite.log.committer import Committer
 from kimberlite.log.description import describe
 from kimberlite.log.findings import Findings
@@ -66,6 +67,8 @@ class Injected:
     seed: bytes | None = None
     #: Called after each piece of the log that a start replays; what it raises ends the start.
     on_replay: Callable[[], None] = lambda: None
+    #: What the machine says of the time, for whoever drops what is old.
+    moment: Callable[[], Moment] = moment
 
 
 class Opening:
@@ -240,6 +243,7 @@ class Opener:
         loader = Loader(self.backend, identity, keys, marks, log, write=True)
         loader.on_chunk = self.injected.on_replay
         log, end = derived.load(loader, lambda: new_log(identity, keys, self.options, self.injected.seed))
+        past.attach(self.backend, log)
         if self.anchor is not None:
             check_anchor(log, self.anchor, keyed=keys.receipts)
         # Not before: what is refused stays as it is.
@@ -380,8 +384,15 @@ class Opener:
         checkpointer = Checkpointer(derived, committer, options)
         findings = Findings()
         packer = Packer(self.backend, native, derived, findings, options.pack, self.injected.random)
-        checkpointer.on_written = packer.checkpointed
-        retention = Retention(self.backend, native, committer, checkpointer, packer, self.injected.clock)
+        last = native.durable_time or identity.created
+        clock = Clock(self.backend, identity, self.injected.moment, last)
+        retention = Retention(self.backend, native, committer, checkpointer, packer, clock)
+
+        def checkpointed() -> None:
+            packer.checkpointed()
+            retention.look()
+
+        checkpointer.on_written = checkpointed
         copies = [self.backend.open(name, "w") for name in VAULTS] if keys.vault is not None else []
         streams = Streams(native, self.backend, keys.vault, copies)
         streams.on_death = committer.poison
@@ -412,7 +423,8 @@ class Opener:
                 self._close_backend()
 
         def info() -> dict[str, Any]:
-            return describe(identity, native, self.backend, [*self.notes, *findings.found])
+            waits = [] if retention.waits is None else [f"retention: {retention.waits}"]
+            return describe(identity, native, self.backend, [*self.notes, *findings.found, *waits])
 
         log = Log(self.backend, native, committer, streams, options, info, close, None, identity.quantum)
         log.upkeep = Upkeep(packer, retention, findings)
@@ -459,6 +471,7 @@ class Opener:
         follower = Follower(
             self.backend, identity, keys, lambda: new_log(identity, keys, self.options, None), acknowledged
         )
+        past.attach(self.backend, follower.log)
         if self.anchor is not None:
             check_anchor(follower.log, self.anchor, keyed=keys.receipts)
         return follower, identity

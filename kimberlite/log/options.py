@@ -43,6 +43,10 @@ class Options:
 
     #: A closed segment is packed in the background when that leaves at most this share of it; 0 packs none.
     pack: float = 0.5
+    #: Closed segments whose newest record is older than so many seconds are dropped; 0 keeps them.
+    retain_age: float = 0.0
+    #: The oldest closed segments are dropped as long as the log takes more bytes than this; 0 keeps them.
+    retain_size: int = 0
 
     def __post_init__(self) -> None:
         checked_sync(self.sync)
@@ -61,8 +65,11 @@ class Options:
                 raise Invalid(f"{name} is a number above 0")
         if not is_within(self.pack, 0, 1, int | float):
             raise Invalid("pack is a share from 0 to 1")
-        if not is_within(self.cache_bytes, 0, 1 << 62):
-            raise Invalid("cache_bytes is a number from 0")
+        if not is_within(self.retain_age, 0, 1 << 33, int | float):
+            raise Invalid("retain_age is a number of seconds from 0")
+        for name in ("cache_bytes", "retain_size"):
+            if not is_within(getattr(self, name), 0, 1 << 62):
+                raise Invalid(f"{name} is a number from 0")
 
 
 def is_within(value: object, least: int, most: int, kind: type | UnionType = int) -> bool:

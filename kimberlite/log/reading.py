@@ -23,6 +23,7 @@ FEW: Final = 256
 NO_END: Final = (1 << 63) - 1
 
 B = TypeVar("B", bound=Sized)
+T = TypeVar("T")
 #: Of a stream's number, start, end, reverse, limit, size and whether system records count: what was read, and the start
 #: and the end of what is left.
 Read = Callable[[int | None, int, int, bool, int, int, bool], tuple[B, int, int]]
@@ -45,6 +46,23 @@ class ReadingDisk:
 
 #: It keeps nothing, so one is enough: a generator for each read would cost more than reading a record that is at hand.
 reading_disk: Final = ReadingDisk()
+
+
+async def looked_again(log: Log, run: Run, read: Callable[[], T]) -> T:
+    """What `read` gives. A reader whose segments were dropped beneath it hears so from a second look."""
+    try:
+        found: T = await run(read)
+    except FileNotFoundError:
+        if log._refresh is None:
+            raise
+        await log._refreshed()
+        found = await run(read)
+    return found
+
+
+async def at_once(call: Callable[[], Any]) -> Any:
+    """On the loop."""
+    return call()
 
 
 class Reading(Generic[B]):
@@ -86,11 +104,12 @@ class Reading(Generic[B]):
             near = log._native.at_hand(number, start, end, self._reverse) if self._first else None
             with reading_disk:
                 if near is not None:
-                    batch, *left = self._read(number, *near, self._reverse, limit, FIRST_BYTES, self._system)
+                    read = partial(self._read, number, *near, self._reverse, limit, FIRST_BYTES, self._system)
+                    batch, *left = await looked_again(log, at_once, read)
                     start, end = (start, left[1]) if self._reverse else (left[0], end)
                 else:
                     read = partial(self._read, number, start, end, self._reverse, limit, BATCH_BYTES, self._system)
-                    batch, start, end = await self._run(read)
+                    batch, start, end = await looked_again(log, self._run, read)
             self._first = False
             self._span = number, start, end
             self._left -= len(batch)
@@ -171,10 +190,11 @@ class Following(Generic[B]):
         near = self._log._native.at_hand(number, start, end, False) if end - start <= FEW else None
         with reading_disk:
             if near is not None:
-                batch, left, _ = self._read(number, *near, False, BATCH_RECORDS, FIRST_BYTES, self._system)
+                read = partial(self._read, number, *near, False, BATCH_RECORDS, FIRST_BYTES, self._system)
+                batch, left, _ = await looked_again(self._log, at_once, read)
             else:
                 read = partial(self._read, number, start, end, False, BATCH_RECORDS, BATCH_BYTES, self._system)
-                batch, left, _ = await self._run(read)
+                batch, left, _ = await looked_again(self._log, self._run, read)
         return batch, left
 
 

@@ -1,6 +1,7 @@
 """Dropping the oldest segments.
 
-    a record of all that they say and the others need → durable → a mark that covers it → their files unlinked → fsync
+    their hashes kept → a record of all that they say and the others need → durable → a mark that covers it
+    → their files unlinked → fsync
 
 So what is gone was given up by a record that no recovery loses. A crash leaves some of the files, and the next start
 unlinks them. Readers without a lock find the record below their watermark before they miss a file.
@@ -9,26 +10,40 @@ unlinks them. Readers without a lock find the record below their watermark befor
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Final
+import contextlib
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
 
 from kimberlite import _native
-from kimberlite.errors import Closed, KimberliteError
+from kimberlite.arguments import Rule
+from kimberlite.errors import Closed, KimberliteError, NoSpace
+from kimberlite.log import past
 from kimberlite.log.checkpoint import Checkpointer
+from kimberlite.log.clock import Clock
 from kimberlite.log.committer import Committer, Part
-from kimberlite.log.names import INDEX, SEGMENTS, index_name, segment_name, segment_number
-from kimberlite.log.packing import Packer
+from kimberlite.log.creation import keep_reserve
+from kimberlite.log.description import size_of
+from kimberlite.log.names import INDEX, RESERVE, SEGMENTS, index_name, segment_name, segment_number
+from kimberlite.log.options import Options
+from kimberlite.log.packing import Packer, discard
 from kimberlite.log.refusals import refusal
 from kimberlite.log.tasks import begin
-from kimberlite.records import Receipt
+from kimberlite.records import Dropping, Receipt
 from kimberlite.storage.backend import Backend
+
+T = TypeVar("T")
 
 #: Bytes of what is said in one system record, if a segment takes so much.
 PIECE: Final = 256 * 1024
+#: Seconds between two looks at what is too old by now.
+LOOK: Final = 60.0
 
 
 class Retention:
-    """Segments are dropped whole, the oldest first, and only such as the last checkpoint is behind."""
+    """Segments are dropped whole, the oldest first, and only such as the last checkpoint is behind.
+
+    One dropping at a time; what the options let go is dropped unasked.
+    """
 
     def __init__(
         self,
@@ -37,57 +52,138 @@ class Retention:
         committer: Committer,
         checkpointer: Checkpointer,
         packer: Packer,
-        clock: Callable[[], int],
+        clock: Clock,
     ) -> None:
         self._backend, self._native, self._committer, self._packer = backend, native, committer, packer
         self._checkpointer, self._clock = checkpointer, clock
-        self._tasks: set[asyncio.Task[KimberliteError | None]] = set()
+        self._rule = rule_of(committer.options)
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._ending = False
+        self._looking: asyncio.Task[None] | None = None
+        #: Why what the options let go is not dropped; None if it is.
+        self.waits: str | None = None
+        self._timer = asyncio.get_running_loop().call_later(LOOK, self._tick)
+        if self._rule != Rule():
+            self.look()
 
-    async def drop(self, before: int, rule: str) -> None:
-        """Drops the segments that have nothing from this position on; returns when they are gone.
+    async def drop(self, rule: Rule, *, dry_run: bool = False, confirm_clock: bool = False) -> Dropping:
+        """Returns when it is gone, or, if dry, what would go.
 
         Who is cancelled here abandons only the wait: what the log says was dropped must be so for this handle too.
         """
         if self._ending:
             raise Closed("the database is closed")
-        task = begin(self._drop(before, rule), "kimberlite-retain", self._committer.poison)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        if error := await asyncio.shield(task):
-            raise error
+        task = self._begin(self._drop(rule, dry_run=dry_run, confirm_clock=confirm_clock))
+        outcome = await asyncio.shield(task)
+        if isinstance(outcome, KimberliteError):
+            raise outcome
+        return outcome
+
+    def look(self) -> None:
+        """There may be more by now that the options let go."""
+        if self._looking is None and not self._ending:
+            self._looking = self._begin(self._look())
 
     async def stop(self) -> None:
         """Returns when nothing is being dropped any more."""
         self._ending = True
+        self._timer.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        await self._note()
 
-    async def _drop(self, before: int, rule: str) -> KimberliteError | None:
-        """Why it is not done, if so."""
+    def _begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = begin(work, "kimberlite-retain", self._committer.poison)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _tick(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(LOOK, self._tick)
+        self.look()
+
+    async def _look(self) -> None:
         try:
-            await self._drop_all(before, rule)
+            if self._rule != Rule():
+                outcome = await self._drop(self._rule)
+                self.waits = str(outcome) if isinstance(outcome, KimberliteError) else None
+            await self._note()
+        finally:
+            self._looking = None
+
+    async def _note(self) -> None:
+        """What time it is, for a later start."""
+        if self._clock.stale:
+            with contextlib.suppress(OSError):
+                await self._backend.run(self._clock.keep)
+
+    async def _drop(
+        self, rule: Rule, *, dry_run: bool = False, confirm_clock: bool = False
+    ) -> Dropping | KimberliteError:
+        """What goes, or why it does not."""
+        try:
+            if confirm_clock:
+                await self._backend.run(self._clock.confirm)
+            async with self._packer.lock:
+                return await (self._plan(rule, self._committer.tail.number) if dry_run else self._drop_all(rule))
         except KimberliteError as error:
             return error
         except OSError as error:
             return refusal("not all that was to be dropped is gone yet", error)
-        return None
 
-    async def _drop_all(self, before: int, rule: str) -> None:
-        number = self._native.segment_of(before)
-        if number > self._checkpointer.segment:
+    async def _plan(self, rule: Rule, upto: int) -> Dropping:
+        """What of the segments before this one the rule lets go."""
+        oldest = None if rule.age is None else self._clock.now() - rule.age
+        end = self._committer.tail.place
+        return await self._backend.run(lambda: self._count(rule, oldest, upto, end))
+
+    def _count(self, rule: Rule, oldest: int | None, upto: int, end: int) -> Dropping:
+        number = dropped = self._native.dropped[0]
+        first = position = self._native.first
+        active, until = self._committer.tail.number, None
+        sizes = [size_of(self._backend, segment_name(n)) for n in range(number, active)]
+        left = total = sum(sizes) + end
+        while number < upto and (ended := self._native.ended(number)) is not None:
+            after, time = ended
+            old = oldest is not None and time < oldest
+            if not (old or position_goes(rule.before, after) or (rule.size is not None and left > rule.size)):
+                break
+            left -= sizes[number - dropped]
+            number, position, until = number + 1, after, time
+        return Dropping(number - dropped, position - first, total - left, position, until)
+
+    async def _drop_all(self, rule: Rule) -> Dropping:
+        planned = await self._plan(rule, self._committer.tail.number)
+        first = self._native.dropped[0]
+        if first + planned.segments > self._checkpointer.segment:
             await self._checkpointer.take()
-        number = min(number, self._checkpointer.segment)
-        async with self._packer.lock:
-            now = self._clock()
-            retained = await self._backend.run(lambda: self._native.retain(number, now, rule))
-            if retained is None:
-                return
-            group = await self._say(retained)
+            planned = await self._plan(rule, self._checkpointer.segment)
+        number, position, now = first + planned.segments, planned.first, self._committer.clock()
+        retained = await self._backend.run(lambda: self._native.retain(number, now, str(rule)))
+        if retained is not None:
+            await self._backend.run(
+                lambda: past.keep(self._backend, self._native, self._committer.database_id, position)
+            )
+            group = await self._say_anyhow(retained)
             if not await self._committer.mark(group):
                 self._committer.check()
             self._native.drop_before(retained)
-            await self._backend.run(lambda: unlink_before(self._backend, number))
+            await self._backend.run(lambda: self._unlink(number))
+        return planned
+
+    def _unlink(self, number: int) -> None:
+        unlink_before(self._backend, number)
+        past.let_go(self._backend, self._native.first)
+        keep_reserve(self._backend)
+
+    async def _say_anyhow(self, retained: bytes) -> int:
+        """Of a full disk too: it makes room."""
+        try:
+            return await self._say(retained)
+        except NoSpace:
+            await self._backend.run(lambda: discard(self._backend, RESERVE))
+            with self._committer.tail.to_the_last():
+                return await self._say(retained)
 
     async def _say(self, retained: bytes) -> int:
         """The group by which all of it is in the log."""
@@ -101,6 +197,16 @@ class Retention:
             committer.enter(_native.Request(parts, "group", None, False, future, committer.quantum))
             answers.append(future)
         return max(receipt.group for receipt in await asyncio.gather(*answers))
+
+
+def rule_of(options: Options) -> Rule:
+    age, size = options.retain_age, options.retain_size
+    return Rule(None, round(age * 10**9) if age else None, size or None)
+
+
+def position_goes(before: int | None, after: int) -> bool:
+    """Whether a segment that ends here has nothing from there on."""
+    return before is not None and after <= before
 
 
 def unlink_before(backend: Backend, number: int) -> None:

@@ -8,14 +8,14 @@ from functools import partial
 from typing import Any, Final
 
 from kimberlite import _native
-from kimberlite.arguments import Sender, Sync, check_receipt, checked_name, checked_producer
+from kimberlite.arguments import Rule, Sender, Sync, check_receipt, checked_name, checked_producer
 from kimberlite.errors import Invalid, KimberliteError, LimitExceeded
 from kimberlite.log.anchor import check_anchor, mac_of
 from kimberlite.log.committer import Committer
 from kimberlite.log.log import MANY, Log
 from kimberlite.log.reading import BATCH_BYTES, Following, Reading, Run, reading_disk
 from kimberlite.log.upkeep import Upkeep
-from kimberlite.records import Receipt, Time
+from kimberlite.records import Dropping, Receipt, Time
 
 Parts = list[tuple[str, _native.Batch, int | None]]
 Frames = Reading[_native.Frame] | Following[_native.Frame]
@@ -227,6 +227,10 @@ class Serving:
     def forbid(self, why: KimberliteError) -> None:
         """From here on nothing is appended: not even what waits for a group."""
         self.committer.forbid(why)
+
+    async def retain(self, rule: Rule, *, dry_run: bool, confirm_clock: bool) -> Dropping:
+        self._log._writer()
+        return await self.upkeep.retention.drop(rule, dry_run=dry_run, confirm_clock=confirm_clock)
 
     async def info(self) -> dict[str, Any]:
         return await self._log.info()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from kimberlite.errors import UnknownOutcome
@@ -59,6 +60,7 @@ class Tail:
         self.current.used = True
         self.next: Prepared | None = None
         self.refused: OSError | None = None
+        self._reserve = RESERVE
         self._written = self._groups = 0
         self._rate = 0.0
         self._large = False
@@ -87,13 +89,22 @@ class Tail:
     def largest(self) -> int:
         """What a group may take at most to be neither too large for this segment nor for the room in it."""
         ready = self.current.ready
-        spare = 0 if ready >= self.segment_bytes else RESERVE
+        spare = 0 if ready >= self.segment_bytes else self._reserve
         return min(self.segment_bytes - BLOCK, ready - max(spare, BLOCK)) - self.place
 
-    def has_room(self, bound: int, reserve: int = RESERVE) -> bool:
+    def has_room(self, bound: int) -> bool:
         ready = self.current.ready
-        spare = 0 if ready >= self.segment_bytes else reserve
+        spare = 0 if ready >= self.segment_bytes else self._reserve
         return self.place + bound + max(spare, BLOCK) <= ready
+
+    @contextlib.contextmanager
+    def to_the_last(self) -> Iterator[None]:
+        """Meanwhile what is kept for records that free space is room, too."""
+        self._reserve = BLOCK
+        try:
+            yield
+        finally:
+            self._reserve = RESERVE
 
     def advance(self, length: int) -> None:
         self.place += length
@@ -206,7 +217,8 @@ class Tail:
                 return
         start = target.ready
         behind = max(BLOCK, self._wanted() - self._ahead())
-        wanted = max(LEAST_AHEAD, min(HURRY, behind)) if hurry else min(STEP, behind)
+        least = LEAST_AHEAD if self._reserve > BLOCK else RESERVE
+        wanted = max(least, min(HURRY, behind)) if hurry and least > RESERVE else min(least if hurry else STEP, behind)
         end = min(start + -(-wanted // BLOCK) * BLOCK, self.segment_bytes)
         zero = not hurry and not (self._large and self._rate > BUSY)
         try:

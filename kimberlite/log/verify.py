@@ -14,11 +14,13 @@ from kimberlite.arguments import check_receipt
 from kimberlite.crypto.master import load_master
 from kimberlite.crypto.vault import Vault
 from kimberlite.errors import Corrupt, RolledBack
+from kimberlite.log import past
 from kimberlite.log.ahead import Ahead
 from kimberlite.log.anchor import check_anchor
 from kimberlite.log.checkpoint import HASHES_HEADER, hashes_header
 from kimberlite.log.creation import check_everything, read_small
-from kimberlite.log.names import CHECKPOINT, HASHES, segment_name
+from kimberlite.log.description import dropped
+from kimberlite.log.names import CHECKPOINT, HASHES, PAST, segment_name
 from kimberlite.log.opening import checked_path, find_identity
 from kimberlite.log.options import Options
 from kimberlite.log.recovery import CHUNK, Ended, Loader, load_keys, load_marks, new_log, segment_numbers
@@ -40,6 +42,9 @@ class Report:
     segments: int
     #: Bytes of groups that were read.
     read: int
+    #: What was dropped, when and by what rule; the first of what is left.
+    first_position: int
+    dropped: list[dict[str, Any]]
     tree_size: int
     root: bytes
     chain: bytes
@@ -131,6 +136,10 @@ def verify(
     if checkpoint is not None and not log.was(checkpoint):
         what = f"it is not what the log was at group {promised}; delete the file to have it made again"
         notes.append(f"{CHECKPOINT}: {what}")
+    if log.first > 0:
+        past.attach(backend, log)
+        if (wrong := past.wrong(backend, log)) is not None:
+            notes.append(f"{PAST}: {wrong}: receipts of before position {log.first} are not held against the log")
     size, root = log.root()
     if anchor is not None:
         check_anchor(log, anchor, keyed=keys.receipts)
@@ -140,6 +149,8 @@ def verify(
         groups=group,
         segments=len(loader.segments),
         read=loader.bytes,
+        first_position=log.first,
+        dropped=dropped(log),
         tree_size=size,
         root=root,
         chain=chain,

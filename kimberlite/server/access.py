@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-Action = Literal["append", "read", "inspect"]
+Action = Literal["append", "read", "inspect", "maintain"]
 
 
 class Access(Protocol):

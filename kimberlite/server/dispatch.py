@@ -21,7 +21,7 @@ from kimberlite.errors import (
     Unavailable,
 )
 from kimberlite.log.serving import Frames
-from kimberlite.wire.messages import NONE, VERSION, Hello, Kind, Reading, count, fields, is_a, receipt
+from kimberlite.wire.messages import NONE, VERSION, Hello, Kind, Reading, Retaining, count, fields, is_a, receipt
 
 if TYPE_CHECKING:
     from kimberlite.server.connection import Connection
@@ -93,6 +93,7 @@ class Dispatch:
             Kind.INFO: self._info,
             Kind.VERIFY: self._verify,
             Kind.METRICS: self._metrics,
+            Kind.RETAIN: self._retain,
         }
 
     def take(self, kind: int, id: int, body: bytes) -> None:
@@ -362,6 +363,13 @@ class Dispatch:
             said = {family.name: family.plain() for family in self._server.metrics.families(self._server)}
             self._reply(Kind.RESULT, id, _native.pack(said))
             await asyncio.sleep(0)
+
+    async def _retain(self, id: int, body: bytes) -> None:
+        asked = Retaining.unpack(body)
+        self._connection.access.check("maintain", None)
+        self._server.check_writable()
+        dropped = await self._serving.retain(asked.rule, dry_run=asked.dry_run, confirm_clock=asked.confirm_clock)
+        self._reply(Kind.RESULT, id, _native.pack(dropped._asdict()))
 
     async def _verify(self, id: int, body: bytes) -> None:
         anchor = fields(body, anchor=(list, NONE))["anchor"]

@@ -158,6 +158,8 @@ class Metrics:
         yield counter("kimberlite_packed_saved_bytes", "Bytes that they are shorter for it.", upkeep.packer.saved)
         about = "Places where acknowledged data was found damaged while nobody asked for it."
         yield gauge("kimberlite_damage", about, upkeep.findings.count)
+        about = "1 if what the settings let go is not dropped; `info` says why."
+        yield gauge("kimberlite_retention_waits", about, float(upkeep.retention.waits is not None))
         backend = {"backend": serving.backend, "reason": serving.backend_reason}
         yield Family("kimberlite_backend", "info", "How the disk is written, and why so.", backend)
         yield gauge("kimberlite_resident_bytes", "Memory of the process.", resident())

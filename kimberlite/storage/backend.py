@@ -68,6 +68,9 @@ class File(Protocol):
         """Zeros in this range, in whole blocks; not synced. Once they are, what is written there later costs the file
         system nothing but the write."""
 
+    def punch(self, place: int, length: int) -> None:
+        """Give the blocks of this range back, which then reads as zeros. OSError where the file system cannot."""
+
     def truncate(self, length: int) -> None: ...
 
     def lock(self) -> None:

@@ -166,6 +166,9 @@ class DiskFile:
             while place < end:
                 place += os.pwrite(self.direct_fd, zeros[: end - place], place)
 
+    def punch(self, place: int, length: int) -> None:
+        _native.punch(self.fd, place, length)
+
     def truncate(self, length: int) -> None:
         os.ftruncate(self.fd, length)
 

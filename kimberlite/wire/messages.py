@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 from kimberlite import _native, errors
+from kimberlite.arguments import Rule
 from kimberlite.errors import KimberliteError, ProtocolError
 from kimberlite.records import Receipt, Time
 
@@ -36,6 +37,7 @@ class Kind(IntEnum):
     PING = KINDS["PING"]
     VERIFY = KINDS["VERIFY"]
     METRICS = KINDS["METRICS"]
+    RETAIN = KINDS["RETAIN"]
     WELCOME = KINDS["WELCOME"]
     RECEIPTS = KINDS["RECEIPTS"]
     RECORDS = KINDS["RECORDS"]
@@ -169,6 +171,25 @@ class Reading:
             bool(said["system"]),
             count(said["credit"]),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Retaining:
+    """What may go of the log."""
+
+    rule: Rule
+    dry_run: bool
+    confirm_clock: bool
+
+    def pack(self) -> bytes:
+        return _native.pack(self.rule._asdict() | {"dry_run": self.dry_run, "confirm_clock": self.confirm_clock})
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Retaining:
+        numbers = dict.fromkeys(Rule._fields, (int, NONE))
+        said = fields(body, **numbers, dry_run=(bool, NONE), confirm_clock=(bool, NONE))
+        rule = Rule(*(None if said[name] is None else count(said[name]) for name in Rule._fields))
+        return cls(rule, bool(said["dry_run"]), bool(said["confirm_clock"]))
 
 
 def welcome(body: bytes) -> dict[str, Any]:

@@ -348,3 +348,12 @@ pub fn file_system(fd: RawFd) -> PyResult<i64> {
     };
     if result < 0 { Err(os_error(io::Error::last_os_error())) } else { Ok(found.f_type) }
 }
+
+/// Gives the blocks of this range back to the file system: it reads as zeros.
+#[pyfunction]
+pub fn punch(py: Python<'_>, fd: RawFd, place: i64, length: i64) -> PyResult<()> {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: it takes numbers only.
+    let result = py.detach(|| unsafe { libc::fallocate(fd, mode, place, length) });
+    if result < 0 { Err(os_error(io::Error::last_os_error())) } else { Ok(()) }
+}

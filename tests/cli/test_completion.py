@@ -46,7 +46,23 @@ COMPLETED = {
     "nonsense --sy": ["nonsense", "--sy"],
 }
 #: What a parser's names of values are, besides paths: only the user knows them.
-UNKNOWN = {"STREAM", "NAME", "URL", "N", "BYTES", "SECONDS", "RATE", "ID:SEQ", "AT", "WHERE", "HOST:PORT", "NAME=VALUE"}
+UNKNOWN = {
+    "STREAM",
+    "NAME",
+    "URL",
+    "N",
+    "BYTES",
+    "SECONDS",
+    "RATE",
+    "ID:SEQ",
+    "POSITION",
+    "AGE",
+    "SIZE",
+    "AT",
+    "WHERE",
+    "HOST:PORT",
+    "NAME=VALUE",
+}
 WAYS = ["bash", "zsh", "zsh with fpath", "fish"]
 
 
@@ -154,7 +170,7 @@ def output(shell: str, *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("r", ["read"]),
+        ("r", ["read", "retain"]),
         ("append t s --sync ", POLICIES),
         ("append t s --sync = ", POLICIES),
         ("append t s --sync =", POLICIES),

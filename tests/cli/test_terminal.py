@@ -44,8 +44,8 @@ def test_the_code_of_an_error_is_red(tmp_path: Path) -> None:
 
 def test_a_sound_log_is_green_and_names_are_bold(ledger: Path) -> None:
     shown = terminal("verify", ledger)
-    assert shown.startswith("\x1b[1mverdict       \x1b[0m\x1b[32msound\x1b[0m\n")
-    assert "\n\x1b[1mrecords       \x1b[0m7\n" in shown
+    assert shown.startswith("\x1b[1mverdict         \x1b[0m\x1b[32msound\x1b[0m\n")
+    assert "\n\x1b[1mrecords         \x1b[0m7\n" in shown
     assert "\n\x1b[1mbackend" in terminal("info", ledger)
 
 

@@ -22,7 +22,7 @@ def test_a_sound_log_is_told_in_numbers(ledger: Path, call: Call) -> None:
     assert (found["records"], found["streams"], found["tree_size"], found["segments"]) == (7, 2, 7, 1)
     assert (found["anchored"], found["keys_checked"], found["notes"]) == (False, False, [])
     text = call("verify", ledger)
-    assert (text.status, f"root          {found['root']}".encode() in text.out) == (0, True)
+    assert (text.status, f"root            {found['root']}".encode() in text.out) == (0, True)
 
 
 def test_a_flipped_bit_is_refused_with_its_place(ledger: Path, call: Call) -> None:

@@ -24,6 +24,7 @@ from kimberlite import Log, Record
 from kimberlite.cli import forms
 from kimberlite.cli.inspect import describe
 from kimberlite.crypto.master import PREFIX, load_master
+from kimberlite.log.clock import Moment
 from kimberlite.log.opening import Injected, open_log
 from kimberlite.log.options import Options
 from kimberlite.log.verify import verify
@@ -113,7 +114,7 @@ async def written(golden: Golden, key: Path | None) -> Disk:
             origin="example.com/golden",
             anchor=None,
             options=golden.options,
-            injected=Injected(draw.randbytes, time.__next__, seed),
+            injected=Injected(draw.randbytes, time.__next__, seed, moment=lambda: Moment(BEGAN, bytes(16), 0)),
         )
         disk.on_step = cut.stepped
         await session(db)

@@ -12,6 +12,7 @@ from typing import Any
 
 from kimberlite import Receipt, Record
 from kimberlite.crypto.master import load_master
+from kimberlite.log.clock import Moment
 from kimberlite.log.names import segment_name
 from kimberlite.log.opening import Injected, Opening, open_log
 from kimberlite.log.options import Options
@@ -31,7 +32,13 @@ class Machine:
         self.disk = Disk(capacity)
         self.key = key
         self.now = START
+        #: Which boot of the machine this is, and the ns since.
+        self.boot, self.up = bytes(16), 0
         self.fault: Fault | None = None
+
+    def wait(self, ns: int) -> None:
+        """Time passes. Who sets the clock changes only `now`."""
+        self.now, self.up = self.now + ns, self.up + ns
 
     def backend(self, rng: Random | None = None) -> MemoryBackend:
         return MemoryBackend(self.disk, rng, self._ask)
@@ -57,7 +64,7 @@ class Machine:
             anchor=anchor,
             options=Options(**{"segment_bytes": 128 * 1024, "idle": 0.0005, **options}),
             or_read=or_read,
-            injected=Injected(clock=lambda: self.now),
+            injected=Injected(clock=lambda: self.now, moment=lambda: Moment(self.now, self.boot, self.up)),
         )
 
     def watch(self) -> list[tuple[str, str, int, int]]:
@@ -77,7 +84,7 @@ class Machine:
         """The same disk as a process leaves it that is killed now: everything that was written is there."""
         other = Machine(self.key)
         other.disk = Disk.from_files(self.disk.files())
-        other.now = self.now
+        other.now, other.boot, other.up = self.now, self.boot, self.up
         return other
 
     def end(self, segment: int = 0) -> int:

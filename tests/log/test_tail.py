@@ -57,7 +57,9 @@ async def test_the_reserve_is_kept_until_the_whole_segment_is_allocated(tail: Ta
     assert not tail.has_room(SMALL - 2 * BLOCK + 1)
     tail.segment_bytes *= 4
     assert not tail.has_room(1)
-    assert tail.has_room(SMALL - 4 * BLOCK, reserve=0)
+    with tail.to_the_last():
+        assert tail.has_room(SMALL - 2 * BLOCK)
+    assert not tail.has_room(1)
     tail.current.ready += RESERVE
     assert tail.has_room(SMALL - BLOCK)
     assert not tail.has_room(SMALL - BLOCK + 1)

@@ -29,8 +29,8 @@ ROOT = Path(__file__).parents[2]
 DESCRIBED = dict(
     re.findall(r"^\| `(kimberlite_\w+)` \| (\w+) \|", (ROOT / "docs/operations.md").read_text(), flags=re.M)
 )
-#: What is as it is, whatever is done.
-STILL = {"kimberlite_backend"}
+#: What is as it is, whatever is done here.
+STILL = {"kimberlite_backend", "kimberlite_retention_waits"}
 
 
 def parsed(text: str) -> dict[str, dict[str, float]]:
@@ -256,6 +256,20 @@ async def test_damage_that_is_found_while_nobody_asks_is_said_and_what_is_sound_
         assert (await there.log.get(first.first_position)).payload == b"sound"
         assert shown(there)["kimberlite_packed_segments"]["kimberlite_packed_segments_total"] > 0
         probes.close()
+
+
+async def test_what_is_not_dropped_though_the_settings_let_it_go_is_said(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"segment_bytes": 64 * 1024, "pack": 0}
+    async with served(tmp_path / "db", **options) as there:
+        for _ in range(40):
+            await there.log.append("s", b"x")
+        assert shown(there)["kimberlite_retention_waits"]["kimberlite_retention_waits"] == 0
+    with (tmp_path / "db/hashes").open("r+b") as file:
+        file.seek(4096 + 3 * 32)
+        file.write(b"another")
+    async with served(tmp_path / "db", retain_size=64 * 1024, **options) as there:
+        await until(lambda: shown(there)["kimberlite_retention_waits"]["kimberlite_retention_waits"] == 1)
+        assert any("retention: hashes" in note for note in (await there.log.info())["notes"])
 
 
 async def test_it_is_asked_over_http(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from kimberlite import (
     Client,
     Closed,
     Conflict,
+    Dropped,
+    Dropping,
     Invalid,
     KimberliteError,
     LimitExceeded,
@@ -21,7 +24,7 @@ from kimberlite import (
     Record,
     StreamInfo,
 )
-from tests.shared.conftest import Database
+from tests.shared.conftest import Database, database
 
 
 async def payloads(records: Any) -> list[bytes]:
@@ -277,3 +280,26 @@ async def test_errors_are_of_one_tree(db: Database) -> None:
         await db.append("s", b"x", expect=7)
     assert refused.value.code == "CONFLICT"
     assert isinstance(db, Client) or refused.value.__cause__ is None
+
+
+@pytest.mark.parametrize("how", ["embedded", "tcp"])
+async def test_the_oldest_segments_are_dropped(how: str, tmp_path: Path) -> None:
+    async with database(how, tmp_path / "db", segment_bytes=64 * 1024, pack=0) as db:
+        for i in range(60):
+            receipt = await db.append("s", b"%d" % i)
+        would = await db.retain(before=receipt.last_position, dry_run=True)
+        assert type(would) is Dropping
+        assert would.segments > 1
+        assert (await anext(db.read("s"))).offset == 0
+        assert await db.retain(before=receipt.last_position) == would
+        with pytest.raises(Dropped) as caught:
+            await db.get(0)
+        assert caught.value.first == would.first
+        with pytest.raises(Dropped) as caught:
+            await anext(db.tail("s", start=0))
+        assert (await anext(db.read("s"))).offset == caught.value.first
+        assert (await db.retain(age=timedelta(days=1), size=1 << 40, confirm_clock=True)).segments == 0
+        for wrong in ({"before": -1}, {"age": -1}, {"size": "1"}):
+            with pytest.raises(Invalid):
+                await db.retain(**wrong)
+        assert (await db.info())["dropped"][0]["to"] == would.first

@@ -77,6 +77,9 @@ class MemoryFile:
     def zero(self, place: int, length: int) -> None:
         self.write(place, bytes(length))
 
+    def punch(self, place: int, length: int) -> None:
+        self.write(place, bytes(length))
+
     def truncate(self, length: int) -> None:
         self._enter("truncate", length, writes=True)
         self._disk.resize(self.inode, length)
@@ -94,6 +97,11 @@ class MemoryFile:
         if self.inode.holder is self:
             self.inode.holder = None
         self._disk.release(self.inode)
+
+    def __del__(self) -> None:
+        # What a native reader was given has nobody else who closes it.
+        if getattr(self, "_open", False):
+            self.close()
 
     def usable(self, *, writes: bool) -> None:
         if not self._open or (writes and not self.writable):

@@ -1,6 +1,6 @@
 //! Index files, hashes, producers and checkpoints: what is made of a log and kept beside it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use kimberlite_core::format::{Damage, SegmentHeader};
 use kimberlite_core::log;
@@ -11,6 +11,26 @@ use pyo3::types::PyBytes;
 use super::replaying::ask;
 use super::segment::{reopened, source_of};
 use super::{Log, Resume, Segment, io_error};
+
+/// Hashes in the order of their file, one piece after another.
+#[pyclass(frozen, module = "kimberlite._native")]
+pub struct Proving {
+    inner: Mutex<log::Proving>,
+}
+
+#[pymethods]
+impl Proving {
+    /// Takes the hashes that come with some leaves: the index of the first that is not what it must be, or None.
+    fn take(&self, py: Python<'_>, hashes: &[u8]) -> Option<u64> {
+        py.detach(|| self.inner.lock().unwrap().take(hashes.as_chunks().0).err())
+    }
+
+    /// Of all leaves so far.
+    #[getter]
+    fn root<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.inner.lock().unwrap().tree().root())
+    }
+}
 
 #[pymethods]
 impl Log {
@@ -64,6 +84,18 @@ impl Log {
     fn set_hashes(&self, file: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         self.inner.set_hashes(file.map(source_of).transpose()?);
         Ok(())
+    }
+
+    /// The file of hashes of what was dropped; None if there is none.
+    #[pyo3(signature = (file))]
+    fn set_past(&self, file: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        self.inner.set_past(file.map(source_of).transpose()?);
+        Ok(())
+    }
+
+    /// What goes over the hashes behind so many leaves; None if those of these are not there.
+    fn proving(&self, py: Python<'_>, size: u64) -> Option<Proving> {
+        py.detach(|| self.inner.proving(size)).map(|inner| Proving { inner: Mutex::new(inner) })
     }
 
     /// Whether the file of hashes is this database's, and has the peaks of the tree where they belong.

@@ -21,6 +21,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+pub use self::derived::Proving;
 pub use self::packing::Packing;
 pub use self::reading::Frame;
 pub use self::retention::Search;
@@ -174,6 +175,12 @@ impl Log {
     fn durable_group<'py>(&self, py: Python<'py>) -> (u64, Bound<'py, PyBytes>) {
         let end = self.inner.end();
         (end.group, PyBytes::new(py, &end.chain))
+    }
+
+    /// When it was sealed; 0 if there is none.
+    #[getter]
+    fn durable_time(&self) -> u64 {
+        self.inner.end().timestamp
     }
 
     /// Positions below this are durable.

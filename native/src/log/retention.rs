@@ -26,6 +26,12 @@ impl Log {
         self.inner.first()
     }
 
+    /// Groups below this were dropped.
+    #[getter]
+    fn first_group(&self) -> u64 {
+        self.inner.retained().map_or(0, |retained| retained.group)
+    }
+
     /// The first offset of a stream that was not.
     fn first_offset(&self, stream: u32) -> u64 {
         self.inner.streams.read().unwrap().info[stream as usize].first
@@ -59,6 +65,12 @@ impl Log {
     fn retention_records<'py>(py: Python<'py>, retained: &[u8], piece: usize) -> PyResult<Vec<Bound<'py, PyBytes>>> {
         let records = decoded(retained)?.records(piece);
         Ok(records.iter().map(|record| PyBytes::new(py, record)).collect())
+    }
+
+    /// Where a closed segment ends, and when its last group was sealed; None if none of this number is closed.
+    fn ended(&self, py: Python<'_>, number: u64) -> PyResult<Option<(u64, u64)>> {
+        let ended = py.detach(|| self.inner.ended(number));
+        ended.map_err(|failure| self.failure(py, failure))
     }
 
     /// The segment that has this position, or would.

@@ -92,13 +92,13 @@ impl Log {
 
     /// The first offset of a stream that is not before a position.
     pub fn offset_at(&self, stream: u32, position: u64) -> Result<u64, Failure> {
-        let (first, end) = {
-            let streams = self.streams.read().unwrap();
-            let info = &streams.info[stream as usize];
-            (info.first, info.durable)
-        };
         let mut window = Window::default();
         self.again(|| {
+            let (first, end) = {
+                let streams = self.streams.read().unwrap();
+                let info = &streams.info[stream as usize];
+                (info.first, info.durable)
+            };
             let (mut low, mut high) = (first, end);
             while low < high {
                 let middle = low.midpoint(high);

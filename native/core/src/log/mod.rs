@@ -7,6 +7,7 @@ mod files;
 mod find;
 mod indexes;
 mod pack;
+mod past;
 mod read;
 mod replay;
 mod reread;
@@ -22,6 +23,7 @@ mod walk;
 pub use append::{Admission, EndingKey, Part, Receipt, Refused};
 pub use files::{Files, Open};
 pub use pack::Packing;
+pub use past::Proving;
 pub use read::{FEW_LEAVES, Failure, Found, MOST_LEAVES, Span, Window};
 pub use replay::{Replayed, Stop};
 pub use retained::{Collector, Dropped, Left, Retained};
@@ -58,6 +60,8 @@ pub struct Log {
     tree: RwLock<Tree>,
     segments: RwLock<BTreeMap<u64, Arc<Segment>>>,
     hashes: RwLock<Option<Arc<dyn Source>>>,
+    /// Of what was dropped.
+    past: RwLock<Option<Arc<dyn Source>>>,
     /// Whether something in the file of hashes was found wrong.
     pub doubted: AtomicBool,
     indexes: Mutex<indexes::Indexes>,
@@ -110,6 +114,7 @@ impl Log {
             tree: RwLock::new(Tree::empty()),
             segments: RwLock::default(),
             hashes: RwLock::default(),
+            past: RwLock::default(),
             indexes: Mutex::new(indexes::Indexes::new(cache)),
             cache: Mutex::new(cache::Cache::new(cache)),
             doubted: AtomicBool::new(false),
@@ -142,6 +147,7 @@ impl Log {
     pub fn close(&self) {
         self.segments.write().unwrap().clear();
         *self.hashes.write().unwrap() = None;
+        *self.past.write().unwrap() = None;
         self.cache.lock().unwrap().clear();
     }
 

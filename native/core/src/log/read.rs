@@ -128,10 +128,12 @@ impl Log {
     }
 
     /// An index that does not lead to what it should is made again from its segment, and asked once more: also when
-    /// somebody else has just made it again.
+    /// somebody else has just made it again, or has dropped segments beneath it.
     pub(super) fn again<T>(&self, mut work: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+        let first = self.first();
         let outcome = work();
         match &outcome {
+            Err(_) if self.first() > first => {}
             Err(Failure::Damaged { segment, .. }) if self.renew(*segment) => {}
             Err(Failure::Damaged { segment, .. }) => {
                 if let Some(segment) = self.segments.read().unwrap().get(segment) {
@@ -152,6 +154,22 @@ impl Log {
         // It may have been dropped by now.
         let mut segments = self.segments.write().unwrap();
         segments.get_mut(&number).map(|segment| *segment = Arc::new(renewed)).is_some()
+    }
+
+    /// The first position, or offset of a stream, that is kept.
+    fn first_of(&self, stream: Option<u32>) -> u64 {
+        let Some(stream) = stream else { return self.first() };
+        self.streams.read().unwrap().info.get(stream as usize).map_or(0, |info| info.first)
+    }
+
+    fn check_kept(&self, stream: Option<u32>, wanted: u64) -> Result<(), Failure> {
+        let first = self.first_of(stream);
+        if wanted < first { Err(Failure::Dropped { stream, first }) } else { Ok(()) }
+    }
+
+    /// What failed may have done so because it was dropped meanwhile.
+    fn unless_dropped<T>(&self, stream: Option<u32>, wanted: u64, failure: Failure) -> Result<T, Failure> {
+        self.check_kept(stream, wanted).and(Err(failure))
     }
 
     /// The run that holds a position, which must be durable.
@@ -251,10 +269,9 @@ impl Log {
 
     /// One record, checked against its leaf; `most` are read to make hashes again that are wrong.
     pub fn get(&self, position: u64, window: &mut Window, most: usize) -> Result<Found, Failure> {
-        if position < self.first() {
-            return Err(Failure::Dropped { stream: None, first: self.first() });
-        }
-        let (run, within) = self.run_at(position, window, 0)?;
+        self.check_kept(None, position)?;
+        let (run, within) =
+            self.run_at(position, window, 0).or_else(|failure| self.unless_dropped(None, position, failure))?;
         if !run.is_proven(within) {
             let stream = self.streams.read().unwrap().list[run.opened.header.stream as usize].clone();
             let leaf = hash_leaves(&[run.opened.leaf_of(&stream, run.timestamp, within)])[0];
@@ -271,7 +288,7 @@ impl Log {
         if let Some(hash) = self.tree.read().unwrap().pending_get(index) {
             return Some(*hash);
         }
-        if let Some(hash) = self.dropped_hash(index) {
+        if let Some(hash) = self.dropped_hash(index).or_else(|| self.past_hash(index)) {
             return Some(hash);
         }
         let source = self.hashes.read().unwrap().clone()?;
@@ -289,7 +306,9 @@ impl Log {
         let near = source.and_then(|source| source.read(HASHES_HEADER as u64 + 32 * first, 32 * NEAR as usize).ok());
         let near = near.unwrap_or_default();
         let (near, _) = near.as_chunks::<32>();
-        let near = |index: u64| near.get(index.checked_sub(first)? as usize).filter(|_| index < in_memory);
+        // Of what was dropped it may have nothing.
+        let there = tree::stored(self.first())..in_memory;
+        let near = |index: u64| near.get(index.checked_sub(first)? as usize).filter(|_| there.contains(&index));
         tree::leaf_leads_to(position, leaf, (size, &peaks), |level, at| {
             let index = tree::place(level, at);
             near(index).copied().or_else(|| self.hash(index))
@@ -350,23 +369,19 @@ impl Log {
             return Ok(None);
         }
         let wanted = if span.reverse { span.end - 1 } else { span.start };
-        let (first, end) = match span.stream {
-            None => (self.first(), self.durable()),
-            Some(stream) => {
-                let streams = self.streams.read().unwrap();
-                streams.info.get(stream as usize).map_or((0, 0), |info| (info.first, info.durable))
-            }
+        let end = match span.stream {
+            None => self.durable(),
+            Some(stream) => self.streams.read().unwrap().info.get(stream as usize).map_or(0, |info| info.durable),
         };
         if wanted >= end {
             return Ok(None);
         }
-        if wanted < first {
-            return Err(Failure::Dropped { stream: span.stream, first });
-        }
-        let (run, within) = match span.stream {
-            None => self.run_at(wanted, window, WINDOW)?,
-            Some(stream) => self.again(|| self.located(stream, wanted, window, WINDOW))?,
+        self.check_kept(span.stream, wanted)?;
+        let found = match span.stream {
+            None => self.run_at(wanted, window, WINDOW),
+            Some(stream) => self.again(|| self.located(stream, wanted, window, WINDOW)),
         };
+        let (run, within) = found.or_else(|failure| self.unless_dropped(span.stream, wanted, failure))?;
         let header = &run.opened.header;
         let base = if span.stream.is_some() { header.first_offset } else { header.first_position };
         let (from, to, left) = if span.reverse {

@@ -23,6 +23,7 @@ kinds! {
     PING = 11
     VERIFY = 12
     METRICS = 13
+    RETAIN = 14
 
     WELCOME = 65
     RECEIPTS = 66

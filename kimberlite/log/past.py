@@ -1,0 +1,119 @@
+"""Hashes of what was dropped, which nothing else on the disk gives: old receipts are held against them.
+
+hashes that are about to be the only ones → checked → past, fsync → (fsync directory) → what they are of is dropped
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Final
+
+from kimberlite import _native
+from kimberlite.errors import Corrupt
+from kimberlite.log.checkpoint import HASHES_HEADER
+from kimberlite.log.names import HASHES, PAST
+from kimberlite.log.refusals import FULL
+from kimberlite.storage.backend import Backend, File, read_around
+
+#: Leaves whose hashes are read, checked and written at a time.
+PIECE: Final = 1 << 14
+
+
+def keep(backend: Backend, native: _native.Log, database_id: bytes, position: int) -> None:
+    """The hashes of what is before this position. A full disk keeps them where they are."""
+    try:
+        _copy(backend, native, database_id, position)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+    attach(backend, native)
+
+
+def let_go(backend: Backend, position: int) -> None:
+    """Of what is kept here the other file needs nothing more; where the file system cannot give room back, it stays."""
+    past = backend.open(PAST, "r") if backend.exists(PAST) else None
+    if past is None:
+        return
+    kept = leaves_in(past)
+    past.close()
+    if kept < position:
+        return
+    hashes = backend.open(HASHES, "w")
+    try:
+        with contextlib.suppress(OSError):
+            hashes.punch(HASHES_HEADER, 32 * stored(position))
+    finally:
+        hashes.close()
+
+
+def attach(backend: Backend, native: _native.Log) -> None:
+    native.set_past(backend.open(PAST, "r") if backend.exists(PAST) else None)
+
+
+def wrong(backend: Backend, native: _native.Log) -> str | None:
+    """What is not as it should be, of a log that has dropped something."""
+    if not backend.exists(PAST):
+        return "it is missing"
+    file = backend.open(PAST, "r")
+    try:
+        proving = native.proving(0)
+        assert proving is not None, "an empty tree has no hashes"
+        if leaves_in(file) < native.first:
+            return f"it ends before position {native.first}"
+        for start in range(0, native.first, PIECE):
+            found = proving.take(_piece(file, start, min(start + PIECE, native.first)))
+            if found is not None:
+                return f"hash {found} is wrong"
+        return None if proving.root == native.root_at(native.first) else "it is of another tree"
+    finally:
+        file.close()
+
+
+def _copy(backend: Backend, native: _native.Log, database_id: bytes, position: int) -> None:
+    hashes, new = backend.open(HASHES, "r"), not backend.exists(PAST)
+    past = backend.open(PAST, "x" if new else "w")
+    try:
+        if new:
+            past.write(0, (b"KIMBPST1" + database_id).ljust(HASHES_HEADER, b"\0"))
+        start = leaves_in(past)
+        proving = native.proving(start)
+        if proving is None or start < native.first:
+            # What is not there any more leaves a hole.
+            start, proving = native.first, native.proving(native.first)
+        assert proving is not None, "what was dropped last is known"
+        past.truncate(HASHES_HEADER + 32 * stored(start))
+        while start < position:
+            end = min(start + PIECE, position)
+            data = _piece(hashes, start, end)
+            if proving.take(data) is not None:
+                raise Corrupt(
+                    "it is not what follows from the records; once it is deleted, it is made again", file=HASHES
+                )
+            past.write(HASHES_HEADER + 32 * stored(start), data)
+            start = end
+        past.sync()
+        if new:
+            backend.sync_directory()
+    finally:
+        hashes.close()
+        past.close()
+
+
+def _piece(file: File, start: int, end: int) -> bytes:
+    """The hashes that come with these leaves."""
+    first, behind = stored(start), stored(end)
+    return read_around(file, HASHES_HEADER + 32 * first, 32 * (behind - first))
+
+
+def leaves_in(file: File) -> int:
+    """How many have all their hashes in it."""
+    count = max(0, file.size() - HASHES_HEADER) // 32
+    leaves = count // 2
+    while stored(leaves + 1) <= count:
+        leaves += 1
+    return leaves
+
+
+def stored(leaves: int) -> int:
+    """How many hashes come with so many leaves."""
+    return 2 * leaves - leaves.bit_count()

@@ -1,0 +1,326 @@
+"""By what rules the oldest segments go, and when nothing goes for its age."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+
+from kimberlite import Corrupt, Dropped, Dropping, Invalid, Log, NoSpace, Receipt, RolledBack, Unavailable
+from kimberlite.log import checkpoint, retention
+from kimberlite.log.clock import JUMP
+from kimberlite.log.names import CHECKPOINT, CLOCK, HASHES, PAST, RESERVE
+from kimberlite.log.opening import Opening
+from tests.log.simulated import Machine, payloads, until
+
+SEGMENT = 64 * 1024
+COUNT = 60
+HOUR = 3600 * 10**9
+DAY = 24 * HOUR
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "LEAST_INTERVAL", 0.002)
+    monkeypatch.setattr(retention, "LOOK", 0.002)
+
+
+def opening(machine: Machine, **options: Any) -> Opening:
+    return machine.open(segment_bytes=SEGMENT, pack=0, **options)
+
+
+async def filled(machine: Machine, count: int = COUNT) -> list[Receipt]:
+    """A record an hour."""
+    receipts = []
+    async with opening(machine) as db:
+        for i in range(count):
+            receipts.append(await db.append("s", b"%d" % i))
+            machine.wait(HOUR)
+    return receipts
+
+
+def segments(machine: Machine) -> dict[str, int]:
+    """Their sizes, in their order."""
+    return {name: len(data) for name, data in sorted(machine.disk.files().items()) if name.startswith("segments/")}
+
+
+async def first(db: Log) -> int:
+    return (await anext(db.read("s"))).offset
+
+
+async def test_what_is_older_goes(either: Machine) -> None:
+    receipts = await filled(either)
+    async with opening(either) as db:
+        for hours in (COUNT + 1, 40, 20):
+            oldest = either.now - hours * HOUR
+            would = await db.retain(age=timedelta(hours=hours), dry_run=True)
+            before = await first(db)
+            assert await db.retain(age=hours * 3600) == would
+            kept = await first(db)
+            assert receipts[kept].first_position >= would.first
+            assert all(receipt.timestamp < oldest for receipt in receipts[before:kept])
+            assert (would.until is None) == (kept == before)
+            # A segment has about twelve of them: of what is older no more is left.
+            assert receipts[kept + 16].timestamp >= oldest
+        assert kept > 20
+        assert [each["rule"] for each in (await db.info())["dropped"]] == ["older than 40 h", "older than 20 h"]
+    assert either.verify(receipts[-1]).dropped[0]["rule"] == "older than 40 h"
+
+
+async def test_the_oldest_go_of_more_than_so_many_bytes(either: Machine) -> None:
+    await filled(either)
+    async with opening(either) as db:
+        size = (await db.info())["bytes"]
+        nothing = await db.retain(size=size)
+        assert nothing == Dropping(0, 0, 0, 0, None)
+        would = await db.retain(size=size // 2, dry_run=True)
+        assert await first(db) == 0
+        before = segments(either)
+        dropped = await db.retain(size=size // 2)
+        assert dropped == would
+        assert dropped.segments > 1
+        after = segments(either)
+        assert sum(size for name, size in before.items() if name not in after) == dropped.bytes
+        *closed, _ = after.values()
+        # Of the one that is written only what is in it counts.
+        assert size // 2 - SEGMENT < sum(closed) + either.end(int(max(after)[9:29])) <= size // 2
+        # The one that is written never goes.
+        assert (await db.retain(size=0)).segments > 0
+        assert await db.retain(size=0) == Dropping(0, 0, 0, (await db.info())["first_position"], None)
+        assert (await db.append("s", b"more")).first_offset == COUNT
+
+
+async def test_it_goes_unasked_when_the_options_say_so(either: Machine) -> None:
+    await filled(either)
+    async with opening(either, retain_age=30 * 3600.0) as db:
+
+        async def reached(offset: int) -> bool:
+            return await first(db) >= offset
+
+        await until(lambda: reached(15))
+        assert await first(db) <= 30
+        either.wait(10 * HOUR)
+        await until(lambda: reached(25))
+        assert await first(db) <= 40
+        assert {each["rule"] for each in (await db.info())["dropped"]} == {"older than 30 h"}
+    async with opening(either, retain_size=2 * SEGMENT) as db:
+        for i in range(2 * COUNT):
+            await db.append("s", b"%d" % i)
+
+        async def small() -> bool:
+            return bool((await db.info())["bytes"] <= 3 * SEGMENT)
+
+        await until(small)
+        assert (await db.append("s", b"")).first_offset == 3 * COUNT
+
+
+async def test_nothing_goes_for_its_age_while_the_clock_may_have_jumped(either: Machine) -> None:
+    await filled(either)
+    async with opening(either, retain_age=200 * 3600.0) as db:
+        assert await first(db) == 0
+        either.now += 20 * DAY
+        with pytest.raises(Unavailable, match="20 d ahead"):
+            await db.retain(age=3600)
+        with pytest.raises(Unavailable, match="20 d ahead"):
+            await db.retain(age=3600, dry_run=True)
+
+        async def noted() -> bool:
+            return any("the clock has jumped" in note for note in (await db.info())["notes"])
+
+        await until(noted)
+        await db.append("s", b"from the future")
+        assert await first(db) == 0
+        # A place is no matter of time.
+        await db.retain(before=20)
+        assert 0 < await first(db) < 20
+    # It is still so when it starts again; and after the machine was off.
+    for boot in (either.boot, b"another boot...."):
+        either.boot = boot
+        async with opening(either, retain_age=200 * 3600.0) as db:
+            await until(partial(held, db))
+            assert await first(db) < 20
+    async with opening(either, retain_age=200 * 3600.0) as db:
+        assert await db.retain(confirm_clock=True) == Dropping(0, 0, 0, (await db.info())["first_position"], None)
+
+        async def gone() -> bool:
+            return await first(db) >= 40
+
+        await until(gone)
+        await until(partial(free, db))
+    async with opening(either) as db:
+        await db.retain(age=timedelta(days=1))
+
+
+async def held(db: Log) -> bool:
+    return any("the clock has jumped" in note for note in (await db.info())["notes"])
+
+
+async def free(db: Log) -> bool:
+    return not await held(db)
+
+
+async def test_a_clock_that_goes_back_and_comes_again_has_jumped(machine: Machine) -> None:
+    await filled(machine)
+    async with opening(machine) as db:
+        machine.now -= 20 * DAY
+        assert (await db.retain(age=3600)).segments == 0
+        machine.now += 20 * DAY
+        with pytest.raises(Unavailable, match="20 d ahead"):
+            await db.retain(age=3600)
+        assert (await db.retain(age=3600, confirm_clock=True)).segments > 0
+
+
+@pytest.mark.parametrize("noted", [True, False])
+async def test_a_machine_that_was_off_for_more_than_a_day_asks(machine: Machine, noted: bool) -> None:
+    await filled(machine)
+    async with opening(machine, retain_age=1000 * 3600.0):
+        machine.wait(300 * HOUR)
+    assert CLOCK in machine.disk.files()
+    if not noted:
+        # Then the newest record is what is known.
+        machine.backend().unlink(CLOCK)
+    for off, ahead in ((JUMP // 2, False), (JUMP + HOUR, True)):
+        then = machine.image()
+        then.now, then.up, then.boot = then.now + off, 5, b"another boot...."
+        async with opening(then) as db:
+            if ahead or not noted:
+                with pytest.raises(Unavailable, match="ahead"):
+                    await db.retain(age=3600)
+            else:
+                assert (await db.retain(age=3600)).segments > 0
+
+
+async def test_what_is_in_place_of_what_was_noted_is_not_believed(machine: Machine) -> None:
+    await filled(machine)
+    async with opening(machine, retain_age=1000 * 3600.0):
+        machine.wait(300 * HOUR)
+    length = len(machine.disk.files()[CLOCK])
+    for place in range(0, length, 7):
+        other = machine.image()
+        other.flip(CLOCK, place)
+        async with opening(other) as db:
+            with pytest.raises(Unavailable, match="ahead"):
+                await db.retain(age=3600)
+    async with opening(machine) as db:
+        assert (await db.retain(age=3600)).segments > 0
+
+
+@pytest.mark.parametrize("few", range(12))
+async def test_a_full_disk_lets_what_makes_room_be_said(machine: Machine, few: int) -> None:
+    async with opening(machine) as db:
+        receipts = [await db.append("s", b"%d" % i) for i in range(4 * COUNT)]
+        await db.append("s", b"x" * 8000)
+        assert RESERVE in machine.disk.files()
+        machine.disk.capacity = 1 << 40
+        machine.disk.capacity -= machine.disk.free()
+        with pytest.raises(NoSpace):
+            await asyncio.gather(*(db.append("s", b"x" * (100 * (i + few))) for i in range(100)))
+        would = await db.retain(before=receipts[200].first_position, dry_run=True)
+        assert would.segments > 1
+        assert await db.retain(before=receipts[200].first_position) == would
+        with pytest.raises(Dropped):
+            await db.get(receipts[0].first_position)
+        await db.append("s", b"there is room")
+        machine.disk.capacity = None
+        assert (await db.retain(before=receipts[-1].first_position)).segments > 0
+        assert RESERVE in machine.disk.files()
+    machine.verify(receipts[-1])
+
+
+async def test_what_is_no_rule_is_invalid(machine: Machine) -> None:
+    await filled(machine, 3)
+    wrong: list[dict[str, Any]] = [{"before": -1}, {"before": "1"}, {"before": True}, {"age": -1}, {"age": "1d"}]
+    wrong += [{"age": True}, {"age": float("nan")}, {"age": 1e300}, {"size": -1}, {"size": 1.5}, {"size": 1 << 63}]
+    async with opening(machine) as db:
+        for rule in wrong:
+            with pytest.raises(Invalid):
+                await db.retain(**rule)
+        assert (await db.retain()).segments == 0
+    async with opening(machine, read_only=True) as reader:
+        with pytest.raises(Invalid, match="reading only"):
+            await reader.retain(before=1)
+
+
+async def test_a_reader_whose_files_are_gone_in_the_middle_is_told_where_to_go_on(either: Machine) -> None:
+    async with opening(either) as db:
+        receipts = [await db.append("s", bytes(20_000)) for _ in range(6 * COUNT)]
+    async with opening(either, read_only=True, cache_bytes=0) as reader:
+        reading = reader.read("s")
+        assert (await anext(reading)).offset == 0
+        tail = reader.tail("s", start=0)
+        assert (await anext(tail)).offset == 0
+        async with opening(either) as db:
+            await db.retain(before=receipts[-20].first_position)
+            kept = await first(db)
+            await asyncio.sleep(0.01)
+            for records in (reading, tail):
+                with pytest.raises(Dropped) as caught:
+                    await payloads(records)
+                assert caught.value.first == kept
+            with pytest.raises(Dropped):
+                await reader.get(receipts[1].first_position)
+            with pytest.raises(Dropped):
+                await reader.get_many([receipts[1].first_position])
+            assert len(await payloads(reader.read("s"))) == 6 * COUNT - kept
+
+
+async def test_a_receipt_of_what_is_gone_is_held_against_the_log(either: Machine) -> None:
+    receipts = await filled(either)
+    for upto in (20, 40):
+        async with opening(either) as db:
+            await db.retain(before=receipts[upto].first_position)
+    old = (receipts[0], receipts[7], receipts[30])
+    wrong = either.forge(receipts[7], root=bytes(32))
+    for gone in ([], [CHECKPOINT], [CHECKPOINT, HASHES]):
+        for name in gone:
+            if name in either.disk.files():
+                either.backend().unlink(name)
+        for receipt in old:
+            assert either.verify(receipt).notes == []
+            async with opening(either, anchor=receipt, read_only=True), opening(either, anchor=receipt):
+                pass
+        with pytest.raises(RolledBack, match="root"):
+            either.verify(wrong)
+        with pytest.raises(RolledBack, match="root"):
+            await opening(either, anchor=wrong)
+    # Nothing more than that hangs on it.
+    either.flip(PAST, 4096 + 5 * 32)
+    [note] = either.verify(receipts[-1]).notes
+    assert "past: hash" in note
+    either.backend().unlink(PAST)
+    for receipt in (*old, receipts[-1]):
+        [note] = either.verify(receipt).notes
+        assert "past: it is missing" in note
+        async with opening(either, anchor=receipt) as db:
+            assert (await db.get(receipts[-1].first_position)).payload == b"59"
+    async with opening(either) as db:
+        await db.retain(before=receipts[50].first_position)
+        assert (await db.get(receipts[-1].first_position)).payload == b"59"
+    assert either.verify(receipts[45]).dropped[-1]["to"] > receipts[40].first_position
+
+
+async def test_what_is_kept_of_the_past_is_not_kept_twice(machine: Machine) -> None:
+    receipts = await filled(machine)
+    async with opening(machine) as db:
+        gone = (await db.retain(before=receipts[40].first_position)).first
+        hashes, past = machine.disk.files()[HASHES], machine.disk.files()[PAST]
+        end = 32 * (2 * gone - gone.bit_count())
+        assert len(past) == 4096 + end
+        assert not any(hashes[4096 : 4096 + end])
+        assert any(past[4096:4128])
+        assert (await db.get(receipts[-1].first_position)).payload == b"59"
+
+
+async def test_hashes_that_are_wrong_are_not_kept_as_if_they_were_right(machine: Machine) -> None:
+    receipts = await filled(machine)
+    machine.flip(HASHES, 4096 + 32 * 3)
+    async with opening(machine) as db:
+        with pytest.raises(Corrupt, match="hashes"):
+            await db.retain(before=receipts[40].first_position)
+        assert await first(db) == 0
+    machine.backend().unlink(HASHES)
+    async with opening(machine) as db:
+        assert (await db.retain(before=receipts[40].first_position)).segments > 0
