@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from kimberlite import Dropped, Log, Receipt, Unavailable
+from kimberlite import Dropped, Duplicate, Log, Receipt, Unavailable
 from kimberlite.crypto.master import load_master
 from kimberlite.errors import Corrupt
 from kimberlite.log import checkpoint
@@ -268,3 +268,18 @@ async def test_what_is_left_is_packed_though_what_was_before_it_is_gone(either: 
         await until(packed)
         assert len(await payloads(db.read("s"))) > COUNT
     assert either.verify(receipts[-1]).notes == []
+
+
+async def test_what_was_dropped_is_not_appended_again(either: Machine) -> None:
+    receipts = await filled(either)
+    async with either.open(segment_bytes=SEGMENT) as db:
+        await db.retain(before=receipts[40].first_position)
+        first = (await anext(db.read("s"))).offset
+    for gone in ([], [CHECKPOINT]):
+        for name in gone:
+            either.backend().unlink(name)
+        async with either.open(segment_bytes=SEGMENT) as db:
+            for i in (0, first - 1):
+                with pytest.raises(Duplicate):
+                    await db.append("s", payload(i), producer=("p", i))
+            assert await db.append("s", payload(first), producer=("p", first)) == receipts[first]

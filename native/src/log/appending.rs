@@ -3,7 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 
-use kimberlite_core::log::{self, Admission, Part};
+use kimberlite_core::log::{self, Admission, Failure, Part, Refused};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
 
@@ -77,7 +77,10 @@ impl Log {
     fn answer_again(&self, py: Python<'_>, number: u64, request: &Request) -> PyResult<()> {
         let (id, sequence) = request.producer.as_ref().expect("only a producer's append is remembered");
         let receipts = py.detach(|| self.inner.reread(number, &request.parts, id, *sequence, request.several));
-        let receipts = receipts.map_err(|failure| self.failure(py, failure))?;
+        let receipts = receipts.map_err(|failure| match failure {
+            Failure::Dropped { .. } => self.refused(py, Refused::Forgotten),
+            failure => self.failure(py, failure),
+        })?;
         let mut answers = Answers::new(py, &self.inner, self.meters.get(), None);
         answers.answer(request, &receipts)?;
         answers.leave();

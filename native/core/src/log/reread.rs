@@ -32,7 +32,11 @@ impl Log {
     ) -> Result<Vec<Receipt>, Failure> {
         let named = self.name(&self.streams.read().unwrap(), parts, id, several);
         let found = self.again(|| self.group_bytes(number))?;
-        let (segment, place, bytes) = found.ok_or(Failure::ProducersDamaged { group: number })?;
+        let gone = || match self.retained() {
+            Some(said) if number < said.group => Failure::Dropped { stream: None, first: said.position },
+            _ => Failure::ProducersDamaged { group: number },
+        };
+        let (segment, place, bytes) = found.ok_or_else(gone)?;
         let group = self
             .open_again(&segment, place, &bytes)
             .map_err(|Damage(what)| self.damage(&segment, place, number, what))?;

@@ -147,8 +147,10 @@ impl Retained {
         };
         ensure(from.0.is_empty(), "a retention record has bytes behind its end")?;
         let sound = out.segment > 0 && out.group > 1 && out.position < 1 << 63;
+        let mut end = 0;
+        let joined = out.drops.iter().all(|drop| std::mem::replace(&mut end, drop.to) == drop.from);
         ensure(
-            sound && out.peaks.len() == out.position.count_ones() as usize,
+            sound && joined && end == out.position && out.peaks.len() == out.position.count_ones() as usize,
             "a retention record contradicts itself",
         )?;
         Ok(out)
@@ -170,6 +172,7 @@ impl Retained {
 #[derive(Default)]
 pub struct Collector {
     whole: Hash,
+    pieces: u32,
     next: u32,
     bytes: Vec<u8>,
     /// What the log began with comes yet, behind those that it stands for.
@@ -180,9 +183,12 @@ impl Collector {
     /// What was dropped, if this is the last piece of what says so.
     pub fn take(&mut self, piece: &Piece) -> Checked<Option<Retained>> {
         if piece.number == 0 {
-            (self.whole, self.next, self.bytes) = (piece.whole, 0, Vec::new());
+            (self.whole, self.pieces, self.next, self.bytes) = (piece.whole, piece.pieces, 0, Vec::new());
+        } else if self.ahead && self.pieces == 0 {
+            // Those before it were dropped.
+            return Ok(None);
         }
-        let fits = piece.whole == self.whole && piece.number == self.next;
+        let fits = (piece.whole, piece.pieces, piece.number) == (self.whole, self.pieces, self.next);
         ensure(fits, "the pieces of a retention record do not fit together")?;
         self.next += 1;
         self.bytes.extend(&piece.bytes);

@@ -208,11 +208,6 @@ impl Log {
             let mut same = known.map(|(info, left)| info.declaration == left.declaration && left.first <= info.forming);
             ensure(found.streams.len() < streams.info.len() && same.all(|same| same), ANOTHER)?;
         }
-        if let Some(segment) = self.segments.read().unwrap().get(&found.segment) {
-            let header = &segment.header;
-            let begins = (header.first_group, header.first_position, header.before);
-            ensure(begins == (found.group, found.position, found.chain), ANOTHER)?;
-        }
         if let Some(before) = self.retained() {
             let ahead = &mut self.collector.lock().unwrap().ahead;
             if *ahead && found.segment < before.segment {
@@ -222,7 +217,9 @@ impl Log {
             ensure(found == *before || found.segment > before.segment && !*ahead, ANOTHER)?;
             *ahead = false;
         }
-        ensure(found.position <= self.durable(), ANOTHER)?;
+        let header = self.segments.read().unwrap().get(&found.segment).map(|segment| segment.header);
+        let begins = header.map(|header| (header.first_group, header.first_position, header.before));
+        ensure(begins == Some((found.group, found.position, found.chain)), ANOTHER)?;
         if let Some(peaks) = self.peaks_at(found.position, 0) {
             ensure(peaks == found.peaks, "a retention record names another tree")?;
         }
