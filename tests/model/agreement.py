@@ -20,10 +20,12 @@ from kimberlite.log.options import Options
 from kimberlite.log.recovery import Loader, load_identity, load_keys, load_marks, new_log
 from kimberlite.log.verify import verify
 from kimberlite.storage.memory import Disk, MemoryBackend
-from tests.model import Log, Record, Row, hashes_file, read_log
-from tests.model.derived import checkpoint_file, index_file, pieces, producer_entries, receipt_key
+from tests.model import Log, Mode, Record, Row, hashes_file, read_log
+from tests.model.derived import checkpoint_file, first_of, index_file, pieces, producer_entries, receipt_key
+from tests.model.files import hashes_header, leaf_index, segment_name
 from tests.model.groups import BLOCK
-from tests.model.hashes import receipt_mac, tree_root
+from tests.model.hashes import Tree, receipt_mac, tree_root
+from tests.model.retained import decode_retained, decode_sent, encode_retained, last_sent
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ async def agree(disk: Disk, master: Master | None) -> Log:
     inspection_agrees(disk, log)
     end = ended(log)
     report = verify(MemoryBackend(disk.copy()), key_of(master))
-    assert (report.groups, report.segments) == (end.number, segments_of(log))
+    begun = 0 if log.begun is None else log.begun.segment
+    assert (report.groups, report.segments) == (end.number, segments_of(log) - begun)
     # What no watermark covers may be noted, and nothing else.
     assert [note for note in report.notes if not note.endswith("no watermark covers them yet")] == []
     assert (report.records, report.root, report.chain) == (end.tree_size, end.root, end.chain)
@@ -100,7 +103,7 @@ async def agree(disk: Disk, master: Master | None) -> Log:
 
 
 def segments_of(log: Log) -> int:
-    """A last segment without a group has a header all the same."""
+    """Those that were dropped too. A last one without a group has a header all the same."""
     last = log.groups[-1]
     return last.segment + 1 + last.closing
 
@@ -142,16 +145,23 @@ def replay_agrees(disk: Disk, master: Master | None, log: Log) -> None:
     native = new_log(identity, keys, Options(), None)
     end = Loader(backend, identity, keys, load_marks(backend, identity), native, write=True).run()
     assert end.torn_upto is None
-    assert native.sealed()[:2] == (len(log.groups) + 1, len(log.rows))
-    assert native.root() == (len(log.rows), log.root)
-    assert native.durable_group() == (len(log.groups), log.chain)
+    assert native.sealed()[:2] == (ended(log).number + 1, log.tree_size)
+    assert native.root() == (log.tree_size, log.root)
+    assert native.durable_group() == (ended(log).number, log.chain)
+    assert native.first == log.first
     for group in log.groups:
         assert native.root_at(group.tree_size) == group.root
-    assert native.take_hashes(sys.maxsize) == (0, hashes_file(log)[BLOCK:])
+    first = 0 if log.begun is None else leaf_index(log.begun.position)
+    assert native.take_hashes(sys.maxsize) == (first, log.hashes)
+    drops = [] if log.retained is None else log.retained.drops
+    said = [(drop.start, drop.end, drop.first, drop.last, drop.rule) for drop in drops]
+    assert native.dropped == (0 if log.retained is None else log.retained.segment, said)
 
 
 def inspection_agrees(disk: Disk, log: Log) -> None:
-    found = [line for line in describe(MemoryBackend(disk.copy()), None) if line["kind"] == "group"]
+    lines = [line for line in describe(MemoryBackend(disk.copy()), None) if line["kind"] == "group"]
+    first = 1 if log.retained is None else log.retained.group
+    found = [line for line in lines if line["group"] >= first]
     assert len(found) == len(log.groups)
     for line, group in zip(found, log.groups, strict=True):
         assert (line["group"], line["place"], line["position"]) == (group.number, group.place, group.position)
@@ -161,50 +171,105 @@ def inspection_agrees(disk: Disk, log: Log) -> None:
 
 
 async def reading_agrees(disk: Disk, master: Master | None, log: Log, shown: Shown) -> None:
-    mine = [as_read(row) for row in log.rows[: shown.tree_size]]
+    rows = log.between(log.first, shown.tree_size)
+    mine = [as_read(row) for row in rows]
+    #: That something was dropped may be said, and no watermark cover it yet.
+    covered = log.retained_at(shown.number) == log.retained
+
+    def kept(found: list[Given]) -> list[Given]:
+        return [one for one in found if one.position >= log.first or covered]
+
     async with await opened(disk, master, read_only=True) as db:
-        assert [record async for record in db.read(system=True)] == mine
+        assert kept([record async for record in db.read(system=True)]) == mine
         info = await db.info()
-        assert (info["records"], info["root"], info["chain"]) == (len(mine), shown.root.hex(), shown.chain.hex())
+        assert (info["records"], info["root"], info["chain"]) == (shown.tree_size, shown.root.hex(), shown.chain.hex())
+        assert info["first_position"] == log.first or not covered
+        modes = {stream.name: stream for stream in log.streams}
         for stream in db.streams():
-            own = [row for row in mine if row[4] == stream.name]
-            assert [record async for record in db.read(stream.name)] == own
-            assert (stream.length, stream.encrypted) == (len(own), log.rows[own[0][6]].encrypted)
+            known = modes[stream.name]
+            own = [as_read(row) for row in rows if row.stream == known.number]
+            assert kept([record async for record in db.read(stream.name)]) == own
+            said = (stream.length, stream.encrypted)
+            assert said == (first_of(log, known.number) + len(own), known.mode is Mode.ENCRYPTED)
 
 
 def derived_agree(files: dict[str, bytes], master: Master | None, log: Log) -> None:
     """Those that are there; a log that was not closed may have older ones or none."""
     key = receipt_key(files, log, key_of(master))
     if "hashes" in files:
-        made, whole = files["hashes"], hashes_file(log)
-        assert made == whole[: len(made)]
+        hashes_agree(files["hashes"], log)
+    if "past" in files:
+        past_agrees(files["past"], log)
     for name, data in files.items():
-        if name.startswith("index/"):
+        # what a crash has left of a segment that was dropped
+        if name.startswith("index/") and segment_name(int(name[6:-4])) in files and int(name[6:-4]) >= log.segment:
             assert data == index_file(files, log, int(name[6:-4]), key), name
-    if "checkpoint" not in files:
-        return
+    if "checkpoint" in files:
+        checkpoint_agrees(files, log, key)
+
+
+def hashes_agree(made: bytes, log: Log) -> None:
+    """Nothing is asked of those of positions that were dropped."""
+    whole, first = hashes_file(log), BLOCK + 32 * leaf_index(log.first)
+    assert made[:BLOCK] == whole[:BLOCK]
+    assert made[first:] == whole[first : max(first, len(made))]
+
+
+def past_agrees(data: bytes, log: Log) -> None:
+    """What follows from its leaves, up to a hole of what a full disk did not keep."""
+    assert data[:BLOCK] == hashes_header(log.identity.database, b"KIMBPST1")
+    tree, whole = Tree(), True
+    for position in range(log.first):
+        at = BLOCK + 32 * leaf_index(position)
+        end = BLOCK + 32 * leaf_index(position + 1)
+        # of one that was cut off while it was written the rest is not there
+        whole = whole and end <= len(data) and any(data[at : at + 32])
+        if whole:
+            assert data[at:end] == b"".join(tree.grow(data[at : at + 32])), f"past of position {position}"
+    if whole and log.retained is not None:
+        assert tuple(tree.peaks) == log.retained.peaks
+
+
+def checkpoint_agrees(files: dict[str, bytes], log: Log, key: bytes) -> None:
     data = files["checkpoint"]
     group, size = int.from_bytes(data[24:32], "little"), int.from_bytes(data[136:144], "little")
-    assert data == checkpoint_file(files, log, group, size, key)
-    entries = b"".join(pieces(files.get("producers", b""), size, key))
-    assert entries == producer_entries(files, log, group, key_of(master))
+    said, dropped = log.retained_at(group), b""
+    if said is not None:
+        dropped = encode_retained(said)
+    elif log.begun is not None:
+        # one that was dropped itself since
+        dropped = data[len(checkpoint_file(files, log, group, size, b"", key)) - 32 : -32]
+        assert not dropped or decode_retained(dropped, "checkpoint").segment <= log.begun.segment
+    assert data == checkpoint_file(files, log, group, size, dropped, key)
+    found = b"".join(pieces(files.get("producers", b""), size, key))
+    if log.begun is None:
+        assert found == producer_entries(log, group)
+        return
+    entries = decode_sent(found, "producers")
+    begun = log.begun.group
+    assert [sent for sent in entries if sent.group >= begun] == [s for s in log.sent if begun <= s.group <= group]
+    before = last_sent(sent for sent in entries if sent.group < begun)
+    for sent in log.sent:
+        assert sent.group >= begun or before[sent.key] == sent
 
 
 def closed_agree(disk: Disk, log: Log) -> None:
     """After a clean close every derived file is there, and of the last group."""
     files = disk.files()
-    assert files["hashes"] == hashes_file(log)
-    assert int.from_bytes(files["checkpoint"][24:32], "little") == len(log.groups)
-    closed = [f"index/{number:020d}.idx" for number in range(segments_of(log) - 1)]
+    assert len(files["hashes"]) == len(hashes_file(log))
+    assert int.from_bytes(files["checkpoint"][24:32], "little") == log.groups[-1].number
+    closed = [f"index/{number:020d}.idx" for number in range(log.segment, segments_of(log) - 1)]
     assert [name for name in files if name.startswith("index/")] == closed
 
 
 def receipts_agree(receipts: Iterable[Receipt], files: dict[str, bytes], master: Master | None, log: Log) -> None:
     key = receipt_key(files, log, key_of(master))
     for receipt in receipts:
-        group = log.groups[receipt.group - 1]
+        if receipt.last_position < log.first:
+            continue
+        group = log.group(receipt.group)
         assert receipt[7:12] == (group.tree_size, group.root, group.chain, group.incarnation, group.number)
-        rows = log.rows[receipt.first_position : receipt.last_position + 1]
+        rows = log.between(receipt.first_position, receipt.last_position + 1)
         assert {(row.name, row.timestamp) for row in rows} == {(receipt.stream, receipt.timestamp)}
         assert [row.offset for row in rows] == list(range(receipt.first_offset, receipt.last_offset + 1))
         assert [row.last for row in rows] == [False] * (len(rows) - 1) + [True]

@@ -36,6 +36,16 @@ class AppendMany:
 
 
 @dataclass(frozen=True)
+class Said:
+    """A system record of its own, such as a piece of a retention record."""
+
+    payload: bytes
+
+
+Operation = Batch | AppendMany | Said
+
+
+@dataclass(frozen=True)
 class Item:
     """A record on its way into a run."""
 

@@ -8,10 +8,10 @@ from itertools import count
 
 import pytest
 
-from . import AppendMany, Batch, Identity, Keys, Log, Mode, Record, Sender, read_log, write_log
+from . import Batch, Identity, Keys, Log, Mode, Operation, Record, Sender, read_log, write_log
 from .groups import BLOCK
 
-Operations = Sequence[Sequence[Batch | AppendMany]]
+Operations = Sequence[Sequence[Operation]]
 MASTER = b"m" * 32
 
 

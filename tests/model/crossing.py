@@ -13,18 +13,36 @@ import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from random import Random
 
-from kimberlite import Receipt
+from kimberlite import Duplicate, Receipt
 from kimberlite.arguments import Sync
 from kimberlite.log.log import Log as Engine
 from kimberlite.log.opening import Injected
 from kimberlite.log.options import Options
 from kimberlite.storage.memory import Disk, MemoryBackend
-from tests.model import AppendMany, Batch, Identity, Keys, Log, Mode, Record, Sender, write_log
+from tests.model import (
+    AppendMany,
+    Batch,
+    Identity,
+    Keys,
+    Log,
+    Mode,
+    Operation,
+    Record,
+    Said,
+    Sender,
+    encode_system,
+    pieces_of,
+    read_log,
+    retained_of,
+    without,
+    write_log,
+)
 from tests.model.agreement import (
     Master,
     agree,
@@ -36,13 +54,15 @@ from tests.model.agreement import (
     receipts_agree,
     segments_of,
 )
+from tests.model.derived import receipt_key
 from tests.model.drawing import STREAMS, Tick, clock, records
 from tests.model.groups import BLOCK
+from tests.model.hashes import kept_producer, many_key
 
 POLICIES: tuple[Sync, ...] = ("group", "group", "group", "batch", "os")
 WIDE = 1 << 20
 
-Operations = list[list[Batch | AppendMany]]
+Operations = list[list[Operation]]
 
 
 @dataclass
@@ -82,6 +102,8 @@ class Writing:
     #: The disk and what was acknowledged at the power cut.
     cut: tuple[Disk, list[Acknowledged]] | None = None
     cuts: int = 0
+    #: Nothing from this position on was asked to be dropped.
+    dropped: int = 0
     clock: Tick = field(init=False)
     steps: int = 0
     producers: int = 0
@@ -139,6 +161,10 @@ class Writing:
         self.acknowledged += [Acknowledged(a, receipts) for a, receipts in zip(appends, answers, strict=True)]
         if self.rng.random() < 0.3:
             await asyncio.sleep(0.001)
+        if self.rng.random() < 0.2:
+            before = self.rng.randrange(db.durable_position + 1)
+            self.dropped = max(self.dropped, before)
+            await db.retain(before=before)
 
     def draw(self) -> Append:
         rng = self.rng
@@ -152,15 +178,22 @@ class Writing:
         return Append(batches, producer, many, rng.choice(POLICIES))
 
     async def repeat(self, db: Engine, first: Acknowledged) -> None:
-        """What has a producer is answered as it was the first time."""
-        if first.append.producer is not None:
+        """What has a producer is answered as it was the first time, unless it was dropped."""
+        if first.append.producer is None:
+            return
+        try:
             answers = await replace(first.append, policy="group").send(db)
-            for again, receipt in zip(answers, first.receipts, strict=True):
-                assert again[:6] == receipt[:6]
-                assert again[7:12] == receipt[7:12]
+        except Duplicate:
+            assert first.receipts[0].first_position < (await db.info())["first_position"]
+            return
+        for again, receipt in zip(answers, first.receipts, strict=True):
+            assert again[:6] == receipt[:6]
+            assert again[7:12] == receipt[7:12]
 
 
 def several(log: Log) -> str:
+    if log.first > 0:
+        return "the first segments dropped"
     return "several segments" if segments_of(log) > 1 else "one segment"
 
 
@@ -178,10 +211,11 @@ async def engine_to_model(seed: int, master: Master) -> str:
         closed_agree(writing.disk, log)
     receipts = [receipt for one in writing.acknowledged for receipt in one.receipts]
     receipts_agree(receipts, writing.disk.files(), chosen, log)
+    assert log.first <= writing.dropped
     held = {(rows[0].name, rows[0].offset): tuple(row.record for row in rows) for rows in batches(log)}
     for one in writing.acknowledged:
         for receipt, sent in zip(one.receipts, one.append.batches.values(), strict=True):
-            assert held[receipt.stream, receipt.first_offset] == sent
+            assert receipt.first_position < log.first or held[receipt.stream, receipt.first_offset] == sent
     return f"{several(log)}, {'cut' if writing.cuts else 'not cut'}, {'closed' if clean else 'left'}"
 
 
@@ -202,7 +236,7 @@ class Drawn:
         count = self.rng.randrange(1, self.rng.choice((3, 3, 8, 8, 8, 60)))
         return [[self.operation() for _ in range(self.rng.randrange(1, 4))] for _ in range(count)]
 
-    def operation(self) -> Batch | AppendMany:
+    def operation(self) -> Operation:
         rng = self.rng
         if rng.random() < 0.7:
             stream = rng.choice(STREAMS)
@@ -223,44 +257,92 @@ class Drawn:
         return Sender(who, self.sequences[scope, who])
 
 
-def model_writes(rng: Random, master: Master | None, tick: Tick, largest: int) -> tuple[dict[str, bytes], Operations]:
+def model_writes(rng: Random, master: Master | None, largest: int) -> tuple[dict[str, bytes], Operations, Tick]:
+    """Its files, what was written, and the clock."""
     drawn = Drawn(rng, master is not None, largest)
     groups = drawn.groups()
     origin = rng.choice(("example.com/log", "é", "x" * 255))
     identity = Identity(rng.randbytes(16), rng.randrange(1 << 63), origin, master is not None, 1 << rng.randrange(13))
     behind = rng.randrange(5)
-    files = write_log(
+    small = [64 * 1024] * 3 if len(groups) > 3 else []
+    made = partial(
+        write_log,
         identity,
-        groups,
         keys=Keys(rng.randbytes(32), rng.randbytes(32), key_of(master)),
-        entropy=rng.randbytes,
-        clock=tick,
-        segment_bytes=16 * WIDE if largest == WIDE else rng.choice((128 * 1024, WIDE)),
+        segment_bytes=16 * WIDE if largest == WIDE else rng.choice((*small, 128 * 1024, WIDE)),
         compress=rng.random() < 0.5,
         incarnation=rng.choice((0, 3)),
         durable_upto=lambda number: max(0, number - 1 - behind),
         clean=rng.random() < 0.5,
         zeros_behind=rng.choice((0, 0, 3 * BLOCK)),
     )
-    return files, groups
+    seed, ticks = rng.random(), [clock(rng)]
+
+    def write() -> dict[str, bytes]:
+        """A longer one begins as a shorter one does."""
+        chance = Random(seed)
+        ticks[0] = clock(Random(seed))
+        return made(operations=groups, entropy=chance.randbytes, clock=ticks[0])
+
+    return model_drops(rng, write, drawn, groups, master), groups, ticks[0]
+
+
+def model_drops(
+    rng: Random, write: Callable[[], dict[str, bytes]], drawn: Drawn, groups: Operations, master: Master | None
+) -> dict[str, bytes]:
+    """Writes it; of most that have several segments the first ones were dropped, once or twice, and some are left."""
+    files, gone = write(), range(0)
+    for _ in range(rng.choice((0, 1, 1, 2))):
+        log = read_log(files, key_of(master))
+        kept = range(log.segment + 1, segments_of(log))
+        if not kept:
+            break
+        said = retained_of(
+            files, log, rng.choice(kept), rule=rng.choice(("a", "é")), now=rng.randrange(1 << 63),
+            master=key_of(master), entropy=rng.randbytes,
+        )  # fmt: skip
+        pieces: list[Operation] = [Said(encode_system(piece)) for piece in pieces_of(said, rng.choice((1, 2, 5)))]
+        if rng.random() < 0.3:
+            # one that was given up
+            groups.append(pieces[:-1] or drawn.groups()[0])
+        if rng.random() < 0.5:
+            groups.append(pieces)
+        else:
+            for piece in pieces:
+                groups.append([drawn.operation(), piece])
+        groups += drawn.groups() if rng.random() < 0.5 else []
+        files, gone = write(), range(rng.choice((said.segment, said.segment, rng.randrange(said.segment + 1))))
+    return without(files, gone)
 
 
 def senders(groups: Operations) -> Iterator[Append]:
     """What has a producer, to be sent again."""
     for operation in (one for group in groups for one in group):
-        if operation.producer is not None:
+        if not isinstance(operation, Said) and operation.producer is not None:
             many = isinstance(operation, AppendMany)
             parts = operation.batches if isinstance(operation, AppendMany) else (operation,)
             sender = (operation.producer.identifier, operation.producer.sequence)
             yield Append({batch.stream: batch.records for batch in parts}, sender, many)
 
 
+def left(append: Append, log: Log, key: bytes) -> bool:
+    """Whether the log still has it."""
+    assert append.producer is not None
+    identifier, sequence = append.producer
+    if append.many:
+        kept = kept_producer(many_key(key), identifier)
+        here = (sent for sent in log.sent if sent.group >= log.groups[0].number)
+        return any((sent.producer, sent.sequence) == (kept, sequence) for sent in here)
+    senders = (row.producer for row in log.rows if row.name in append.batches)
+    return any(sender and (sender.identifier, sender.sequence) == append.producer for sender in senders)
+
+
 async def model_to_engine(seed: int, master: Master) -> str:
     """How it was."""
     rng = Random(f"model {seed}")
     chosen = master if rng.random() < 0.5 else None
-    tick, largest = clock(rng), WIDE if rng.random() < 0.05 else 8000
-    files, groups = model_writes(rng, chosen, tick, largest)
+    largest = WIDE if rng.random() < 0.05 else 8000
+    files, groups, tick = model_writes(rng, chosen, largest)
     disk = Disk.from_files(files)
     before = await agree(disk, chosen)
     writing = Writing(rng, chosen, largest, disk)
@@ -268,12 +350,20 @@ async def model_to_engine(seed: int, master: Master) -> str:
     async with await opened(disk, chosen, options=writing.options(), injected=injected) as db:
         again = list(senders(groups))
         for append in rng.sample(again, min(3, len(again))):
-            receipts = await append.send(db)
-            receipts_agree(receipts, files, chosen, before)
+            # of what was dropped there is no receipt
+            with (
+                nullcontext()
+                if left(append, before, receipt_key(files, before, key_of(chosen)))
+                else suppress(Duplicate)
+            ):
+                receipts = await append.send(db)
+                assert receipts[0].last_position < before.tree_size
+                receipts_agree(receipts, files, chosen, before)
         await writing.wave(db)
     after = await agree(disk, chosen)
     closed_agree(disk, after)
-    assert after.rows[: len(before.rows)] == before.rows
+    first = max(before.first, after.first)
+    assert after.between(first, before.tree_size) == before.between(first, before.tree_size)
     receipts_agree((r for one in writing.acknowledged for r in one.receipts), disk.files(), chosen, after)
     return several(before)
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from .cursor import u16, u32, u64, up_to
 from .files import RECEIPT_KEY, decode_vault, segment_name, unwrap_slot
 from .groups import BLOCK, Run, SegmentHeader, decode_group, decode_segment_header, runs_of
-from .hashes import Tree, blake, domain, index_key, kept_producer
-from .log import Log, Sealed
-from .records import Many, decode_system
+from .hashes import Tree, blake, domain
+from .log import Log, Row, Sealed
+from .retained import encode_sent
 
 Files = Mapping[str, bytes]
 
@@ -71,32 +71,47 @@ def index_file(files: Files, log: Log, number: int, key: bytes) -> bytes:
     return with_mac(data, key)
 
 
-def checkpoint_file(files: Files, log: Log, number: int, producers: int, key: bytes) -> bytes:
-    """`checkpoint` as of a group, when so many bytes of `producers` count."""
+def checkpoint_file(files: Files, log: Log, number: int, producers: int, dropped: bytes, key: bytes) -> bytes:
+    """`checkpoint` as of a group, when so many bytes of `producers` count, and this is the last retention record."""
     last = files["producers"][producers - 32 : producers] if producers else bytes(32)
-    group = log.groups[number - 1]
-    tree = Tree()
-    rows = log.rows[: group.tree_size]
+    group = log.group(number)
+    said = log.retained
+    tree = Tree() if said is None else Tree(said.position, said.peaks)
+    rows = log.between(log.first, group.tree_size)
     for row in rows:
         tree.grow(row.leaf)
-    declared = [row.payload for row in rows if row.stream == 0 and _declares(row.payload)]
-    segment, place = group.segment, up_to(_end(files, log, group), BLOCK)
+    later = declarations(log.between(group.tree_size, log.tree_size))
+    known = [] if said is None else [left.declaration for left in said.streams]
+    declared = [each for each in dict.fromkeys([*known, *declarations(rows)]) if each not in later]
+    segment, place = group.segment, up_to(_end(files, log, group), BLOCK) if group.place else 0
     chain, last_place = group.chain, group.place
     if group.closing:
         segment, place, last_place = group.segment + 1, BLOCK, 0
         chain = header_of(files, segment).chain()
     data = b"KIMBCKP1" + log.identity.database + u64(number) + u64(group.tree_size) + chain
     data += u64(group.timestamp) + u32(group.incarnation) + u32(len(declared)) + u64(segment) + u64(place)
-    data += header_of(files, segment).salt + u64(producers) + u64(sum(row.stream == 0 for row in rows))
+    data += header_of(files, segment).salt + u64(producers) + u64(length_of(log, 0, rows))
     data += u64(len(tree.peaks)) + u64(last_place) + group.chain + last + b"".join(tree.peaks)
     for i, declaration in enumerate(declared):
-        length = sum(row.stream == i + 1 for row in rows)
-        data += u64(length) + u16(len(declaration)) + declaration
-    return with_mac(data, key)
+        data += u64(length_of(log, i + 1, rows)) + u16(len(declaration)) + declaration
+    return with_mac(data + dropped, key)
 
 
-def _declares(payload: bytes) -> bool:
-    return payload[:2] == u16(1)
+def length_of(log: Log, stream: int, rows: tuple[Row, ...]) -> int:
+    """Of a stream at the end of the first of the rows that are left."""
+    return first_of(log, stream) + sum(row.stream == stream for row in rows)
+
+
+def first_of(log: Log, stream: int) -> int:
+    """The first offset of a stream that is left, or is to come."""
+    said = log.retained
+    if said is None or stream > len(said.streams):
+        return 0
+    return said.streams[stream - 1].offset if stream else said.system
+
+
+def declarations(rows: tuple[Row, ...]) -> list[bytes]:
+    return [row.payload for row in rows if row.stream == 0 and row.payload[:2] == u16(1)]
 
 
 def _end(files: Files, log: Log, group: Sealed) -> int:
@@ -104,26 +119,9 @@ def _end(files: Files, log: Log, group: Sealed) -> int:
     return group.place + int.from_bytes(length, "little")
 
 
-def producer_entries(files: Files, log: Log, upto: int, master: bytes | None) -> bytes:
-    """The entries of the tables up to a group, as `producers` keeps them."""
-    keys = {} if master is None else slot_keys(files, log, master)
-    rows = log.rows[: log.groups[upto - 1].tree_size] if upto else ()
-    group_of = {at: g.number for g in log.groups for at in range(g.position, g.position + g.records)}
-    entries = b""
-    starts = True
-    for row in rows:
-        if row.stream == 0:
-            system = decode_system(row.opened, "stream 0")
-            if isinstance(system, Many):
-                who = system.producer + system.digest + u64(system.sequence)
-                entries += who + u64(group_of[row.position]) + u64(row.timestamp) + u32(0) + bytes(4)
-        elif starts and row.producer is not None:
-            stream = log.streams[row.stream]
-            key = index_key(keys[stream.declared]) if row.encrypted else log.identity.hash()
-            who = kept_producer(key, row.producer.identifier) + row.producer.digest + u64(row.producer.sequence)
-            entries += who + u64(group_of[row.position]) + u64(row.timestamp) + u32(row.stream) + bytes(4)
-        starts = row.last
-    return entries
+def producer_entries(log: Log, upto: int) -> bytes:
+    """The entries of the tables up to a group, as `producers` keeps them if it was begun when reading began."""
+    return b"".join(encode_sent(sent) for sent in log.sent if sent.group <= upto)
 
 
 def pieces(producers: bytes, size: int, key: bytes) -> Iterator[bytes]:

@@ -10,7 +10,7 @@ from functools import cache
 
 from .cursor import Cursor, ModelError, is_zero, require, u8, u16, u32, u64, up_to
 from .groups import BLOCK
-from .hashes import Tree, blake, domain, key_id, sha256, wrapping_key, xaes_open, xaes_seal
+from .hashes import blake, domain, key_id, sha256, wrapping_key, xaes_open, xaes_seal
 
 SLOT = 256
 OTHER_NAMES = re.compile(
@@ -23,16 +23,18 @@ def segment_name(number: int) -> str:
     return f"segments/{number:020d}.seg"
 
 
-def check_names(names: Iterable[str]) -> int:
-    """How many segments there are; every name is one that a directory may hold."""
+def check_names(names: Iterable[str]) -> range:
+    """The segments up to the last, without a gap; every name is one that a directory may hold."""
     segments = set()
     for name in names:
         require(OTHER_NAMES.fullmatch(name) is not None, name, "is no file of a database")
         if name.startswith("segments/"):
             segments.add(name)
-    for number in range(len(segments)):
-        require(segment_name(number) in segments, segment_name(number), "is missing")
-    return len(segments)
+    require(bool(segments), segment_name(0), "is missing")
+    first = last = int(max(segments)[-24:-4])
+    while segment_name(first - 1) in segments:
+        first -= 1
+    return range(first, last + 1)
 
 
 @dataclass(frozen=True)
@@ -264,11 +266,9 @@ def _either(copies: list[tuple[str, bytes]], place: int, identity: Identity, pro
     return max(found, key=lambda slot: -1 if slot is None else slot.generation)
 
 
-def encode_hashes(database: bytes, leaves: Iterable[bytes]) -> bytes:
-    """The derived file `hashes`."""
-    tree = Tree()
-    made = (b"".join(tree.grow(leaf)) for leaf in leaves)
-    return (b"KIMBTRE1" + database).ljust(BLOCK, b"\0") + b"".join(made)
+def hashes_header(database: bytes, magic: bytes = b"KIMBTRE1") -> bytes:
+    """Of the derived file `hashes`, and of `past`."""
+    return (magic + database).ljust(BLOCK, b"\0")
 
 
 def leaf_index(position: int) -> int:

@@ -161,12 +161,22 @@ def _split(size: int) -> int:
     return 1 << (size - 1).bit_length() - 1
 
 
+def root_of(peaks: Sequence[bytes]) -> bytes:
+    """`peaks` are the roots of a tree's perfect subtrees, largest first."""
+    if not peaks:
+        return sha256()
+    root = peaks[-1]
+    for peak in reversed(peaks[:-1]):
+        root = node_hash(peak, root)
+    return root
+
+
 class Tree:
     """The roots of its perfect subtrees, largest first: one for each bit of the size."""
 
-    def __init__(self) -> None:
-        self.size = 0
-        self.peaks: list[bytes] = []
+    def __init__(self, size: int = 0, peaks: Iterable[bytes] = ()) -> None:
+        self.size = size
+        self.peaks = list(peaks)
 
     def grow(self, leaf: bytes) -> list[bytes]:
         """Adds a leaf and returns it with every node it completes."""
@@ -179,12 +189,7 @@ class Tree:
         return made
 
     def root(self) -> bytes:
-        if not self.peaks:
-            return sha256()
-        root = self.peaks[-1]
-        for peak in reversed(self.peaks[:-1]):
-            root = node_hash(peak, root)
-        return root
+        return root_of(self.peaks)
 
 
 def segment_chain(number: int, first_group: int, first_position: int, before: bytes) -> bytes:

@@ -150,7 +150,22 @@ class Many:
     parts: tuple[Part, ...]
 
 
-def encode_system(system: Declaration | Many) -> bytes:
+@dataclass(frozen=True)
+class Piece:
+    """Of a retention record. `whole` is the hash of all its pieces."""
+
+    number: int
+    pieces: int
+    whole: bytes
+    data: bytes
+
+
+System = Declaration | Many | Piece
+
+
+def encode_system(system: System) -> bytes:
+    if isinstance(system, Piece):
+        return u16(3) + u32(system.number) + u32(system.pieces) + system.whole + system.data
     if isinstance(system, Declaration):
         require(len(system.random) == 16, "declaration", "16 random bytes")
         name = system.name.encode()
@@ -162,15 +177,17 @@ def encode_system(system: Declaration | Many) -> bytes:
     return front + u32(len(system.parts)) + parts
 
 
-def decode_system(record: Record, where: str) -> Declaration | Many:
+def decode_system(record: Record, where: str) -> System:
     bare = record.key is None and not record.headers and record.event_time is None
     require(bare, where, "a system record with a key, headers or an event time")
     cursor = Cursor(record.payload, where)
     kind = cursor.number(2, "kind")
     if kind == 1:
-        system: Declaration | Many = _declaration(cursor)
+        system: System = _declaration(cursor)
     elif kind == 2:
         system = _many(cursor)
+    elif kind == 3:
+        system = _piece(cursor)
     else:
         raise ModelError(where, f"system record of kind {kind}, which format 1 does not describe")
     cursor.end()
@@ -190,3 +207,9 @@ def _many(cursor: Cursor) -> Many:
     require(count * 16 == len(cursor.data) - cursor.place, cursor.where, f"{count} parts")
     parts = (Part(*(cursor.number(size, "part") for size in (4, 8, 4))) for _ in range(count))
     return Many(producer, sequence, digest, tuple(parts))
+
+
+def _piece(cursor: Cursor) -> Piece:
+    number, pieces, whole = cursor.number(4, "piece"), cursor.number(4, "pieces"), cursor.take(32, "hash")
+    require(number < pieces, cursor.where, f"piece {number} of {pieces}")
+    return Piece(number, pieces, whole, cursor.take(len(cursor.data) - cursor.place, "piece"))

@@ -38,7 +38,7 @@ def batches_of(operations: Operations) -> Iterator[tuple[Batch, bool]]:
         for operation in group:
             if isinstance(operation, AppendMany):
                 yield from ((batch, True) for batch in operation.batches)
-            else:
+            elif isinstance(operation, Batch):
                 yield operation, False
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from .batches import AppendMany, Batch, Item, Sender, cut, entries_of
+from .batches import AppendMany, Batch, Item, Operation, Said, Sender, cut, entries_of
 from .cursor import require, up_to
 from .files import (
     DATA_KEY,
@@ -135,7 +135,7 @@ class _Writer:
         self.segments.append(bytearray(encode_segment_header(header)))
         self.previous = header.chain()
 
-    def append_group(self, operations: Iterable[Batch | AppendMany]) -> None:
+    def append_group(self, operations: Iterable[Operation]) -> None:
         items = [item for operation in operations for item in self.items(operation)]
         runs = tuple(encode_run(run) for run in self.runs(items))
         size = GROUP_HEADER + sum(len(run) + 8 for run in runs) + 32 + 16 * self.identity.tagged
@@ -162,7 +162,9 @@ class _Writer:
         segment += bytes(up_to(len(segment), BLOCK) - len(segment))
         self.position += records
 
-    def items(self, operation: Batch | AppendMany) -> list[Item]:
+    def items(self, operation: Operation) -> list[Item]:
+        if isinstance(operation, Said):
+            return self.system.batch([encode_record(Record(operation.payload))])
         batches = operation.batches if isinstance(operation, AppendMany) else (operation,)
         items = [item for batch in batches for item in self.declare(batch)]
         if isinstance(operation, AppendMany) and operation.producer is not None:
@@ -243,7 +245,7 @@ class _Writer:
 
 def write_log(
     identity: Identity,
-    operations: Iterable[Iterable[Batch | AppendMany]],
+    operations: Iterable[Iterable[Operation]],
     *,
     keys: Keys,
     entropy: Entropy,
