@@ -140,7 +140,7 @@ fn records_and_system_records_of_any_bytes_are_refused_or_sound() {
         streams: vec![left; 3],
         producers: vec![7; 64],
         sealed: vec![(2, [8; 24], vec![9; 80])],
-        drops: vec![dropped; 2],
+        drops: vec![dropped.clone(), Dropped { from: 6, ..dropped }],
         ..Retained::default()
     };
     fuzz(60, 20_000, 8, &retained.encode(), |bytes| Retained::decode(bytes).is_ok_and(|found| found.encode() == bytes));
