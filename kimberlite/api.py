@@ -30,6 +30,7 @@ def open(
     pack: float = 0.5,
     retain_age: timedelta | float = 0.0,
     retain_size: int = 0,
+    scrub: int = 4 * MIB,
     origin: str | None = None,
     anchor: Receipt | None = None,
 ) -> Opening:
@@ -38,8 +39,8 @@ def open(
     One writer at a time; `read_only` opens beside it, without a lock and without writing anything.
     `compression` is a zstd level. `anchor` is a receipt kept elsewhere: a log that does not reach it is
     ROLLED_BACK. With a master key new streams are encrypted. A closed segment is packed in the background when that
-    leaves at most the share `pack` of it. What is older than `retain_age`, and the oldest of more than `retain_size`
-    bytes, is dropped by whole closed segments.
+    leaves at most the share `pack` of it; `scrub` bytes a second of them are read in the background, to find damage. What
+    is older than `retain_age`, and the oldest of more than `retain_size` bytes, is dropped by whole closed segments.
     """
     rule = checked_rule(None, retain_age, retain_size)
     options = Options(
@@ -51,6 +52,7 @@ def open(
         pack=pack,
         retain_age=(rule.age or 0) / 10**9,
         retain_size=rule.size or 0,
+        scrub=scrub,
     )
     return open_log(
         path,

@@ -336,6 +336,7 @@ def open(
     pack: float = 0.5,
     retain_age: timedelta | float = 0.0,
     retain_size: int = 0,
+    scrub: int = 4 * MIB,
     origin: str | None = None,
     anchor: Receipt | None = None,
 ) -> Database:
@@ -354,6 +355,7 @@ def open(
         pack=pack,
         retain_age=retain_age,
         retain_size=retain_size,
+        scrub=scrub,
         origin=origin,
         anchor=anchor,
     )

@@ -35,7 +35,7 @@ def signature(call: object) -> dict[str, tuple[object, object]]:
 def test_defaults_of_open_are_those_of_the_options() -> None:
     defaults = {name: default for name, (_, default) in signature(kimberlite.open).items()}
     options = Options()
-    for name in ("sync", "segment_bytes", "compression", "depth", "max_delay", "pack"):
+    for name in ("sync", "segment_bytes", "compression", "depth", "max_delay", "pack", "scrub"):
         assert defaults[name] == getattr(options, name)
 
 

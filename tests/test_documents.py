@@ -177,6 +177,7 @@ def test_options_and_their_defaults() -> None:
         ({"depth": 8}, {"depth": 9}),
         ({"max_delay": 1.0}, {"max_delay": 1.1}),
         ({"pack": 1.0}, {"pack": 1.1}),
+        ({"scrub": 0}, {"scrub": -1}),
     ],
 )
 def test_the_ranges_of_options(fits: dict[str, float], does_not: dict[str, float]) -> None:

@@ -12,18 +12,22 @@ MOST: Final = 100
 
 
 class Findings:
-    """Damage to what was acknowledged, which nothing that runs by itself repairs or hides. Each is told once."""
+    """Damage on the disk, each told once. Nothing that runs by itself repairs or hides what was acknowledged."""
 
     def __init__(self) -> None:
         self.found: dict[str, KimberliteError] = {}
-        self.count = 0
+        self._told: set[str] = set()
         #: Told of each.
         self.on_found: Callable[[KimberliteError], None] = lambda _error: None
 
     def add(self, error: KimberliteError) -> None:
-        if str(error) in self.found:
+        if str(error) in self._told:
             return
-        self.count += 1
+        self._told.add(str(error))
         if len(self.found) < MOST:
             self.found[str(error)] = error
         self.on_found(error)
+
+    @property
+    def count(self) -> int:
+        return len(self._told)

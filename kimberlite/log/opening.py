@@ -48,6 +48,7 @@ from kimberlite.log.packing import Packer
 from kimberlite.log.recovery import Ended, Keys, Loader, load_identity, load_keys, load_marks, new_log
 from kimberlite.log.refusals import FULL, UNFIT_TO_BEGIN, UNFIT_TO_WRITE, translate
 from kimberlite.log.retention import Retention, unlink_before
+from kimberlite.log.scrub import Scrubber
 from kimberlite.log.streams import Streams
 from kimberlite.log.tail import LEAST_AHEAD, Prepared, Tail, install
 from kimberlite.log.upkeep import Upkeep
@@ -384,12 +385,14 @@ class Opener:
         checkpointer = Checkpointer(derived, committer, options)
         findings = Findings()
         packer = Packer(self.backend, native, derived, findings, options.pack, self.injected.random)
+        scrubber = Scrubber(self.backend, native, derived, packer.lock, findings, options.scrub, self.injected.clock)
         last = native.durable_time or identity.created
         clock = Clock(self.backend, identity, self.injected.moment, last)
         retention = Retention(self.backend, native, committer, checkpointer, packer, clock)
 
         def checkpointed() -> None:
             packer.checkpointed()
+            scrubber.checkpointed()
             retention.look()
 
         checkpointer.on_written = checkpointed
@@ -402,6 +405,7 @@ class Opener:
             try:
                 await retention.stop()
                 await packer.stop()
+                await scrubber.stop()
                 await checkpointer.stop()
                 await streams.drain()
                 await committer.close()
@@ -427,7 +431,7 @@ class Opener:
             return describe(identity, native, self.backend, [*self.notes, *findings.found, *waits])
 
         log = Log(self.backend, native, committer, streams, options, info, close, None, identity.quantum)
-        log.upkeep = Upkeep(packer, retention, findings)
+        log.upkeep = Upkeep(packer, scrubber, retention, findings)
 
         def published() -> None:
             log._published()
@@ -436,6 +440,7 @@ class Opener:
         committer.on_publish = published
         # What was closed before this start.
         packer.checkpointed()
+        scrubber.checkpointed()
         return log
 
     def _close_backend(self) -> None:

@@ -47,6 +47,9 @@ class Options:
     retain_age: float = 0.0
     #: The oldest closed segments are dropped as long as the log takes more bytes than this; 0 keeps them.
     retain_size: int = 0
+    #: Bytes a second that are read of closed segments in the background, to find what was damaged on the disk; 0 reads
+    #: none.
+    scrub: int = 4 * MIB
 
     def __post_init__(self) -> None:
         checked_sync(self.sync)
@@ -65,6 +68,8 @@ class Options:
                 raise Invalid(f"{name} is a number above 0")
         if not is_within(self.pack, 0, 1, int | float):
             raise Invalid("pack is a share from 0 to 1")
+        if not is_within(self.scrub, 0, 1 << 40):
+            raise Invalid("scrub is a number of bytes a second from 0 to 1 TiB")
         if not is_within(self.retain_age, 0, 1 << 33, int | float):
             raise Invalid("retain_age is a number of seconds from 0")
         for name in ("cache_bytes", "retain_size"):

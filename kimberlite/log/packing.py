@@ -15,14 +15,15 @@ from collections.abc import Callable, Generator
 from typing import Final
 
 from kimberlite import _native
-from kimberlite.errors import Corrupt, KimberliteError, Unavailable
+from kimberlite.errors import Corrupt, KimberliteError
 from kimberlite.log.checkpoint import Derived
 from kimberlite.log.creation import write_small
 from kimberlite.log.description import size_of
 from kimberlite.log.findings import Findings
 from kimberlite.log.names import PREPARE, SEGMENTS, index_name, packed_name, segment_name
-from kimberlite.log.tasks import begin
-from kimberlite.storage.backend import BLOCK, Backend, File, opener, read_around
+from kimberlite.log.tasks import begin, rest
+from kimberlite.log.walking import groups
+from kimberlite.storage.backend import BLOCK, Backend, opener, read_around
 
 #: Read, checked and written at a time.
 PIECE: Final = 1 << 20
@@ -47,8 +48,7 @@ class Packer:
         self._backend, self._native, self._derived, self._findings = backend, native, derived, findings
         self._share, self._random = share, random
         self._next = 0
-        self._stopping = False
-        self._resting: asyncio.Future[None] | None = None
+        self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         #: Held while a segment is being packed: it must not be dropped meanwhile, and come back.
         self.lock = asyncio.Lock()
@@ -58,18 +58,17 @@ class Packer:
     def checkpointed(self) -> None:
         """Called when a checkpoint was written: there may be something to do."""
         ready = self._share > 0 and self._next < self._derived.segment
-        if ready and self._task is None and not self._stopping:
+        if ready and self._task is None and not self._stopping.is_set():
             self._task = begin(self._work(), "kimberlite-pack", lambda _error: None)
 
     async def stop(self) -> None:
-        self._stopping = True
-        self._wake()
+        self._stopping.set()
         if self._task is not None:
             await asyncio.wait([self._task])
 
     async def _work(self) -> None:
         try:
-            while self._next < self._derived.segment and not self._stopping:
+            while self._next < self._derived.segment and not self._stopping.is_set():
                 try:
                     async with self.lock:
                         self._next = max(self._next, self._native.dropped[0])
@@ -78,7 +77,7 @@ class Packer:
                     # It stays as it is, for whoever looks into it.
                     self._findings.add(error)
                 except OSError:
-                    await self._pause(AGAIN)
+                    await rest(AGAIN, self._stopping)
                     continue
                 self._next += 1
         finally:
@@ -89,13 +88,13 @@ class Packer:
         if least is None or least > size * self._share:
             return
         steps = pack(self._backend, self._native, number, self._random(32))
-        while not self._stopping:
+        while not self._stopping.is_set():
             begun = asyncio.get_running_loop().time()
             if await self._backend.run(lambda: next(steps, None)) is None:
                 after = await self._backend.run(lambda: size_of(self._backend, segment_name(number)))
                 self.packed, self.saved = self.packed + 1, self.saved + size - after
                 return
-            await self._pause(REST * (asyncio.get_running_loop().time() - begun))
+            await rest(REST * (asyncio.get_running_loop().time() - begun), self._stopping)
         await self._backend.run(lambda: self._give_up(steps, number))
 
     def _lengths(self, number: int) -> tuple[int, int | None]:
@@ -104,21 +103,6 @@ class Packer:
     def _give_up(self, steps: Generator[bool], number: int) -> None:
         steps.close()
         discard(self._backend, packed_name(number))
-
-    async def _pause(self, seconds: float) -> None:
-        if self._stopping:
-            return
-        loop = asyncio.get_running_loop()
-        self._resting = loop.create_future()
-        timer = loop.call_later(seconds, self._wake)
-        try:
-            await self._resting
-        finally:
-            timer.cancel()
-
-    def _wake(self) -> None:
-        if self._resting is not None and not self._resting.done():
-            self._resting.set_result(None)
 
 
 def pack(backend: Backend, native: _native.Log, number: int, salt: bytes) -> Generator[bool]:
@@ -129,7 +113,12 @@ def pack(backend: Backend, native: _native.Log, number: int, salt: bytes) -> Gen
     source = backend.open(name, "s")
     target = backend.open(temporary, "x")
     try:
-        yield from _groups(packing, name, source, target)
+        target.write(0, bytes(BLOCK))
+        end = BLOCK
+        for out, _, _ in groups(source, packing, PIECE):
+            target.write(end, out)
+            end += len(out)
+            yield True
         header, index = _finish(backend, packing, number)
         target.write(0, header)
         target.sync()
@@ -154,27 +143,6 @@ def pack(backend: Backend, native: _native.Log, number: int, salt: bytes) -> Gen
 def discard(backend: Backend, name: str) -> None:
     if backend.exists(name):
         backend.unlink(name)
-
-
-def _groups(packing: _native.Packing, name: str, source: File, target: File) -> Generator[bool]:
-    target.write(0, bytes(BLOCK))
-    place, end, data, stop = BLOCK, BLOCK, b"", "more"
-    while stop == "more":
-        unread: list[int] = []
-        piece = read_around(source, place + len(data), PIECE, unread.append)
-        if unread:
-            raise Unavailable(f"the disk cannot read {name}, byte {unread[0]}")
-        data += piece
-        out, (after, stop, _, what) = packing.take(place, data)
-        target.write(end, out)
-        end += len(out)
-        place, data = after, data[after - place :]
-        if stop == "more" and not piece:
-            stop, what = "bad", "the group is cut short"
-        yield True
-    if stop != "closed":
-        group, position = packing.expected
-        raise Corrupt(what, file=name, place=place, group=group, position=position)
 
 
 def _finish(backend: Backend, packing: _native.Packing, number: int) -> tuple[bytes, bytes]:

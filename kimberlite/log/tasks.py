@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -27,3 +28,10 @@ def begin(work: Coroutine[Any, Any, T], name: str, died: Callable[[BaseException
 
     task.add_done_callback(ended)
     return task
+
+
+async def rest(seconds: float, stopping: asyncio.Event) -> None:
+    """Returns after so long, or when it is to stop."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await stopping.wait()

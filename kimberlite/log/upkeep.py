@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from kimberlite.log.findings import Findings
 from kimberlite.log.packing import Packer
 from kimberlite.log.retention import Retention
+from kimberlite.log.scrub import Scrubber
 
 
 @dataclass(frozen=True, slots=True)
 class Upkeep:
     packer: Packer
+    scrubber: Scrubber
     retention: Retention
     findings: Findings

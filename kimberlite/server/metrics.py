@@ -156,7 +156,13 @@ class Metrics:
         yield gauge("kimberlite_first_position", "Positions below this were dropped.", serving.first)
         yield counter("kimberlite_packed_segments", "Closed segments that were packed.", upkeep.packer.packed)
         yield counter("kimberlite_packed_saved_bytes", "Bytes that they are shorter for it.", upkeep.packer.saved)
-        about = "Places where acknowledged data was found damaged while nobody asked for it."
+        scrubber = upkeep.scrubber
+        about = "Bytes of closed segments, and of what is derived of them, that were read again."
+        yield counter("kimberlite_scrubbed_bytes", about, scrubber.read)
+        yield gauge("kimberlite_scrub_left_segments", "Closed segments that this pass is still to read.", scrubber.left)
+        yield gauge("kimberlite_scrub_pass_segments", "Segments of the last whole pass.", scrubber.passed)
+        yield gauge("kimberlite_scrub_pass_seconds", "When it ended, since 1970; 0 before.", scrubber.ended / 1e9)
+        about = "Places where damage was found while nobody asked for it."
         yield gauge("kimberlite_damage", about, upkeep.findings.count)
         about = "1 if what the settings let go is not dropped; `info` says why."
         yield gauge("kimberlite_retention_waits", about, float(upkeep.retention.waits is not None))

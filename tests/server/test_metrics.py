@@ -17,7 +17,9 @@ from hdrh.histogram import HdrHistogram  # type: ignore[import-untyped]
 
 import kimberlite
 from kimberlite import KimberliteError, NoSpace
-from kimberlite.log.names import segment_name
+from kimberlite.log import scrub
+from kimberlite.log.names import index_name, segment_name
+from kimberlite.log.options import Options
 from kimberlite.log.serving import Serving
 from kimberlite.server import http
 from kimberlite.server.http import MOST, Probes
@@ -55,7 +57,8 @@ def shown(there: Served) -> dict[str, dict[str, float]]:
     return parsed(there.server.metrics.shown(there.server))
 
 
-async def test_every_metric_is_described_and_moves(tmp_path: Path) -> None:
+async def test_every_metric_is_described_and_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scrub, "LATER", 0.0)
     limits = Limits(handshake=0.5)
     async with served(tmp_path / "db", limits, segment_bytes=64 * 1024) as there:
         begun = shown(there)
@@ -86,6 +89,7 @@ async def test_every_metric_is_described_and_moves(tmp_path: Path) -> None:
             await asyncio.sleep(0.6)
         await asyncio.sleep(0.3)
         await one_by_one(there.log, tmp_path / "db")
+        await until(lambda: shown(there)["kimberlite_scrub_pass_seconds"]["kimberlite_scrub_pass_seconds"] > 0)
         await there.log.retain(before=receipt.first_position)
         await there.greeted(anchor=there.ahead(receipt))
         seen.append(shown(there))
@@ -224,11 +228,7 @@ async def one_by_one(log: kimberlite.Log, directory: Path) -> None:
     """Segments that are mostly padding; in the last of them a bit of what is acknowledged is flipped."""
     receipts = [await log.append("lone", [b"x"] * 5) for _ in range(40)]
     active = log._native.segment_of(receipts[-1].first_position)
-    with (directory / segment_name(active)).open("r+b") as file:
-        file.seek(4096 + 200)
-        [byte] = file.read(1)
-        file.seek(4096 + 200)
-        file.write(bytes([byte ^ 1]))
+    spoil(directory / segment_name(active), 4096 + 200)
     assert log.upkeep is not None
     async with asyncio.timeout(20):
         # Until a checkpoint is behind it, and it is its turn.
@@ -270,6 +270,50 @@ async def test_what_is_not_dropped_though_the_settings_let_it_go_is_said(tmp_pat
     async with served(tmp_path / "db", retain_size=64 * 1024, **options) as there:
         await until(lambda: shown(there)["kimberlite_retention_waits"]["kimberlite_retention_waits"] == 1)
         assert any("retention: hashes" in note for note in (await there.log.info())["notes"])
+
+
+async def test_what_is_lost_of_a_closed_segment_is_said_though_nobody_packs_or_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scrub, "LATER", 0.0)
+    monkeypatch.setattr(scrub, "PASS", 0.0)
+    every = Options(segment_bytes=64 * 1024, pack=0.0, checkpoint_records=1)
+    async with served(tmp_path / "db", every=every) as there:
+        where = socket.create_server(("127.0.0.1", 0))
+        port = where.getsockname()[1]
+        probes = Probes()
+        await probes.listen(where)
+        probes.server = there.server
+
+        def value(name: str) -> float:
+            return shown(there)[f"kimberlite_{name}"][f"kimberlite_{name}"]
+
+        first = await there.log.append("s", b"sound")
+        while value("scrub_pass_segments") < 4:
+            await there.log.append("s", bytes(30_000))
+            await asyncio.sleep(0.02)
+        status, _, said = await asked(port, b"GET /readyz HTTP/1.1\r\n\r\n")
+        assert (status, said, value("damage")) == (200, "ready\n", 0)
+        spoil(tmp_path / "db" / segment_name(1), 4096 + 200)
+        await until(lambda: value("damage") == 1, 20)
+        spoil(tmp_path / "db" / index_name(2), 200)
+        await until(lambda: value("damage") == 2, 20)
+        status, _, said = await asked(port, b"GET /readyz HTTP/1.1\r\n\r\n")
+        segment = rf"{segment_name(1)}, byte 4096, group \d+, position \d+: .+"
+        assert status == 200
+        assert re.fullmatch(rf"ready\ndamage: {segment}\ndamage: {index_name(2)}, byte 200: .+\n", said)
+        assert any(re.fullmatch(segment, note) for note in (await there.log.info())["notes"])
+        assert (await there.log.get(first.first_position)).payload == b"sound"
+        assert 1_700_000_000 < value("scrub_pass_seconds") < 1 << 33
+        probes.close()
+
+
+def spoil(path: Path, place: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(place)
+        [byte] = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
 
 
 async def test_it_is_asked_over_http(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ mod packing;
 mod reading;
 mod replaying;
 mod retention;
+mod scrub;
 mod sealed;
 mod segment;
 
@@ -25,6 +26,7 @@ pub use self::derived::Proving;
 pub use self::packing::Packing;
 pub use self::reading::Frame;
 pub use self::retention::Search;
+pub use self::scrub::Scrub;
 use self::sealed::Finisher;
 pub use self::sealed::Sealed;
 use self::segment::segment_file;

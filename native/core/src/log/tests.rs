@@ -8,6 +8,7 @@ mod published;
 mod reading;
 mod replaying;
 mod retention;
+mod scrubbing;
 mod state;
 mod texts;
 mod together;

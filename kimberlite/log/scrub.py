@@ -1,0 +1,284 @@
+"""Closed segments, and what is derived of them, read again while nobody asks for them.
+
+A pass takes each of them once, at a set rate: every check, the chain and the tags of its groups, their padding and what
+is behind them; and `hashes` and its index, held against what its groups say. What the disk has is read, not what the
+page cache has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Generator, Iterator
+from random import randrange
+from typing import Final
+
+from kimberlite import _native
+from kimberlite.errors import Corrupt, KimberliteError
+from kimberlite.log.checkpoint import HASHES_HEADER, Derived, hashes_header
+from kimberlite.log.creation import write_small
+from kimberlite.log.findings import Findings
+from kimberlite.log.names import HASHES, index_name, segment_name
+from kimberlite.log.refusals import UNFIT, translate
+from kimberlite.log.tasks import begin, rest
+from kimberlite.log.walking import groups, read_sound
+from kimberlite.storage.backend import BLOCK, CANNOT_READ, Backend, File
+
+#: Read and checked at a time.
+PIECE: Final = 128 * 1024
+#: After each piece nothing is done for at least so many times as long as it took, whatever the rate.
+REST: Final = 4
+#: Seconds after a start before the first pass: whoever has waited for it comes first.
+LATER: Final = 1.0
+#: Seconds from the beginning of a pass to that of the next one, at least.
+PASS: Final = 24 * 3600.0
+#: Seconds until what the system refuses is tried again.
+AGAIN: Final = 60.0
+#: Where an index has the salt of its segment.
+SALT: Final = slice(48, 80)
+AT_THE_NEXT_START: Final = "the next start makes it again"
+
+
+class Scrubber:
+    """One segment at a time, of those that the last checkpoint is behind: their hashes and indexes are on the disk.
+
+    A pass begins at any of them, so that those of a log that is often started again all have their turn. `lock` keeps
+    segments from being packed or dropped: what seems to be damage is judged under it.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        native: _native.Log,
+        derived: Derived,
+        lock: asyncio.Lock,
+        findings: Findings,
+        rate: int,
+        clock: Callable[[], int],
+    ) -> None:
+        self._backend, self._native, self._derived = backend, native, derived
+        self._lock, self._findings, self._rate, self._clock = lock, findings, rate, clock
+        self._stopping = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        #: Bytes that were read.
+        self.read = 0
+        #: Segments that the pass has not got to yet.
+        self.left = 0
+        #: Segments of the last whole pass, and when it ended, in ns since 1970.
+        self.passed = self.ended = 0
+
+    def checkpointed(self) -> None:
+        """Called when a checkpoint was written: there may be something to do."""
+        if self._rate and self._closed() and self._task is None and not self._stopping.is_set():
+            self._task = begin(self._work(), "kimberlite-scrub", lambda _error: None)
+
+    async def stop(self) -> None:
+        self._stopping.set()
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def _closed(self) -> range:
+        return range(self._native.dropped[0], self._derived.segment)
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await rest(LATER, self._stopping)
+            while not self._stopping.is_set() and (closed := self._closed()):
+                begun = loop.time()
+                await self._pass(closed)
+                await rest(begun + PASS - loop.time(), self._stopping)
+        finally:
+            self._task = None
+
+    async def _pass(self, closed: range) -> None:
+        first = randrange(len(closed))
+        for done, number in enumerate([*closed[first:], *closed[:first]]):
+            self.left = len(closed) - done
+            await self._scrub(number)
+            if self._stopping.is_set():
+                return
+        self.left, self.passed, self.ended = 0, len(closed), self._clock()
+
+    async def _scrub(self, number: int) -> None:
+        while not self._stopping.is_set():
+            native = await self._backend.run(lambda: self._native.scrub(number))
+            if native is None:
+                return
+            scrub = Scrub(self._backend, self._native, native, number, self._derived.database_id)
+            try:
+                if await self._read(scrub) and await self._judge(scrub):
+                    return
+            except OSError:
+                await rest(AGAIN, self._stopping)
+
+    async def _read(self, scrub: Scrub) -> bool:
+        """Whether it was read to its end."""
+        loop, steps = asyncio.get_running_loop(), scrub.steps()
+        while not self._stopping.is_set() and scrub.native.is_current:
+            begun = loop.time()
+            size = await self._backend.run(lambda: next(steps, None))
+            if size is None:
+                return True
+            self.read += size
+            took = loop.time() - begun
+            await rest(max(size / self._rate - took, REST * took), self._stopping)
+        # The last that has the file: its blocks become free here.
+        await self._backend.run(steps.close)
+        return False
+
+    async def _judge(self, scrub: Scrub) -> bool:
+        """Whether the segment is still what was read: if it was packed meanwhile nothing was wrong with it."""
+        if not scrub.found and not scrub.mends:
+            return True
+        async with self._lock:
+            if not scrub.native.is_current:
+                return False
+            for error in scrub.found:
+                self._findings.add(error)
+            for mend in scrub.mends:
+                await self._backend.run(mend)
+        return True
+
+
+class Scrub:
+    """One segment."""
+
+    def __init__(
+        self, backend: Backend, log: _native.Log, native: _native.Scrub, number: int, database_id: bytes
+    ) -> None:
+        self._backend, self._log, self.native, self._number = backend, log, native, number
+        self._database_id = database_id
+        #: As long as nothing in it was found wrong: one place is enough.
+        self._hashes: File | None = None
+        #: What is wrong, and what makes it right again where it is derived.
+        self.found: list[KimberliteError] = []
+        self.mends: list[Callable[[], None]] = []
+
+    def steps(self) -> Generator[int]:
+        """Bytes that were read, a piece at each step."""
+        index = b""
+        with self._finding():
+            index = yield from self._groups()
+        if index:
+            yield from self._index(index)
+
+    @contextlib.contextmanager
+    def _finding(self, mend: Callable[[], None] | None = None) -> Iterator[None]:
+        try:
+            yield
+        except KimberliteError as error:
+            self.found.append(error)
+            if mend is not None:
+                self.mends.append(mend)
+
+    def _open(self, name: str) -> File:
+        try:
+            return self._backend.open(name, "s")
+        except FileNotFoundError:
+            raise Corrupt("it is missing", file=name) from None
+        except OSError as error:
+            if error.errno in (*UNFIT, *CANNOT_READ):
+                raise translate(error, name) from None
+            raise
+
+    def _groups(self) -> Generator[int, None, bytes]:
+        """In the end the index that the segment must have."""
+        source = self._open(segment_name(self._number))
+        try:
+            self._check_header(source)
+            yield BLOCK + self._open_hashes()
+            end = BLOCK
+            for (first, hashes), end, read in groups(source, self.native, PIECE):  # noqa: B007 (needed behind the last)
+                yield read + self._compare(first, hashes)
+            yield from self._check_rest(source, end)
+            return self._finish(source, end)
+        finally:
+            source.close()
+            self._close_hashes()
+
+    def _check_header(self, source: File) -> None:
+        if read_sound(source, 0, BLOCK) != self.native.header:
+            group, position = self.native.expected
+            what = "the header is not the one that was written"
+            raise Corrupt(what, file=source.name, place=0, group=group, position=position)
+
+    def _check_rest(self, source: File, end: int) -> Generator[int]:
+        while piece := read_sound(source, end, PIECE):
+            if behind := piece.lstrip(b"\0"):
+                place = end + len(piece) - len(behind)
+                raise Corrupt("there are bytes behind the closing group", file=source.name, place=place)
+            end += len(piece)
+            yield len(piece)
+
+    def _finish(self, source: File, end: int) -> bytes:
+        try:
+            return self.native.finish(source.size())
+        except ValueError as error:
+            raise Corrupt(str(error), file=source.name, place=end) from None
+
+    # ---- what is derived
+
+    def _open_hashes(self) -> int:
+        with self._finding(self._log.doubt):
+            self._hashes = self._open(HASHES)
+            if read_sound(self._hashes, 0, HASHES_HEADER) != hashes_header(self._database_id):
+                raise Corrupt(f"its header is wrong; {AT_THE_NEXT_START}", file=HASHES, place=0)
+            if not self.native.is_rooted:
+                _, position = self.native.expected
+                what = f"so much before this position is wrong that nothing tells what is right; {AT_THE_NEXT_START}"
+                raise Corrupt(what, file=HASHES, position=position)
+            return HASHES_HEADER
+        self._close_hashes()
+        return 0
+
+    def _compare(self, first: int, right: bytes) -> int:
+        if self._hashes is None:
+            return 0
+        place = HASHES_HEADER + 32 * first
+        with self._finding(self._log.doubt):
+            found = read_sound(self._hashes, place, len(right))
+            if found != right:
+                place += difference(found, right)
+                raise Corrupt(f"it is not what the records say; {AT_THE_NEXT_START}", file=HASHES, place=place)
+            return len(right)
+        self._close_hashes()
+        return 0
+
+    def _close_hashes(self) -> None:
+        if self._hashes is not None:
+            self._hashes.close()
+            self._hashes = None
+
+    def _index(self, right: bytes) -> Generator[int]:
+        name = index_name(self._number)
+
+        def write() -> None:
+            # The next pass comes here again.
+            with contextlib.suppress(OSError):
+                write_small(self._backend, name, right)
+
+        if not self._backend.exists(name):
+            self.mends.append(write)
+            return
+        with self._finding(write):
+            source = self._open(name)
+            try:
+                for place in range(0, len(right) + 1, PIECE):
+                    found = read_sound(source, place, PIECE)
+                    wanted = right[place : place + PIECE]
+                    if place == 0 and len(found) >= SALT.stop and found[SALT] != right[SALT]:
+                        # A crash came between packing and its index.
+                        self.mends.append(write)
+                        return
+                    if found != wanted:
+                        place += difference(found, wanted)
+                        raise Corrupt("it is not what the segment says; it is made again", file=name, place=place)
+                    yield len(found)
+            finally:
+                source.close()
+
+
+def difference(one: bytes, other: bytes) -> int:
+    """Where they begin to differ."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -1,0 +1,45 @@
+"""Files of what is closed, read past the page cache a piece at a time. What is wrong in them is said with its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol, TypeVar
+
+from kimberlite.errors import Corrupt, Unavailable
+from kimberlite.storage.backend import BLOCK, File, read_around
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Walk(Protocol[T_co]):
+    """What native code makes of the groups of a segment."""
+
+    @property
+    def expected(self) -> tuple[int, int]: ...
+
+    def take(self, place: int, data: bytes) -> tuple[T_co, tuple[int, str, int, str]]: ...
+
+
+def read_sound(source: File, place: int, length: int) -> bytes:
+    """Fewer bytes only at the end of the file."""
+    unread: list[int] = []
+    data = read_around(source, place, length, unread.append)
+    if unread:
+        raise Unavailable(f"the disk cannot read {source.name}, byte {unread[0]}")
+    return data
+
+
+def groups(source: File, walk: Walk[T_co], length: int) -> Iterator[tuple[T_co, int, int]]:
+    """What comes of each piece of a closed segment, where its last group ends, and how many bytes were read for it."""
+    place, data, stop = BLOCK, b"", "more"
+    while stop == "more":
+        piece = read_sound(source, place + len(data), length)
+        data += piece
+        out, (after, stop, _, what) = walk.take(place, data)
+        place, data = after, data[after - place :]
+        yield out, place, len(piece)
+        if stop == "more" and not piece:
+            stop, what = "bad", "the group is cut short"
+    if stop != "closed":
+        group, position = walk.expected
+        raise Corrupt(what, file=source.name, place=place, group=group, position=position)
