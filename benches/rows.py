@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from benches.engine import AIM_ALONE, AIM_ENCRYPTED, AIM_WITHOUT_SYNC, AIMS
 from benches.table import Table
+from benches.upkeep import AIM_P99, AIM_RATE, EVERYTHING, NOTHING
 
 BEGIN, END = "<!-- rows: made by python -m benches.rows -->", "<!-- end of rows -->"
 #: Clients, batches in flight of each, records of a batch.
@@ -45,8 +46,15 @@ class Row:
 
 def rows(benches: Mapping[str, Any]) -> Iterator[Row]:
     """Of the benches that were done."""
-    for name, made in (("network", network), ("engine", embedded), ("sizes", sizes), ("reads", reads)):
-        if isinstance(benches[name], dict):
+    for name, made in (
+        ("network", network),
+        ("engine", embedded),
+        ("sizes", sizes),
+        ("reads", reads),
+        ("upkeep", upkeep),
+    ):
+        # A run of before may not have it.
+        if isinstance(benches.get(name), dict):
             yield from made(benches[name])
     if isinstance(benches["startup"], dict):
         [start] = benches["startup"]["startup"]
@@ -142,6 +150,25 @@ def reads(found: Mapping[str, Any]) -> Iterator[Row]:
             # What is above its limit was held against something else than a limit.
             reached = share / AIM_VERIFY if share <= 1 else None
             yield Row(words, f"≥ {AIM_VERIFY:g} × the hash's speed", figure, beside, reached)
+
+
+def upkeep(found: Mapping[str, Any]) -> Iterator[Row]:
+    outcomes = {(each["cell"]["clients"], each["cell"]["batch"], each["upkeep"]): each for each in found["upkeep"]}
+    for clients, batch, work in outcomes:
+        if work != EVERYTHING:
+            continue
+        without, beside = (outcomes[clients, batch, each] for each in (NOTHING, EVERYTHING))
+        who = "1 client" if clients == 1 else f"{clients} clients"
+        words = f"{who}, batches of {batch}, while packing, scrubbing, dropping"
+        rates = [each["records_per_s"] for each in (without, beside)]
+        figures = [f"{rate:,.0f}/s" for rate in rates]
+        reached = rates[1] / rates[0]
+        yield Row(words, f"≥ {AIM_RATE:g} × without", figures[1], figures[0], reached / AIM_RATE)
+        slowest = [each["p99_ns"] / 1e6 for each in (without, beside)]
+        figures = [f"{each:.2f} ms" for each in slowest]
+        yield Row(
+            f"{words}: p99", f"≤ {AIM_P99:g} × without", figures[1], figures[0], AIM_P99 * slowest[0] / slowest[1]
+        )
 
 
 def table(results: Mapping[str, Any]) -> Table:

@@ -17,6 +17,7 @@ import pytest
 
 from benches import engine
 from benches.reads import MODES
+from benches.upkeep import CELLS, EVERYTHING, NOTHING
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,6 +105,21 @@ def test_reads_are_measured_in_every_mode_beside_a_limit(tmp_path: Path) -> None
         assert row["unit"] == each["unit"] == ("µs" if each["work"] in gets else "records/s")
         assert row["figure ÷ that"] == f"{each['value'] / each['limit']:.2f}"
         assert row["which is"]
+
+
+def test_appends_are_measured_with_and_without_upkeep_that_is_at_work(tmp_path: Path) -> None:
+    small = ("--seconds", "0.1", "--rounds", "1", "--segment-mib", "1", "--segments", "40")
+    said = python("-m", "benches.upkeep", *small, "--markdown", "--json", "rows.json", cwd=tmp_path)
+    printed = rows(said, "clients × batch × size, upkeep")
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
+    assert list(printed) == [f"{cell.label()}, {work}" for cell in CELLS for work in (NOTHING, EVERYTHING)]
+    for label, row in printed.items():
+        assert figure(row["records/s"]) > 0
+        assert 0 < figure(row["p50 µs"]) <= figure(row["p99 µs"])
+        assert (figure(row["MiB scrubbed"]) > 0) == label.endswith(EVERYTHING)
+        assert (figure(row["to be packed"]) < 40) == label.endswith(EVERYTHING)
+        ratios = [float(cell) for heading, cell in row.items() if heading.startswith("÷")]
+        assert ratios == [1, 1] or label.endswith(EVERYTHING)
 
 
 def test_a_start_after_a_kill_is_timed_beside_one_that_only_imports(tmp_path: Path) -> None:

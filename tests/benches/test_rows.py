@@ -64,6 +64,25 @@ def test_each_row_has_the_aim_the_figure_and_what_stands_beside_it(
     assert "fast" not in lines["single records, 64 clients, one in flight each"]
 
 
+def test_what_upkeep_leaves_of_a_rate_and_adds_to_a_latency_stands_beside_what_is_without_it(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcomes = [
+        {"cell": {"clients": 32, "batch": 100}, "upkeep": work, "records_per_s": rate, "p99_ns": p99}
+        for work, rate, p99 in (("nothing", 1_000_000, 2e6), ("packing", 1, 1), ("all of it", 900_000, 4e6))
+    ]
+    found = json.loads(results.read_text())
+    found["benches"]["upkeep"] = {"upkeep": outcomes}
+    results.write_text(json.dumps(found))
+    told(monkeypatch, str(results))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "while packing" in line]
+    words = "| 32 clients, batches of 100, while packing, scrubbing, dropping"
+    assert lines == [
+        f"{words} | ≥ 0.8 × without | 900,000/s | 1,000,000/s | 1.12 |",
+        f"{words}: p99 | ≤ 1.5 × without | 4.00 ms | 2.00 ms | 0.75 |",
+    ]
+
+
 def test_they_stand_between_their_marks_however_often(
     results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
