@@ -39,8 +39,9 @@ def open(
     One writer at a time; `read_only` opens beside it, without a lock and without writing anything.
     `compression` is a zstd level. `anchor` is a receipt kept elsewhere: a log that does not reach it is
     ROLLED_BACK. With a master key new streams are encrypted. A closed segment is packed in the background when that
-    leaves at most the share `pack` of it; `scrub` bytes a second of them are read in the background, to find damage. What
-    is older than `retain_age`, and the oldest of more than `retain_size` bytes, is dropped by whole closed segments.
+    leaves at most the share `pack` of it. What is older than `retain_age`, and the oldest of more than `retain_size`
+    bytes, is dropped by whole closed segments. `scrub` bytes a second of the others are read in the background, to find
+    what was damaged on the disk.
     """
     rule = checked_rule(None, retain_age, retain_size)
     options = Options(
