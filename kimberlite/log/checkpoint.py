@@ -214,6 +214,8 @@ class Checkpointer:
         #: Whether the checkpoint is gone, since hashes were found wrong.
         self._doubted = False
         self._interval = LEAST_INTERVAL
+        #: Whether the log says something by now that its state has not: a start from a checkpoint would never know it.
+        self.held = False
         #: Called after a checkpoint was written.
         self.on_written: Callable[[], None] = lambda: None
         committer.on_rotate = self._rotated
@@ -226,7 +228,7 @@ class Checkpointer:
     def published(self) -> None:
         """Called after groups became durable."""
         committer = self._committer
-        if self._task is not None or self._stopped or committer.rotating or committer.poisoned is not None:
+        if self._task is not None or self._stopped or committer.rotating or committer.poisoned is not None or self.held:
             return
         records = self._derived.log.durable - self._position
         written = committer.written - self._place
@@ -242,7 +244,7 @@ class Checkpointer:
         self._last = self._loop.time()
         self._position, self._place = self._derived.log.durable, self._committer.written
         committer, closed = self._committer, self._closed
-        if committer.rotating:
+        if committer.rotating or self.held:
             self._task = None
             return
         self._closed = []

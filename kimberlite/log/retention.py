@@ -164,10 +164,14 @@ class Retention:
             await self._backend.run(
                 lambda: past.keep(self._backend, self._native, self._committer.database_id, position)
             )
-            group = await self._say_anyhow(retained)
-            if not await self._committer.mark(group):
-                self._committer.check()
-            self._native.drop_before(retained)
+            self._checkpointer.held = True
+            try:
+                group = await self._say_anyhow(retained)
+                if not await self._committer.mark(group):
+                    self._committer.check()
+                self._native.drop_before(retained)
+            finally:
+                self._checkpointer.held = False
             await self._backend.run(lambda: self._unlink(number))
         return planned
 
