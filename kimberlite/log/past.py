@@ -73,14 +73,10 @@ def _copy(backend: Backend, native: _native.Log, database_id: bytes, position: i
     hashes, new = backend.open(HASHES, "r"), not backend.exists(PAST)
     past = backend.open(PAST, "x" if new else "w")
     try:
-        if new:
-            past.write(0, (b"KIMBPST1" + database_id).ljust(HASHES_HEADER, b"\0"))
-        start = leaves_in(past)
-        proving = native.proving(start)
-        if proving is None or start < native.first:
-            # What is not there any more leaves a hole.
-            start, proving = native.first, native.proving(native.first)
+        # What a crash has left of an earlier copy may be there in part. What is not there any more leaves a hole.
+        start, proving = native.first, native.proving(native.first)
         assert proving is not None, "what was dropped last is known"
+        past.write(0, (b"KIMBPST1" + database_id).ljust(HASHES_HEADER, b"\0"))
         past.truncate(HASHES_HEADER + 32 * stored(start))
         while start < position:
             end = min(start + PIECE, position)
