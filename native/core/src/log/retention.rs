@@ -217,14 +217,23 @@ impl Log {
             ensure(found == *before || found.segment > before.segment && !*ahead, ANOTHER)?;
             *ahead = false;
         }
-        let header = self.segments.read().unwrap().get(&found.segment).map(|segment| segment.header);
-        let begins = header.map(|header| (header.first_group, header.first_position, header.before));
-        ensure(begins == Some((found.group, found.position, found.chain)), ANOTHER)?;
+        ensure(found.position <= self.durable() && self.may_begin(&found), ANOTHER)?;
         if let Some(peaks) = self.peaks_at(found.position, 0) {
             ensure(peaks == found.peaks, "a retention record names another tree")?;
         }
         self.drop_before(found);
         Ok(())
+    }
+
+    /// Whether its first segment begins as it says, or is dropped by another that comes yet.
+    fn may_begin(&self, found: &Retained) -> bool {
+        let segments = self.segments.read().unwrap();
+        match segments.get(&found.segment).map(|segment| &segment.header) {
+            Some(first) => {
+                (first.first_group, first.first_position, first.before) == (found.group, found.position, found.chain)
+            }
+            None => segments.keys().next().is_some_and(|&first| found.segment < first),
+        }
     }
 
     /// A hash of the tree over what was dropped, of which only its peaks are sure to be known.

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use super::reread::State;
 use super::segment::{Index, NO_KEY, checked, derived_mac};
 use super::{End, Failure, Log, Retained, Segment};
 use crate::format::{Checked, Damage, GroupHeader, Hash, SegmentHeader, u16_at, u32_at, u64_at};
@@ -98,15 +99,21 @@ impl Log {
     /// Whether a checkpoint, whose MAC is right, says what this log, which has come further, was at its group.
     pub fn was(&self, bytes: &[u8]) -> Result<bool, Failure> {
         let (group, position) = (u64_at(bytes, 24), u64_at(bytes, 32));
-        let state = match self.state_after(group) {
-            Ok(Some(state)) => state,
-            Ok(None) => return Ok((group, position) == (0, 0)),
+        let (size, time, incarnation, chain, root) = match (self.retained(), self.state_after(group)) {
+            (_, Ok(Some(State { header, chain, size, root }))) => {
+                (size, header.timestamp, header.incarnation, chain, root)
+            }
+            // It may end where what is left begins.
+            (Some(now), Ok(None)) if group + 1 == now.group => {
+                (now.position, now.timestamp, now.incarnation, now.chain, root_from_peaks(&now.peaks))
+            }
+            (_, Ok(None)) => return Ok((group, position) == (0, 0)),
             // A writer that begins takes the hashes away: then nobody can say.
-            Err(Failure::HashesDamaged { .. }) => return Ok(true),
-            Err(failure) => return Err(failure),
+            (_, Err(Failure::HashesDamaged { .. })) => return Ok(true),
+            (_, Err(failure)) => return Err(failure),
         };
         let said = (position, u64_at(bytes, 72), u32_at(bytes, 80), &bytes[168..200]);
-        if said != (state.size, state.header.timestamp, state.header.incarnation, &state.chain[..]) {
+        if said != (size, time, incarnation, &chain[..]) {
             return Ok(false);
         }
         let mut rest = &bytes[FIXED..bytes.len() - 32];
@@ -116,7 +123,7 @@ impl Log {
             peaks.push(*peak);
             rest = more;
         }
-        if root_from_peaks(&peaks) != state.root || self.offset_at(0, position)? != u64_at(bytes, 144) {
+        if root_from_peaks(&peaks) != root || self.offset_at(0, position)? != u64_at(bytes, 144) {
             return Ok(false);
         }
         for number in 1..=u32_at(bytes, 84) {
