@@ -83,8 +83,10 @@ class _Producer:
 class Forming:
     """Lengths of streams and tables of producers, as of the last append that was admitted."""
 
-    def __init__(self, units: Iterable[Unit] = ()) -> None:
+    def __init__(self, units: Iterable[Unit] = (), dropped: range = range(0)) -> None:
         self.lengths: Counter[str] = Counter()
+        #: Positions below its start are dropped, and below its end they may be.
+        self._dropped = dropped
         self._producers: dict[tuple[str | None, str], _Producer] = {}
         for unit in units:
             self.add(unit, unit.timestamp)
@@ -92,11 +94,11 @@ class Forming:
     def judge(self, unit: Unit, expect: dict[str, int | None]) -> list[Answer]:
         """What may be said: where several streams do not fit, any of them."""
         if unit.producer is not None:
-            answer = self._check(unit)
-            if answer.kind != "new":
+            answers = self._check(unit)
+            if answers[0].kind != "new":
                 # That a stream is not there at all is seen before its producer is asked for.
                 absent = any(offset and not self.lengths[stream] for stream, offset in expect.items())
-                return [answer, Answer("conflict", expected=0)] if absent else [answer]
+                return [*answers, Answer("conflict", expected=0)] if absent else answers
         wrong = [s for s, offset in expect.items() if offset is not None and offset != self.lengths[s]]
         return [Answer("conflict", expected=self.lengths[stream]) for stream in wrong] or [Answer("new")]
 
@@ -104,17 +106,23 @@ class Forming:
         known = self._producers.get((scope, name))
         return 0 if known is None else known.next
 
-    def _check(self, unit: Unit) -> Answer:
+    def _check(self, unit: Unit) -> list[Answer]:
         assert unit.producer is not None
         name, sequence = unit.producer
         known = self._producers.get((unit.scope, name))
         if known is None or sequence >= known.next:
             expected = 0 if known is None else known.next
-            return Answer("new") if sequence == expected else Answer("conflict", expected=expected)
+            return [Answer("new") if sequence == expected else Answer("conflict", expected=expected)]
         if sequence < known.first:
-            return Answer("duplicate")
+            return [Answer("duplicate")]
         had = known.batches[sequence - known.first]
-        return Answer("again", had) if list(had.parts.items()) == list(unit.parts.items()) else Answer("conflict")
+        same = list(had.parts.items()) == list(unit.parts.items())
+        answer = Answer("again", had) if same else Answer("conflict")
+        if not had.places or had.order >= self._dropped.stop or (had is known.batches[-1] and not same):
+            return [answer]
+        # Of what was dropped there is no receipt, and of each producer only the last batch is sure to be remembered.
+        gone = same and had.order < self._dropped.start
+        return [Answer("duplicate")] if gone else [Answer("duplicate"), answer]
 
     def add(self, unit: Unit, now: int) -> None:
         for stream, records in unit.parts.items():
@@ -136,10 +144,16 @@ class Forming:
 
 
 class Expected:
-    """`rows` is what has been seen, system records too: it stays, whatever happens. `units` are all that was sent."""
+    """`rows` is what has been seen, system records too: it stays, whatever happens, but for what is before `first`,
+    which was dropped and stays so. `units` are all that was sent."""
 
     def __init__(self) -> None:
         self.rows: list[Record] = []
+        self.first = 0
+        #: Below this it was asked to be dropped: by the next time that it is looked at it may be.
+        self.asked = 0
+        #: Whether the disk was full when it was: then hashes of what was dropped are not kept.
+        self.full = False
         self.units: dict[int, Unit] = {}
         #: Receipts of several units each.
         self.joined: list[Receipt] = []
@@ -156,12 +170,17 @@ class Expected:
 
     def forming(self) -> Forming:
         """Where the next append goes, when nothing is undecided."""
-        return Forming(sorted(self.of(State.TAKEN, State.DURABLE), key=lambda unit: unit.order))
+        units = sorted(self.of(State.TAKEN, State.DURABLE), key=lambda unit: unit.order)
+        return Forming(units, range(self.first, max(self.first, self.asked)))
 
-    def observe(self, rows: Sequence[Record]) -> None:
-        """What a handle shows is what it showed before and whole units that were sent and not refused."""
+    def observe(self, shown: Sequence[Record], first: int) -> None:
+        """What a handle shows is what it showed before and whole units that were sent and not refused. It begins with
+        position `first`."""
+        assert self.first <= first <= max(self.first, self.asked), f"{first} is first, and {self.first} was"
+        self.first = first
         known = len(self.rows)
-        assert list(rows[:known]) == self.rows, "what was shown is gone or another"
+        assert list(shown[: known - first]) == self.rows[first:], "what was shown is gone or another"
+        rows = [*self.rows[:first], *shown]
         lengths = Counter(row.stream for row in self.rows)
         latest = self.rows[-1].timestamp if self.rows else 0
         for position, row in enumerate(rows[known:], known):
@@ -172,7 +191,7 @@ class Expected:
         at = known
         while at < len(rows):
             at += 1 if rows[at].stream == "" else self._place(rows, at)
-        self.rows = list(rows)
+        self.rows = rows
 
     def _place(self, rows: Sequence[Record], at: int) -> int:
         unit = self.units[int(rows[at].payload.partition(b".")[0])]
@@ -203,19 +222,29 @@ class Expected:
         there = {row.stream for row in self.rows}
         return [said.name for said in system if isinstance(said, Declaration) and said.name in there]
 
+    def of_stream(self, stream: str | None) -> list[Record]:
+        return self.rows if stream is None else [row for row in self.rows if row.stream == stream]
+
+    def first_of(self, stream: str | None) -> int:
+        """The first offset of a stream, or position of the log, that was not dropped."""
+        return self.first if stream is None else sum(row.stream == stream for row in self.rows[: self.first])
+
     def window(
         self, stream: str | None, start: Bound, until: Bound, limit: int | None, *, reverse: bool, system: bool
-    ) -> list[Record]:
-        """What `read` gives for these arguments."""
-        rows = self.rows if stream is None else [row for row in self.rows if row.stream == stream]
-        first = 0 if start is None else self._bound(start, rows)
-        last = len(rows) if until is None else self._bound(until, rows)
-        shown = [row for row in rows[first:last] if system or row.stream]
-        return (shown[::-1] if reverse else shown)[:limit]
+    ) -> tuple[list[Record], bool]:
+        """What `read` gives for these arguments, and whether it comes upon what was dropped then."""
+        rows, kept = self.of_stream(stream), self.first_of(stream)
+        first = kept if start is None else self._bound(start, rows, kept)
+        last = min(len(rows), len(rows) if until is None else self._bound(until, rows, kept))
+        shown = [row for row in rows[max(first, kept) : last] if system or row.stream]
+        given = (shown[::-1] if reverse else shown)[:limit]
+        if first >= min(kept, last) or (limit is not None and len(given) == limit and (reverse or limit == 0)):
+            return given, False
+        return (given if reverse else []), True
 
     @staticmethod
-    def _bound(bound: int | datetime, rows: Sequence[Record]) -> int:
+    def _bound(bound: int | datetime, rows: Sequence[Record], kept: int) -> int:
         if isinstance(bound, int):
             return bound
         moment = (bound - EPOCH) // timedelta(microseconds=1) * 1000
-        return sum(row.timestamp < moment for row in rows)
+        return max(kept, sum(row.timestamp < moment for row in rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import tempfile
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from kimberlite import (
     Busy,
     Closed,
     Conflict,
+    Dropping,
     Duplicate,
     KimberliteError,
     Log,
@@ -29,7 +31,7 @@ from kimberlite.storage.memory import Disk, MemoryBackend
 from tests.log.audit import audit
 from tests.log.expected import Answer, Expected, State
 from tests.log.shown import Beside, Following, check_handle, everything
-from tests.log.steps import Call, Cut, Fault, Outcome, Sent, killed, make, prepare, repeated, same
+from tests.log.steps import Call, Cut, Fault, Outcome, Retaining, Sent, killed, make, prepare, repeated, same
 from tests.log.turns import VirtualLoop, end
 from tests.model.agreement import Master
 
@@ -120,8 +122,9 @@ class History:
         if any("opened for reading only" in note for note in (await log.info())["notes"]):
             assert self.disk.capacity is not None
             shown = await everything(log.read(system=True))
-            common = min(len(shown), len(self.expected.rows))
-            assert shown[:common] == self.expected.rows[:common]
+            first = shown[0].position if shown else 0
+            common = min(first + len(shown), len(self.expected.rows))
+            assert shown[: common - first] == self.expected.rows[first:common]
             await log.close()
             self.disk.capacity = None
             log = await self.opening(anchor=self.anchor)
@@ -152,6 +155,7 @@ class History:
         for unit in self.expected.of(State.SENT):
             unit.lost()
         assert not self.expected.of(State.TAKEN), "what the kernel had taken is gone without a cut"
+        self.expected.asked = self.expected.first
         audit(self.disk, self.master, self.expected, whole=True)
 
     def close_and_reopen(self, calls: Sequence[Call]) -> None:
@@ -206,25 +210,35 @@ class History:
         turns: int = 0,
         cut: Cut | None = None,
         fault: Fault | None = None,
+        retaining: Retaining | None = None,
     ) -> None:
         """Makes the calls at once. Some are cancelled after so many turns of the loop; or a cut is taken while
-        they run, for `restart`; or a fault meets them, and the handle may be `dead`."""
+        they run, for `restart`; or a fault meets them, and the handle may be `dead`. Beside them something may be
+        dropped."""
         self._decide()
         full = self.disk.capacity is not None
         calm = not cancel and fault is None and not (full and len(calls) > 1) and not self.expected.of(State.SENT)
+        calm = calm and not (full and retaining)
+        if retaining is not None:
+            self.expected.asked = max(self.expected.asked, retaining.before)
+            self.expected.full |= full or (fault is not None and fault.number == errno.ENOSPC)
         sents = self._prepared(calls, strict=calm)
+        asked = [] if retaining is None else [retaining]
         if cut is not None:
-            cut.sent, self.disk.on_step = sents, cut
+            cut.sent, self.disk.on_step = [*sents, *asked], cut
         self.fault = fault
-        self.run(self._send_all(sents, cancel, turns))
+        self.run(self._send_all(sents, cancel, turns, asked))
         self.fault = self.disk.on_step = None
         if cut is not None:
             cut.taken()
         refusals = REFUSALS if not calm else (NoSpace,) if full else ()
         for i, sent in enumerate(sents):
             self._settle(sent, sent.outcome if cut is None else cut.outcomes.get(i), refusals, calm=calm)
+        for each in asked:
+            self._dropped(each.outcome if cut is None else cut.outcomes.get(len(sents)), calm=calm and fault is None)
         if cut is None and (fault is None or not self.dead):
             self.check()
+            self.expected.asked = self.expected.first
 
     def _decide(self) -> None:
         """Behind a durable append nothing that was sent before is under way any more."""
@@ -257,13 +271,36 @@ class History:
         except (KimberliteError, asyncio.CancelledError) as error:
             sent.outcome = error
 
-    async def _send_all(self, sents: Sequence[Sent], cancel: Sequence[int], turns: int) -> None:
+    def _dropped(self, outcome: Outcome, *, calm: bool) -> None:
+        """What was said to be dropped is, whatever comes."""
+        if isinstance(outcome, Dropping):
+            assert self.expected.first <= outcome.first <= max(self.expected.first, self.expected.asked)
+            self.expected.first = outcome.first
+        elif outcome is not None:
+            assert not calm, outcome
+            assert isinstance(outcome, REFUSALS), outcome
+
+    async def _retain(self, retaining: Retaining) -> None:
+        try:
+            retaining.outcome = await self.log.retain(before=retaining.before)
+        except KimberliteError as error:
+            retaining.outcome = error
+
+    def would_drop(self, before: int) -> Dropping:
+        """What would go. Nothing does."""
+        self.check()
+        return self.run(self.log.retain(before=before, dry_run=True))
+
+    async def _send_all(
+        self, sents: Sequence[Sent], cancel: Sequence[int], turns: int, asked: Sequence[Retaining]
+    ) -> None:
         tasks = [asyncio.ensure_future(self._send(sent)) for sent in sents]
+        dropping = [asyncio.ensure_future(self._retain(each)) for each in asked]
         for _ in range(turns):
             await asyncio.sleep(0)
         for i in cancel:
             tasks[i % len(tasks)].cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, *dropping, return_exceptions=True)
 
     def _settle(self, sent: Sent, outcome: Outcome, refusals: tuple[type[KimberliteError], ...], *, calm: bool) -> None:
         """What follows from an answer, and whether it is one that this call may get."""
@@ -318,7 +355,9 @@ class History:
 
     def follow(self, stream: str | None, start: int | None, *, system: bool) -> None:
         async def work() -> Following:
-            return Following(self.log, stream, start, system=system)
+            tail = Following(self.log, stream, start, system=system)
+            await asyncio.sleep(0)
+            return tail
 
         self.tails.append(self.run(work()))
 
@@ -328,9 +367,12 @@ class History:
         async def work() -> None:
             await asyncio.sleep(seconds)
             if self.beside is not None and seconds > 0.1:
-                shown = await self.beside.read()
+                await self.beside.read()
                 await check_handle(self.log, self.expected, encrypted=self.master is not None)
-                assert shown == self.expected.rows, "a reader beside a writer that rests does not show all"
+                self.beside.check(self.expected)
+                shown = (self.beside.first, self.beside.shown)
+                there = (self.expected.first, len(self.expected.rows))
+                assert shown == there, "a reader beside a writer that rests does not show all, or what is dropped"
 
         self.run(work())
 
@@ -344,9 +386,10 @@ class History:
         due = [len(tail.window(expected)) for tail in self.tails]
         for _ in range(10):
             await asyncio.sleep(0)
-        shown = [] if self.beside is None else await self.beside.read()
+        if self.beside is not None:
+            await self.beside.read()
         await check_handle(self.log, expected, encrypted=encrypted)
-        assert shown == expected.rows[: len(shown)], "a reader beside the writer shows what the writer does not"
+        if self.beside is not None:
+            self.beside.check(expected)
         for tail, least in zip(self.tails, due, strict=True):
-            assert len(tail.found) >= least, f"a tail of {tail.stream} lags behind"
-            assert tail.found == tail.window(expected)[: len(tail.found)]
+            tail.check(expected, least)

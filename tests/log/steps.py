@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from kimberlite import Log, Receipt, Record
+from kimberlite import Dropping, Log, Receipt, Record
 from kimberlite.arguments import Sync
 from kimberlite.storage.memory import Disk
 from tests.log.expected import FORGOTTEN, Answer, Expected, Forming, State, Unit
@@ -35,7 +35,15 @@ class Call:
 
 
 #: None while it has not returned.
-Outcome = dict[str, Receipt] | BaseException | None
+Outcome = dict[str, Receipt] | Dropping | BaseException | None
+
+
+@dataclass(eq=False)
+class Retaining:
+    """A dropping that was asked for, and what came of it."""
+
+    before: int
+    outcome: Outcome = None
 
 
 @dataclass(eq=False)
@@ -110,7 +118,7 @@ class Cut:
     left: Disk | None = None
     #: Of the calls that had returned by then.
     outcomes: dict[int, Outcome] = field(default_factory=dict)
-    sent: Sequence[Sent] = ()
+    sent: Sequence[Sent | Retaining] = ()
 
     def __call__(self) -> None:
         self.countdown -= 1
