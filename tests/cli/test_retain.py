@@ -23,7 +23,10 @@ def test_what_would_go_goes(long: Path, call: Call) -> None:
     assert would["dry_run"] is True
     assert would["segments"] > 1
     assert call("info", long, "--json").json()["first_position"] == 0
-    assert call("retain", long, "--before", "40", "--json").json() == would | {"dry_run": False}
+    went = call("retain", long, "--before", "40", "--json").json()
+    # What is packed meanwhile is shorter.
+    assert went.pop("bytes") <= would["bytes"]
+    assert went == {name: value for name, value in would.items() if name != "bytes"} | {"dry_run": False}
     assert call("info", long, "--json").json()["first_position"] == would["first"]
     verified = call("verify", long)
     assert verified.status == 0
@@ -36,9 +39,10 @@ def test_what_would_go_goes(long: Path, call: Call) -> None:
 
 def test_size_and_age_are_said_in_units(long: Path, call: Call) -> None:
     assert call("retain", long, "--age", "1d", "--size", "10GiB", "--json").json()["segments"] == 0
-    text = call("retain", long, "--size", "128KiB", "--dry-run").out.decode()
-    assert text.startswith("would be dropped: ")
-    assert call("retain", long, "--size", "128KiB").out.decode() == text.replace("would be dropped", "dropped")
+    form = r"{}: [\d,]+ segments, [\d,]+ records, [\d,]+ bytes\nwhat is left begins with position [\d,]+\n"
+    would = call("retain", long, "--size", "128KiB", "--dry-run").out.decode()
+    assert re.fullmatch(form.format("would be dropped"), would)
+    assert re.fullmatch(form.format("dropped"), call("retain", long, "--size", "128KiB").out.decode())
     assert call("retain", long, "--age", "0s", "--json").json()["segments"] > 0
 
 
