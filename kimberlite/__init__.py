@@ -9,6 +9,7 @@ from kimberlite.errors import (
     Corrupt,
     Dropped,
     Duplicate,
+    Erased,
     FrameTooLarge,
     Invalid,
     KeyUnavailable,
@@ -24,7 +25,7 @@ from kimberlite.errors import (
 )
 from kimberlite.log.log import Log
 from kimberlite.producer import Producer
-from kimberlite.records import NEW, Dropping, Receipt, Record, StreamInfo
+from kimberlite.records import NEW, Dropping, Erasure, Receipt, Record, StreamInfo
 
 __all__ = [
     "NEW",
@@ -36,6 +37,8 @@ __all__ = [
     "Dropped",
     "Dropping",
     "Duplicate",
+    "Erased",
+    "Erasure",
     "FrameTooLarge",
     "Invalid",
     "KeyUnavailable",

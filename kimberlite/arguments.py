@@ -39,6 +39,18 @@ def checked_name(name: object) -> str:
     return name
 
 
+def checked_reason(reason: object) -> str:
+    if not isinstance(reason, str):
+        raise Invalid(f"a reason is a str, not {type(reason).__name__}")
+    try:
+        length = len(reason.encode())
+    except UnicodeEncodeError:
+        raise Invalid("a reason has no lone surrogates") from None
+    if not 1 <= length <= _native.LONGEST_REASON:
+        raise Invalid(f"a reason has 1 to {_native.LONGEST_REASON:,} bytes of UTF-8")
+    return str.__str__(reason)
+
+
 def checked_producer(producer: object) -> tuple[bytes, int]:
     if not isinstance(producer, tuple) or len(producer) != 2:
         raise Invalid("producer is a pair of an id and a sequence")

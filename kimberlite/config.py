@@ -29,6 +29,8 @@ class Serve:
     http: str = "127.0.0.1:7412"
     #: The master key's file; "" for the environment's or a systemd credential.
     key_file: str = ""
+    #: The file of the key that `keys rotate` makes the master key, read when it is asked for; "" for none.
+    next_key_file: str = ""
     #: "auto", "threads" or "uring".
     backend: str = "auto"
     #: Seconds that a stop waits for clients to take their answers.

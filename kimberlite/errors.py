@@ -4,6 +4,7 @@ KimberliteError
 ├── Conflict         CONFLICT          re-read and decide again: `expect` or a producer's sequence did not hold
 ├── Duplicate        DUPLICATE         stop: it was appended before, too long ago to return its receipt
 ├── Dropped          DROPPED           go on with `first`: what was there before is not kept any more
+├── Erased           ERASED            give up: its key was destroyed, and nobody can read it any more
 ├── Busy             BUSY              retry later: another writer holds the database
 ├── Corrupt          CORRUPT           stop and look: acknowledged data is damaged; the place is named
 ├── NoSpace          NO_SPACE          make room, then retry: nothing was appended
@@ -22,6 +23,7 @@ KimberliteError
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, ClassVar
 
@@ -62,6 +64,23 @@ class Dropped(KimberliteError):
         super().__init__(message)
         #: An offset if a stream was read, else a position.
         self.first = first
+
+
+class Erased(KimberliteError):
+    """A stream was erased: its records can be proved to have been there, and be read by nobody."""
+
+    code = "ERASED"
+
+    def __init__(self, message: str, when: int | None = None, reason: str | None = None) -> None:
+        super().__init__(message)
+        #: ns since 1970, UTC.
+        self.when = when
+        self.reason = reason
+
+    @classmethod
+    def of(cls, stream: str, when: int, reason: str) -> Erased:
+        shown = datetime.fromtimestamp(when // 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        return cls(f"stream {stream!r} was erased at {shown}: {reason}", when, reason)
 
 
 class Busy(KimberliteError):

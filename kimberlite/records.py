@@ -68,6 +68,20 @@ class StreamInfo(NamedTuple):
     #: The offset that its next record gets.
     length: int
     encrypted: bool
+    erased: bool = False
+
+
+class Erasure(NamedTuple):
+    """What the log says of a stream that was erased."""
+
+    stream: str
+    #: ns since 1970, UTC.
+    when: int
+    reason: str
+    #: Of the record that says so: the stream's are before it.
+    position: int
+    #: Whether copies of the vault made before may still open: nobody has confirmed that their master key is no more.
+    pending: bool
 
 
 class Time(NamedTuple):

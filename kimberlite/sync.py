@@ -24,7 +24,7 @@ from kimberlite.errors import Closed, Invalid, KimberliteError
 from kimberlite.iterators import Records as Source
 from kimberlite.log.log import Log
 from kimberlite.log.options import MIB
-from kimberlite.records import NEW, Dropping, Receipt, Record, StreamInfo
+from kimberlite.records import NEW, Dropping, Erasure, Receipt, Record, StreamInfo
 from kimberlite.storage import Backend
 
 T = TypeVar("T")
@@ -226,6 +226,15 @@ class Database:
         return self._call(
             self._log.retain(before=before, age=age, size=size, dry_run=dry_run, confirm_clock=confirm_clock)
         )
+
+    def erase(self, stream: str, *, reason: str) -> Erasure:
+        return self._call(self._log.erase(stream, reason=reason))
+
+    def confirm_erasure(self, stream: str) -> Erasure:
+        return self._call(self._log.confirm_erasure(stream))
+
+    def rotate(self, key_file: str | os.PathLike[str] | None = None) -> str:
+        return self._call(self._log.rotate(key_file))
 
     @property
     def durable_position(self) -> int:

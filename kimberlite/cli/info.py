@@ -6,7 +6,8 @@ import argparse
 
 from kimberlite.cli import forms
 from kimberlite.cli.target import add_key_file, add_target, open_reader
-from kimberlite.cli.terminal import dropped, say, table
+from kimberlite.cli.terminal import dropped, erased, say, table
+from kimberlite.records import Erasure
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,10 +21,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         say(forms.line(found))
         return 0
-    notes, drops = found.pop("notes"), found.pop("dropped")
+    notes, drops, erasures = (found.pop(name) for name in ("notes", "dropped", "erasures"))
     say(table(found))
     for drop in drops:
         say(dropped(drop))
+    for each in erasures:
+        say(erased(Erasure(**each)))
     for note in notes:
         say(f"note: {note}")
     return 0

@@ -12,15 +12,18 @@ import signal
 import socket
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Final, cast
 
 import uvloop
 
-from kimberlite import config
+from kimberlite import _native, config
 from kimberlite.api import open_with
 from kimberlite.cli.logs import start_logging
 from kimberlite.cli.target import directory
+from kimberlite.crypto.master import read_key_file
 from kimberlite.errors import Closed, KimberliteError, Misconfigured, UnknownOutcome
+from kimberlite.log.keycheck import wrapped_by
 from kimberlite.log.verify import shown, verify_directory
 from kimberlite.records import Receipt
 from kimberlite.server.http import Probes
@@ -102,7 +105,7 @@ async def serve(
         opening = open_with(
             path,
             settings.log,
-            key_file=serving.key_file or None,
+            key_file=current_key_file(path, serving),
             backend=cast(Any, serving.backend),
             on_replay=lambda: go_on_unless(stopping.is_set(), "it was told to stop while it recovered"),
         )
@@ -123,13 +126,13 @@ async def serve(
             def go_on(_done: int, _total: int) -> None:
                 go_on_unless(not wanted.is_set(), "nobody wants to know any more")
 
-            report = verify_directory(path, key_file=serving.key_file or None, anchor=anchor, progress=go_on)
+            report = verify_directory(path, key_file=current_key_file(path, serving), anchor=anchor, progress=go_on)
             return shown(report, anchored=anchor is not None)
 
         assert log.upkeep is not None, "it is open for writing"
         log.upkeep.findings.on_found = lambda error: LOG.error("damage: %s", error)
         about = {"database": info["database_id"], "origin": info["origin"]}
-        server = Server(log, settings.limits, about=about, verify=verify)
+        server = Server(log, settings.limits, about=about, verify=verify, next_key_file=serving.next_key_file)
         for each in listening:
             await server.listen(each)
             LOG.info("listening on %s", name_of(each))
@@ -151,6 +154,15 @@ async def serve(
                 await log.close()
             raise UnknownOutcome(f"the log has failed: {failed}") from failed
     LOG.info("stopped")
+
+
+def current_key_file(path: str, serving: config.Serve) -> str | None:
+    """After a rotation the next one, as long as its file has not taken the place of the other."""
+    if serving.next_key_file:
+        with contextlib.suppress(KimberliteError, OSError):
+            if _native.key_id(read_key_file(serving.next_key_file)) == wrapped_by(Path(path)):
+                return serving.next_key_file
+    return serving.key_file or None
 
 
 def go_on_unless(wrong: bool, what: str) -> None:

@@ -20,5 +20,6 @@ def run(arguments: argparse.Namespace) -> int:
             if arguments.json:
                 say(forms.line(stream._asdict()))
                 continue
-            say(f"{stream.length:>12,}  {'encrypted' if stream.encrypted else 'plain':9}  {escaped(stream.name)}")
+            kind = "erased" if stream.erased else "encrypted" if stream.encrypted else "plain"
+            say(f"{stream.length:>12,}  {kind:9}  {escaped(stream.name)}")
     return 0

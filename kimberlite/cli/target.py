@@ -50,10 +50,10 @@ def open_reader(arguments: argparse.Namespace) -> sync.Database:
     return sync.open(path, create=False, read_only=True, key_file=arguments.key_file)
 
 
-def open_writer(arguments: argparse.Namespace) -> sync.Database:
+def open_writer(arguments: argparse.Namespace, *, create: bool = True) -> sync.Database:
     if is_url(arguments.target):
         return connected(arguments)
-    return sync.open(directory(arguments.target), key_file=arguments.key_file)
+    return sync.open(directory(arguments.target), create=create, key_file=arguments.key_file)
 
 
 def connected(arguments: argparse.Namespace) -> sync.Database:

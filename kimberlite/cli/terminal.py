@@ -12,7 +12,7 @@ from typing import Any, Final, Self, TextIO
 
 from kimberlite.cli import forms
 from kimberlite.errors import Conflict, Corrupt, KimberliteError
-from kimberlite.records import Record
+from kimberlite.records import Erasure, Record
 
 WIDTH: Final = 40
 #: Seconds between two drawings.
@@ -52,6 +52,13 @@ def dropped(drop: dict[str, Any]) -> str:
     first, last = (datetime.fromtimestamp(drop[name] // 10**9, UTC).isoformat() for name in ("first", "last"))
     when = last if first == last else f"{first} to {last}"
     return f"dropped: positions {drop['from']:,} to {drop['to'] - 1:,}, {when}, by the rule {escaped(drop['rule'])!r}"
+
+
+def erased(each: Erasure) -> str:
+    """A line for stdout."""
+    when = datetime.fromtimestamp(each.when // 10**9, UTC).isoformat()
+    state = "pending: copies of its key may open under a master key of before" if each.pending else "confirmed"
+    return f"erased: {escaped(each.stream)}, {when}, {escaped(each.reason)} ({state})"
 
 
 def harmless(data: bytes) -> bytes:

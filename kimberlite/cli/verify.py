@@ -11,10 +11,10 @@ from typing import Any
 from kimberlite import api
 from kimberlite.cli import forms
 from kimberlite.cli.target import RETRY, add_key_file, add_target, directory, is_url
-from kimberlite.cli.terminal import Ink, Progress, dropped, say, table
+from kimberlite.cli.terminal import Ink, Progress, dropped, erased, say, table
 from kimberlite.errors import Invalid
 from kimberlite.log.verify import shown, verify_directory
-from kimberlite.records import Receipt
+from kimberlite.records import Erasure, Receipt
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,10 +29,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         say(forms.line(found))
         return 0
-    notes, drops = found.pop("notes"), found.pop("dropped")
+    notes, drops, erasures = (found.pop(name) for name in ("notes", "dropped", "erasures"))
     say(table({"verdict": Ink.GREEN.on(sys.stdout, "sound")} | found))
     for drop in drops:
         say(dropped(drop))
+    for each in erasures:
+        say(erased(Erasure(**each)))
     for note in notes:
         say(f"note: {note}")
     return 0

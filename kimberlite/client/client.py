@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections import deque
 from collections.abc import AsyncIterator, Generator, Iterable, Mapping
@@ -21,6 +22,7 @@ from kimberlite.arguments import (
     checked_name,
     checked_offset,
     checked_producer,
+    checked_reason,
     checked_rule,
     checked_several,
     checked_sync,
@@ -33,7 +35,7 @@ from kimberlite.errors import (
     KimberliteError,
     ProtocolError,
 )
-from kimberlite.records import Dropping, Receipt, Record, StreamInfo
+from kimberlite.records import Dropping, Erasure, Receipt, Record, StreamInfo
 from kimberlite.wire.messages import Kind, Reading, Retaining
 
 URL: Final = re.compile(r"kimberlite(?:://(?P<host>[^/]+:\d+)/?|\+unix:(?://)?(?P<path>/.+))")
@@ -202,8 +204,8 @@ class Client:
         self._connection.check()
         start = 0
         while listed := await self._connection.request(Kind.STREAMS, _native.pack({"start": start}), result):
-            for name, length, encrypted in listed:
-                yield StreamInfo(name, length, encrypted)
+            for name, length, encrypted, erased in listed:
+                yield StreamInfo(name, length, encrypted, erased)
             start += len(listed)
 
     async def info(self) -> dict[str, Any]:
@@ -241,6 +243,30 @@ class Client:
         asked = Retaining(checked_rule(before, age, size), bool(dry_run), bool(confirm_clock))
         told: dict[str, Any] = await self._connection.request(Kind.RETAIN, asked.pack(), result)
         return Dropping(**told)
+
+    async def erase(self, stream: str, *, reason: str) -> Erasure:
+        """Destroys the key of an encrypted stream. See `kimberlite.Log.erase`."""
+        return await self._erase(checked_name(stream), checked_reason(reason))
+
+    async def confirm_erasure(self, stream: str) -> Erasure:
+        """Says that the master keys which wrapped an erased stream's key are destroyed. See
+        `kimberlite.Log.confirm_erasure`."""
+        return await self._erase(checked_name(stream), None)
+
+    async def _erase(self, stream: str, reason: str | None) -> Erasure:
+        self._connection.check()
+        body = _native.pack({"stream": stream, "reason": reason})
+        told = await self._connection.request(Kind.ERASE, body, result)
+        return Erasure(*told)
+
+    async def rotate(self, key_file: str | os.PathLike[str] | None = None) -> str:
+        """Wraps every key under the master key that the daemon's setting `next_key_file` names, and gives its id. A key
+        does not travel, nor does its file's name."""
+        self._connection.check()
+        if key_file is not None:
+            raise Invalid("a key does not travel: the daemon takes the one that its setting next_key_file names")
+        key_id: str = await self._connection.request(Kind.ROTATE, _native.pack(None), result)
+        return key_id
 
     @property
     def durable_position(self) -> int:

@@ -23,7 +23,7 @@ class Vault:
     """Two copies of the same slots, which this holds as one image.
 
     * Keys are in memory only when asked for; the image holds them wrapped.
-    * A slot is written once. Slots 0 and 1 are the group and the receipt key.
+    * A slot is written once, and emptied if its stream is erased. Slots 0 and 1 are the group and the receipt key.
     * A slot that no copy has sound stays as it is: its key may still be in it. It opens nothing and is never reused.
     * `dirty` are the blocks that neither copy has yet: the caller writes and syncs copy 0, then copy 1.
     """
@@ -39,6 +39,7 @@ class Vault:
         self._image = image
         self._database_id, self._identity_hash, self._random = database_id, identity_hash, random
         self._wrapping = _native.derive(master, WRAP + database_id)
+        self.master_id = _native.key_id(master)
         self._dirty: set[int] = set()
         #: Copies that must be written anew.
         self.stale: set[int] = set()
@@ -47,13 +48,30 @@ class Vault:
 
     @classmethod
     def create(cls, database_id: bytes, identity_hash: bytes, master: bytes, random: Callable[[int], bytes]) -> Vault:
-        head = HEADER.pack(MAGIC, database_id, 1, _native.key_id(master)).ljust(BLOCK - CHECK, b"\0")
-        image = bytearray(head + _native.blake3(head, identity_hash)[:CHECK])
-        vault = cls(image, database_id, identity_hash, master, random)
-        vault.generation = 1
+        vault = cls(bytearray(), database_id, identity_hash, master, random)
+        vault._begin(1)
         for kind in (GROUP, RECEIPT):
-            vault._append(kind, 0, identity_hash)
+            vault._append(kind, 0, identity_hash, random(32))
         vault._dirty.clear()
+        return vault
+
+    def _begin(self, generation: int) -> None:
+        head = HEADER.pack(MAGIC, self._database_id, generation, self.master_id).ljust(BLOCK - CHECK, b"\0")
+        self._image[:] = head + _native.blake3(head, self._identity_hash)[:CHECK]
+        self.generation = generation
+
+    def rewrapped(self, master: bytes) -> Vault:
+        """The same keys under another master key, one generation on. What does not open is no key, and left out."""
+        vault = Vault(bytearray(), self._database_id, self._identity_hash, master, self._random)
+        vault._begin(self.generation + 1)
+        for place in range(BLOCK, len(self._image), SLOT):
+            slot = bytes(self._image[place : place + SLOT])
+            key = self._key_in(slot) if self._sound(place, slot) else None
+            if key is not None:
+                kind, stream, _, _, bound, _, _ = SLOT_HEAD.unpack_from(slot)
+                vault._append(kind, stream, bound, key)
+        vault._dirty.clear()
+        vault._index()
         return vault
 
     @classmethod
@@ -73,12 +91,19 @@ class Vault:
             raise KeyUnavailable("no copy of the vault is this database's")
         generation, master_id = max(sound)
         if master_id != _native.key_id(master):
-            raise KeyUnavailable("this is not the master key that the vault was wrapped with")
+            what = f"this is not the master key that the vault was wrapped with, {master_id.hex()}"
+            if _native.key_id(master) in (before for _, before in sound):
+                what = f"{what}: a rotation to that one was cut off, and opening with it finishes it"
+            raise KeyUnavailable(what)
         best = next(i for i in (0, 1) if headers[i] == (generation, master_id))
         image = bytearray(copies[best])
         vault = cls(image, database_id, identity_hash, master, random)
         vault.generation = generation
-        others = vault._merge(copies[1 - best], known=headers[1 - best] is not None) if copies[0] != copies[1] else []
+        other = headers[1 - best]
+        # All that a copy from before a rotation has was wrapped anew, or erased since.
+        older = other is not None and other[0] < generation
+        merge = copies[0] != copies[1] and not older
+        others = vault._merge(copies[1 - best], known=other is not None) if merge else []
         image.extend(bytes(-len(image) % BLOCK))
         vault._index()
         for slot in others:
@@ -143,9 +168,29 @@ class Vault:
 
     def add(self, stream: int, declaration_hash: bytes) -> bytes:
         """A new data key for a stream, which is dirty until it is written."""
-        place = self._append(STREAM, stream, declaration_hash)
+        place = self._append(STREAM, stream, declaration_hash, self._random(32))
         self._places[stream, declaration_hash] = place
         return self._unwrap(place, STREAM)
+
+    def erase(self, stream: int, declaration_hash: bytes) -> bool:
+        """Empties the slots of a stream, and those that are damaged and may be such; whether there were any."""
+        found = [
+            place for place in range(BLOCK, len(self._image), SLOT) if self._is_of(place, stream, declaration_hash)
+        ]
+        for place in found:
+            self._image[place : place + SLOT] = bytes(SLOT)
+            self._dirty.add(place // BLOCK * BLOCK)
+        self._places.pop((stream, declaration_hash), None)
+        return bool(found)
+
+    def _is_of(self, place: int, stream: int, bound: bytes) -> bool:
+        slot = self._image[place : place + SLOT]
+        numbered, named = slot[:8] == struct.pack("<II", STREAM, stream), slot[32:64] == bound
+        return (numbered and named) or ((numbered or named) and not self._sound(place, slot))
+
+    def streams(self) -> set[tuple[int, bytes]]:
+        """Numbers and declarations' hashes that slots are bound to."""
+        return set(self._places)
 
     def unopened(self) -> list[int]:
         """Places of the slots that have something in them and open in neither copy."""
@@ -164,9 +209,8 @@ class Vault:
     def image(self) -> bytes:
         return bytes(self._image)
 
-    def _append(self, kind: int, stream: int, bound: bytes) -> int:
-        place = self._free()
-        key, nonce = self._random(32), self._random(24)
+    def _append(self, kind: int, stream: int, bound: bytes, key: bytes) -> int:
+        place, nonce = self._free(), self._random(24)
         head = struct.pack("<II", kind, stream)
         identified = _native.key_id(key) + bound
         wrapped = _native.xaes_seal(self._wrapping, nonce, self._aad(head, identified), key)

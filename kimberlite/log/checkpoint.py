@@ -61,6 +61,7 @@ class Derived:
         resume = None if data is None else self.log.resume(data)
         if data is not None and resume is not None and self._usable(resume, data, loader):
             end = loader.run()
+            loader.keys.check(self.log)
             self.replayed = [segment for segment in loader.segments if segment.number >= resume.segment]
             # Not before: what is refused stays as it is.
             assert self.hashes is not None
@@ -69,6 +70,7 @@ class Derived:
             self.log = loader.log = fresh()
             loader.start_again()
             end = loader.run()
+            loader.keys.check(self.log)
             self.replayed = loader.segments
             if resume is not None and self.log.sealed()[0] <= resume.group:
                 raise RolledBack(

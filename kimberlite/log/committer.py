@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from kimberlite import _native
@@ -20,12 +20,14 @@ from kimberlite.errors import (
     Unavailable,
     UnknownOutcome,
 )
+from kimberlite.log.creation import give_reserve
 from kimberlite.log.flights import Answer, Flight, Flights
 from kimberlite.log.marks import Mark, encode_mark
 from kimberlite.log.names import segment_name
 from kimberlite.log.options import Options
 from kimberlite.log.tail import Tail, install
 from kimberlite.log.tasks import begin
+from kimberlite.records import Receipt
 from kimberlite.storage.backend import BLOCK, Backend, File, let_go, opener
 
 #: Seconds after which what the kernel only holds is synced.
@@ -504,6 +506,27 @@ class Committer:
             self._waiting.append(waiter)
             await waiter
         return self.poisoned is None
+
+    async def say(self, payloads: Sequence[bytes]) -> int:
+        """Appends system records; the group by which all of them are in the log, and durable."""
+        answers: list[asyncio.Future[Receipt]] = []
+        for payload in payloads:
+            if self.crowded:
+                await self.turn()
+            future: asyncio.Future[Receipt] = self._loop.create_future()
+            parts: list[Part] = [("", 0, _native.encode([payload]), None)]
+            self.enter(_native.Request(parts, "group", None, False, future, self.quantum))
+            answers.append(future)
+        return max(receipt.group for receipt in await asyncio.gather(*answers))
+
+    async def say_anyhow(self, payloads: Sequence[bytes]) -> int:
+        """The same with the room that is kept for it, if the disk has no other."""
+        try:
+            return await self.say(payloads)
+        except NoSpace:
+            await self.backend.run(lambda: give_reserve(self.backend))
+            with self.tail.to_the_last():
+                return await self.say(payloads)
 
     async def mark(self, group: int) -> bool:
         """Returns when a mark on the disk says that this group is durable; False if it never will be."""

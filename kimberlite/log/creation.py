@@ -32,6 +32,11 @@ def write_small(backend: Backend, name: str, data: bytes) -> None:
 
 
 def replace(backend: Backend, name: str, fill: Callable[[File], None]) -> None:
+    put_in_place(backend, prepare(backend, name, fill), name)
+
+
+def prepare(backend: Backend, name: str, fill: Callable[[File], None]) -> str:
+    """The temporary that is to become the file."""
     temporary = f"{PREPARE}/{name.replace('/', '-')}"
     if backend.exists(temporary):
         backend.unlink(temporary)
@@ -41,6 +46,10 @@ def replace(backend: Backend, name: str, fill: Callable[[File], None]) -> None:
         file.sync()
     finally:
         file.close()
+    return temporary
+
+
+def put_in_place(backend: Backend, temporary: str, name: str) -> None:
     backend.rename(temporary, name)
     backend.sync_directory(name.rpartition("/")[0])
 
@@ -109,6 +118,12 @@ def complete(backend: Backend, identity: Identity, master: bytes | None, random:
         marks = [Mark(counter, 0, False, 0, identity.hash) for counter in (0, 1)]
         blocks = [encode_mark(mark, identity.database_id, identity.hash) for mark in marks]
         write_small(backend, MARKS, b"".join(blocks))
+
+
+def give_reserve(backend: Backend) -> None:
+    """Its room, to whoever takes it first."""
+    if backend.exists(RESERVE):
+        backend.unlink(RESERVE)
 
 
 def keep_reserve(backend: Backend) -> None:

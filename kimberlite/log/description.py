@@ -7,6 +7,7 @@ from typing import Any
 from kimberlite import _native
 from kimberlite.errors import Unavailable
 from kimberlite.log.identity import Identity
+from kimberlite.records import Erasure
 from kimberlite.storage.backend import Backend
 
 
@@ -34,6 +35,7 @@ def describe(identity: Identity, native: _native.Log, backend: Backend, notes: l
         "segments": len(names),
         "first_position": native.first,
         "dropped": dropped(native),
+        "erasures": [each._asdict() for each in erasures(native)],
         "bytes": sum(size_of(backend, f"segments/{name}") for name in names),
         "encrypted": identity.tagged,
         "backend": backend.name,
@@ -48,6 +50,14 @@ def dropped(native: _native.Log) -> list[dict[str, Any]]:
     return [
         {"from": start, "to": end, "first": first, "last": last, "rule": rule}
         for start, end, first, last, rule in native.dropped[1]
+    ]
+
+
+def erasures(native: _native.Log) -> list[Erasure]:
+    """Those that are durable."""
+    return [
+        Erasure(native.name_of(stream), when, reason, position, confirmed is None)
+        for stream, _, when, reason, position, _, confirmed in native.erasures
     ]
 
 

@@ -53,6 +53,10 @@ class Follower:
         self._segment, self._place, self._closed = end.segment, end.place, end.closed
         # By its name a segment is another file once it is packed.
         self._scan: File | None = None if end.closed else end.file
+        if self.keys.lost(self.log):
+            # A key leaves the vault behind a mark that covers why.
+            self._take_all()
+            self.keys.check(self.log)
 
     def _restored(self, data: bytes, resume: _native.Resume) -> bool:
         if resume.segment not in segment_numbers(self.backend) or not self.backend.exists(HASHES):
@@ -75,9 +79,13 @@ class Follower:
     def refresh(self) -> None:
         """Takes what has become durable since."""
         with self._lock:
-            self.loader.watermark = max(self.loader.watermark, load_marks(self.backend, self.identity).newest.group)
-            while self._step():
-                pass
+            # A stream whose key it does not get, as after a rotation, is no loss of the others.
+            self._take_all()
+
+    def _take_all(self) -> None:
+        self.loader.watermark = max(self.loader.watermark, load_marks(self.backend, self.identity).newest.group)
+        while self._step():
+            pass
 
     def _step(self) -> bool:
         """Goes on by a piece or into the next segment; False when there is nothing more to take."""

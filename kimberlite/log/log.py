@@ -21,10 +21,12 @@ from kimberlite.arguments import (
     checked_name,
     checked_offset,
     checked_producer,
+    checked_reason,
     checked_rule,
     checked_several,
     checked_sync,
 )
+from kimberlite.crypto.master import checked_file, read_key_file
 from kimberlite.errors import (
     Closed,
     Conflict,
@@ -38,13 +40,15 @@ from kimberlite.errors import (
 )
 from kimberlite.iterators import Listing
 from kimberlite.log.committer import Committer, Part
+from kimberlite.log.description import erasures
+from kimberlite.log.erasure import Eraser
 from kimberlite.log.options import Options
 from kimberlite.log.reading import B, Following, Read, Reader, Reading, Run, Tail, looked_again, reading_disk
 from kimberlite.log.refusals import translate
 from kimberlite.log.streams import Streams
 from kimberlite.log.tasks import begin
 from kimberlite.log.upkeep import Upkeep
-from kimberlite.records import Dropping, Receipt, Record, StreamInfo, Time
+from kimberlite.records import Dropping, Erasure, Receipt, Record, StreamInfo, Time
 from kimberlite.storage.backend import Backend
 
 #: Records of `get_many` in one go of a background thread.
@@ -265,7 +269,8 @@ class Log:
         """An async iterator of records, as they are when it starts.
 
         Integers are offsets with a stream and positions without, aware datetimes are times; `until` is
-        exclusive; `reverse` starts at the end. An unknown stream reads as empty.
+        exclusive; `reverse` starts at the end. An unknown stream reads as empty, one that was erased as ERASED; of
+        the whole log its records are left out.
         """
         return Reader(self._reading(self._native.read, stream, start, until, limit, reverse=reverse, system=system))
 
@@ -317,7 +322,8 @@ class Log:
         For `async for`, and, other than that of a client, also for `for`.
         """
         self._check()
-        return Listing(StreamInfo(name, length, encrypted) for name, encrypted, length, _ in self._native.streams())
+        listed = self._native.streams()
+        return Listing(StreamInfo(name, length, encrypted, erased) for name, encrypted, length, _, erased in listed)
 
     async def info(self) -> dict[str, Any]:
         """What this database is and where it stands."""
@@ -383,6 +389,41 @@ class Log:
         assert self.upkeep is not None, "whoever writes has it"
         retention = self.upkeep.retention
         return await retention.drop(rule, dry_run=bool(dry_run), confirm_clock=bool(confirm_clock))
+
+    async def erase(self, stream: str, *, reason: str) -> Erasure:
+        """Destroys the key of an encrypted stream: nobody can read its records any more, and none is appended to it.
+
+        That they were there, how many and when stays provable; the reason is there for all to read. Copies of the vault
+        made before open until the master key is destroyed (`rotate`): so long the erasure is pending. One that was
+        made before, or was cut off, is finished.
+        """
+        eraser, name = self._eraser(), checked_name(stream)
+        await eraser.erase(name, checked_reason(reason))
+        return self._erasure(name)
+
+    async def confirm_erasure(self, stream: str) -> Erasure:
+        """Says in the log that the master key under which a stream was erased, and those before it, are destroyed: the
+        erasure is not pending any more. Only after a `rotate`."""
+        eraser, name = self._eraser(), checked_name(stream)
+        await eraser.confirm(name)
+        return self._erasure(name)
+
+    async def rotate(self, key_file: str | os.PathLike[str] | None = None) -> str:
+        """Wraps every key under the master key in this file, and gives its id: with the one before nothing opens from
+        then on. Done again after it was cut off, it is finished."""
+        eraser = self._eraser()
+        if key_file is None:
+            raise Invalid("the file of the next master key is to be named")
+        name = checked_file(key_file)
+        return await eraser.rotate(lambda: read_key_file(name))
+
+    def _eraser(self) -> Eraser:
+        self._writer()
+        assert self.upkeep is not None, "whoever writes has it"
+        return self.upkeep.eraser
+
+    def _erasure(self, stream: str) -> Erasure:
+        return next(each for each in erasures(self._native) if each.stream == stream)
 
     # ---- lifetime
 

@@ -25,9 +25,11 @@ from kimberlite.log.checkpoint import Checkpointer, Derived
 from kimberlite.log.clock import Clock, Moment, moment
 from kimberlite.log.committer import Committer
 from kimberlite.log.description import describe
+from kimberlite.log.erasure import Eraser
 from kimberlite.log.findings import Findings
 from kimberlite.log.following import Follower
 from kimberlite.log.identity import Identity, origin_fault
+from kimberlite.log.keyring import Keyring
 from kimberlite.log.log import Log
 from kimberlite.log.marks import Mark, encode_mark
 from kimberlite.log.names import (
@@ -248,8 +250,8 @@ class Opener:
         if self.anchor is not None:
             check_anchor(log, self.anchor, keyed=keys.receipts)
         # Not before: what is refused stays as it is.
-        self._heal(keys, lost=lost)
         mark = self._settle(log, marks.newest, end, identity, marks_file)
+        self._heal(log, keys, lost=lost)
         if log.dropped[0] > 0:
             # Some may be left, if the process that dropped them was cut off.
             unlink_before(self.backend, log.dropped[0])
@@ -261,9 +263,14 @@ class Opener:
         creation.keep_reserve(self.backend)
         return identity, keys, log, tail, segment, marks_file, mark, derived
 
-    def _heal(self, keys: Keys, *, lost: bool) -> None:
-        """Writes anew the copies of the vault that are not what both are together, and a receipt key that was lost."""
+    def _heal(self, log: _native.Log, keys: Keys, *, lost: bool) -> None:
+        """Writes anew the copies of the vault that are not what both are together, less what the log says was erased,
+        and a receipt key that was lost."""
         if keys.vault is not None:
+            for number, declared, *_ in log.erasures:
+                log.forget(number)
+                if keys.vault.erase(number, declared):
+                    keys.vault.stale |= {0, 1}
             for copy in sorted(keys.vault.stale):
                 creation.write_small(self.backend, VAULTS[copy], keys.vault.image())
         if lost:
@@ -396,14 +403,16 @@ class Opener:
             retention.look()
 
         checkpointer.on_written = checkpointed
-        copies = [self.backend.open(name, "w") for name in VAULTS] if keys.vault is not None else []
-        streams = Streams(native, self.backend, keys.vault, copies)
+        keyring = None if keys.vault is None else Keyring(self.backend, keys.vault)
+        streams = Streams(native, keyring)
+        eraser = Eraser(native, committer, checkpointer, keyring)
         streams.on_death = committer.poison
         tail.start()
 
         async def close() -> None:
             try:
                 await retention.stop()
+                await eraser.stop()
                 await packer.stop()
                 await scrubber.stop()
                 await checkpointer.stop()
@@ -431,7 +440,7 @@ class Opener:
             return describe(identity, native, self.backend, [*self.notes, *findings.found, *waits])
 
         log = Log(self.backend, native, committer, streams, options, info, close, None, identity.quantum)
-        log.upkeep = Upkeep(packer, scrubber, retention, findings)
+        log.upkeep = Upkeep(packer, scrubber, retention, eraser, findings)
 
         def published() -> None:
             log._published()

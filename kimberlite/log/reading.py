@@ -122,6 +122,8 @@ class Reading(Generic[B]):
         number = None if self._stream is None else native.stream(self._stream)
         if self._stream is not None and number is None:
             return None, 0, 0
+        if number is not None:
+            native.check_erased(number)
         length = native.durable if number is None else native.length(number)
         first = native.first if number is None else native.first_offset(number)
         start = first if self._start is None else min(await self._place(self._start, number), length)
@@ -167,6 +169,8 @@ class Following(Generic[B]):
         while not self.closed:
             self._log._check()
             number = None if self._stream is None else native.stream(self._stream)
+            if number is not None:
+                native.check_erased(number)
             if self._stream is None or number is not None:
                 start = await self._place(number)
                 end = native.durable if number is None else native.length(number)

@@ -6,6 +6,7 @@ nothing locked and nothing written, and judges only up to the watermark it took 
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -53,18 +54,37 @@ class Keys:
     group: bytes | None = field(repr=False)
     #: Reads the vault again, for a reader: the writer beside it adds keys.
     reload: Callable[[], Vault] | None = None
+    #: Streams whose key was asked for and is not to be had, and why: a later record may say that they were erased.
+    missing: dict[int, str] = field(default_factory=dict)
 
     def data_key(self, stream: int, declaration_hash: bytes) -> bytes | None:
-        """The key of a stream; None if this handle has no master key."""
+        """The key of a stream; None if this handle has no master key, or the key is `missing`."""
         if self.vault is None:
             return None
-        key = self.vault.data_key(stream, declaration_hash)
-        if key is None and self.reload is not None:
-            self.vault = self.reload()
+        try:
             key = self.vault.data_key(stream, declaration_hash)
+            if key is None and self.reload is not None:
+                self.vault = self.reload()
+                key = self.vault.data_key(stream, declaration_hash)
+        except KeyUnavailable as error:
+            self.missing[stream] = str(error)
+            return None
         if key is None:
-            raise KeyUnavailable(f"the vault has no key for stream {stream}")
+            self.missing[stream] = "no slot of the vault is for it"
+        else:
+            self.missing.pop(stream, None)
         return key
+
+    def lost(self, log: _native.Log) -> dict[int, str]:
+        """Streams without a key that no erasure in the log accounts for."""
+        erased = {number for number, *_ in log.erasures} if self.missing else set()
+        return {number: why for number, why in self.missing.items() if number not in erased}
+
+    def check(self, log: _native.Log) -> None:
+        """Comes when the log is read to its end."""
+        if lost := self.lost(log):
+            names = reprlib.repr([log.name_of(number) for number in lost])[1:-1]
+            raise KeyUnavailable(f"the key of {len(lost)} streams is missing, {names}: {next(iter(lost.values()))}")
 
     @property
     def receipts(self) -> bool:
@@ -126,15 +146,19 @@ def load_keys(
         return Keys(identity, None, NO_KEY, None)
 
     def load() -> Vault:
-        found = [read_small(backend, name) or b"" for name in VAULTS]
-        # What cannot be read of one is in the other.
-        copies = [copy.replace(UNREADABLE, bytes(BLOCK)) for copy in found]
-        if any(found) and not any(copy.strip(UNREADABLE) for copy in found):
-            raise Unavailable(f"the disk cannot read {' and '.join(VAULTS)}")
-        return Vault.load(copies[0], copies[1], identity.database_id, identity.hash, master, random)
+        return load_vault(backend, identity, master, random)
 
     vault = load()
     return Keys(identity, vault, vault.receipt_key, vault.group_key, load if read_only else None)
+
+
+def load_vault(backend: Backend, identity: Identity, master: bytes, random: Callable[[int], bytes]) -> Vault:
+    found = [read_small(backend, name) or b"" for name in VAULTS]
+    # What cannot be read of one is in the other.
+    copies = [copy.replace(UNREADABLE, bytes(BLOCK)) for copy in found]
+    if any(found) and not any(copy.strip(UNREADABLE) for copy in found):
+        raise Unavailable(f"the disk cannot read {' and '.join(VAULTS)}")
+    return Vault.load(copies[0], copies[1], identity.database_id, identity.hash, master, random)
 
 
 def load_marks(backend: Backend, identity: Identity) -> Marks:

@@ -16,19 +16,19 @@ from typing import Any, Final, TypeVar
 
 from kimberlite import _native
 from kimberlite.arguments import Rule
-from kimberlite.errors import Closed, KimberliteError, NoSpace
+from kimberlite.errors import Closed, KimberliteError
 from kimberlite.log import past
 from kimberlite.log.checkpoint import Checkpointer
 from kimberlite.log.clock import Clock
-from kimberlite.log.committer import Committer, Part
+from kimberlite.log.committer import Committer
 from kimberlite.log.creation import keep_reserve
 from kimberlite.log.description import size_of
-from kimberlite.log.names import INDEX, RESERVE, SEGMENTS, index_name, segment_name, segment_number
+from kimberlite.log.names import INDEX, SEGMENTS, index_name, segment_name, segment_number
 from kimberlite.log.options import Options
-from kimberlite.log.packing import Packer, discard
+from kimberlite.log.packing import Packer
 from kimberlite.log.refusals import refusal
 from kimberlite.log.tasks import begin
-from kimberlite.records import Dropping, Receipt
+from kimberlite.records import Dropping
 from kimberlite.storage.backend import Backend
 
 T = TypeVar("T")
@@ -164,9 +164,11 @@ class Retention:
             await self._backend.run(
                 lambda: past.keep(self._backend, self._native, self._committer.database_id, position)
             )
+            piece = min(PIECE, self._committer.tail.most // 4)
             self._checkpointer.held = True
             try:
-                group = await self._say_anyhow(retained)
+                # Of a full disk too: it makes room.
+                group = await self._committer.say_anyhow(_native.Log.retention_records(retained, piece))
                 if not await self._committer.mark(group):
                     self._committer.check()
                 self._native.drop_before(retained)
@@ -179,28 +181,6 @@ class Retention:
         unlink_before(self._backend, number)
         past.let_go(self._backend, self._native.first)
         keep_reserve(self._backend)
-
-    async def _say_anyhow(self, retained: bytes) -> int:
-        """Of a full disk too: it makes room."""
-        try:
-            return await self._say(retained)
-        except NoSpace:
-            await self._backend.run(lambda: discard(self._backend, RESERVE))
-            with self._committer.tail.to_the_last():
-                return await self._say(retained)
-
-    async def _say(self, retained: bytes) -> int:
-        """The group by which all of it is in the log."""
-        loop, committer = asyncio.get_running_loop(), self._committer
-        answers: list[asyncio.Future[Receipt]] = []
-        for payload in _native.Log.retention_records(retained, min(PIECE, committer.tail.most // 4)):
-            if committer.crowded:
-                await committer.turn()
-            future: asyncio.Future[Receipt] = loop.create_future()
-            parts: list[Part] = [("", 0, _native.encode([payload]), None)]
-            committer.enter(_native.Request(parts, "group", None, False, future, committer.quantum))
-            answers.append(future)
-        return max(receipt.group for receipt in await asyncio.gather(*answers))
 
 
 def rule_of(options: Options) -> Rule:

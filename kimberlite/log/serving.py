@@ -15,7 +15,7 @@ from kimberlite.log.committer import Committer
 from kimberlite.log.log import MANY, Log
 from kimberlite.log.reading import BATCH_BYTES, Following, Reading, Run, reading_disk
 from kimberlite.log.upkeep import Upkeep
-from kimberlite.records import Dropping, Receipt, Time
+from kimberlite.records import Dropping, Erasure, Receipt, Time
 
 Parts = list[tuple[str, _native.Batch, int | None]]
 Frames = Reading[_native.Frame] | Following[_native.Frame]
@@ -218,11 +218,20 @@ class Serving:
         """Who waits for which sync, unless an append says otherwise."""
         return self._log.options.sync
 
-    def streams(self, start: int, count: int) -> list[tuple[str, int, bool]]:
+    def streams(self, start: int, count: int) -> list[tuple[str, int, bool, bool]]:
         """So many of those that have records, from the so manieth on."""
         self._log._check()
         listed = self._log._native.streams(min(start, 1 << 63), count)
-        return [(name, length, encrypted) for name, encrypted, length, _ in listed]
+        return [(name, length, encrypted, erased) for name, encrypted, length, _, erased in listed]
+
+    async def erase(self, stream: str, reason: str) -> Erasure:
+        return await self._log.erase(stream, reason=reason)
+
+    async def confirm_erasure(self, stream: str) -> Erasure:
+        return await self._log.confirm_erasure(stream)
+
+    async def rotate(self, key_file: str) -> str:
+        return await self._log.rotate(key_file)
 
     def forbid(self, why: KimberliteError) -> None:
         """From here on nothing is appended: not even what waits for a group."""

@@ -7,23 +7,22 @@ from collections import Counter
 from collections.abc import Callable
 
 from kimberlite import _native
-from kimberlite.crypto.vault import Vault
 from kimberlite.errors import UnknownOutcome
+from kimberlite.log.keyring import Keyring
 from kimberlite.log.refusals import refusal
 from kimberlite.log.tasks import begin
-from kimberlite.storage.backend import Backend, File
 
 
 class Streams:
     """Creates streams one batch of them at a time, in the order in which they were asked for.
 
-    Two writes for all that wait: copy 0 of the vault synced, then copy 1. Only then is a stream there to be appended
+    One change of the vault for all that wait. Only then is a stream there to be appended
     to; appends to other streams wait for none of it. Whoever comes while others are still `entering` a stream that they
     waited for goes through `create` too, and so behind them.
     """
 
-    def __init__(self, native: _native.Log, backend: Backend, vault: Vault | None, copies: list[File]) -> None:
-        self._native, self._backend, self._vault, self._copies = native, backend, vault, copies
+    def __init__(self, native: _native.Log, keyring: Keyring | None) -> None:
+        self._native, self._keyring = native, keyring
         #: Streams, and how many calls to `create` wait for each.
         self.entering: Counter[str] = Counter()
         self._wanted: list[tuple[list[str], asyncio.Future[None]]] = []
@@ -42,7 +41,7 @@ class Streams:
 
     async def create(self, names: list[str]) -> None:
         """Returns when all of them are there, in the order of the calls."""
-        if self._vault is None:
+        if self._keyring is None:
             for name in names:
                 self._add(name, None)
             return
@@ -96,24 +95,23 @@ class Streams:
             self._native.add_stream(declaration, key)
 
     async def _create(self) -> None:
-        assert self._vault is not None
+        assert self._keyring is not None
         try:
             while self._wanted:
-                await self._create_those(self._vault, self._wanted)
+                async with self._keyring.lock:
+                    await self._create_those(self._keyring, self._wanted)
         finally:
             self._task = None
 
-    async def _create_those(self, vault: Vault, wanted: list[tuple[list[str], asyncio.Future[None]]]) -> None:
+    async def _create_those(self, keyring: Keyring, wanted: list[tuple[list[str], asyncio.Future[None]]]) -> None:
         self._wanted = []
         asked = dict.fromkeys(name for names, _ in wanted for name in names)
         names = [name for name in asked if self._native.stream(name) is None]
         drafts = self._native.drafts(names, True)
-        keys = [vault.add(number, declared) for number, _, declared in drafts]
-        blocks = vault.dirty()
+        keys = [keyring.vault.add(number, declared) for number, _, declared in drafts]
         try:
-            await self._backend.run(lambda: self._write(blocks))
+            await keyring.write()
         except OSError as error:
-            vault.unwritten(place for place, _ in blocks)
             for _, future in wanted:
                 if not future.done():
                     future.set_exception(refusal("the vault did not take the key of a new stream", error))
@@ -123,9 +121,3 @@ class Streams:
         for _, future in wanted:
             if not future.done():
                 future.set_result(None)
-
-    def _write(self, blocks: list[tuple[int, bytes]]) -> None:
-        for copy in self._copies:
-            for place, block in blocks:
-                copy.write(place, block)
-            copy.sync()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kimberlite.log.erasure import Eraser
 from kimberlite.log.findings import Findings
 from kimberlite.log.packing import Packer
 from kimberlite.log.retention import Retention
@@ -15,4 +16,5 @@ class Upkeep:
     packer: Packer
     scrubber: Scrubber
     retention: Retention
+    eraser: Eraser
     findings: Findings

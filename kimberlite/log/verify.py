@@ -13,14 +13,14 @@ from kimberlite import _native
 from kimberlite.arguments import check_receipt
 from kimberlite.crypto.master import load_master
 from kimberlite.crypto.vault import Vault
-from kimberlite.errors import Corrupt, RolledBack
+from kimberlite.errors import Corrupt, KeyUnavailable, RolledBack
 from kimberlite.log import past
 from kimberlite.log.ahead import Ahead
 from kimberlite.log.anchor import check_anchor
 from kimberlite.log.checkpoint import HASHES_HEADER, hashes_header
 from kimberlite.log.creation import check_everything, read_small
-from kimberlite.log.description import dropped
-from kimberlite.log.names import CHECKPOINT, HASHES, PAST, segment_name
+from kimberlite.log.description import dropped, erasures
+from kimberlite.log.names import CHECKPOINT, HASHES, PAST, VAULTS, segment_name
 from kimberlite.log.opening import checked_path, find_identity
 from kimberlite.log.options import Options
 from kimberlite.log.recovery import CHUNK, Ended, Loader, load_keys, load_marks, new_log, segment_numbers
@@ -50,6 +50,8 @@ class Report:
     chain: bytes
     #: Whether encrypted records were opened and held against their commitments.
     keys_checked: bool
+    #: Streams that nobody can read any more.
+    erasures: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
 
 
@@ -81,14 +83,21 @@ def verify_directory(
 
 
 def verify_again(backend: Backend, master: bytes | None, anchor: Receipt | None, progress: Progress | None) -> Report:
-    """From the beginning, if a writer dropped segments meanwhile."""
+    """From the beginning, if a writer dropped segments or erased a stream meanwhile."""
     while True:
-        first = segment_numbers(backend)[:1]
+        first, vault = segment_numbers(backend)[:1], vault_copies(backend)
         try:
             return verify(backend, master, anchor=anchor, progress=progress)
         except (FileNotFoundError, Corrupt):
             if segment_numbers(backend)[:1] == first:
                 raise
+        except KeyUnavailable:
+            if vault_copies(backend) == vault:
+                raise
+
+
+def vault_copies(backend: Backend) -> list[bytes | None]:
+    return [read_small(backend, name) for name in VAULTS]
 
 
 def verify(
@@ -115,6 +124,7 @@ def verify(
     checkpoint, promised = checkpointed(backend, log)
     loader.promised = promised
     uncovered, end = loader.beyond(loader.run())
+    keys.check(log)
     hashes.compare()
     notes += hashes.notes()
     if marks.newest.clean:
@@ -155,6 +165,7 @@ def verify(
         root=root,
         chain=chain,
         keys_checked=keys.vault is not None,
+        erasures=[each._asdict() for each in erasures(log)],
         notes=notes,
     )
 

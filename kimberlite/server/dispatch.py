@@ -94,6 +94,8 @@ class Dispatch:
             Kind.VERIFY: self._verify,
             Kind.METRICS: self._metrics,
             Kind.RETAIN: self._retain,
+            Kind.ERASE: self._erase,
+            Kind.ROTATE: self._rotate,
         }
 
     def take(self, kind: int, id: int, body: bytes) -> None:
@@ -370,6 +372,24 @@ class Dispatch:
         self._server.check_writable()
         dropped = await self._serving.retain(asked.rule, dry_run=asked.dry_run, confirm_clock=asked.confirm_clock)
         self._reply(Kind.RESULT, id, _native.pack(dropped._asdict()))
+
+    async def _erase(self, id: int, body: bytes) -> None:
+        said = fields(body, stream=str, reason=(str, NONE))
+        stream, reason = said["stream"], said["reason"]
+        self._connection.access.check("maintain", stream)
+        self._server.check_writable()
+        serving = self._serving
+        erasure = await (serving.confirm_erasure(stream) if reason is None else serving.erase(stream, reason))
+        LOG.warning("stream %r: its erasure is %s", stream, "pending" if erasure.pending else "confirmed")
+        self._reply(Kind.RESULT, id, _native.pack(list(erasure)))
+
+    async def _rotate(self, id: int, body: bytes) -> None:
+        if _native.unpack(body) is not None:
+            raise ProtocolError("this request says nothing")
+        self._connection.access.check("maintain", None)
+        key_id = await self._server.rotate()
+        LOG.warning("the vault is under master key %s from here on", key_id)
+        self._reply(Kind.RESULT, id, _native.pack(key_id))
 
     async def _verify(self, id: int, body: bytes) -> None:
         anchor = fields(body, anchor=(list, NONE))["anchor"]

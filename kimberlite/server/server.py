@@ -44,8 +44,11 @@ class Server:
         about: dict[str, Any],
         access: Access | None = None,
         verify: Callable[[Receipt | None, threading.Event], dict[str, Any]] | None = None,
+        next_key_file: str = "",
     ) -> None:
         self.limits = limits
+        #: Where the next master key is, when somebody asks for it: no client names a file.
+        self._next_key_file = next_key_file
         #: Checks every byte of the log, in a thread, as long as the event is set; None where nobody gave it.
         self._verify = verify
         self._verifying = asyncio.Lock()
@@ -160,6 +163,13 @@ class Server:
                 return await asyncio.to_thread(self._verify, anchor, wanted)
             finally:
                 wanted.clear()
+
+    async def rotate(self) -> str:
+        """Wraps every key under the next master key; its id."""
+        if not self._next_key_file:
+            raise Invalid("the setting next_key_file says of no key that it is the next")
+        self.check_writable()
+        return await self.serving.rotate(self._next_key_file)
 
     def check_writable(self) -> None:
         if self._rolled_back is not None:

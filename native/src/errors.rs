@@ -24,6 +24,11 @@ pub fn dropped(py: Python<'_>, message: &str, first: u64) -> PyErr {
     error.map_or_else(|error| error, PyErr::from_value)
 }
 
+pub fn erased(py: Python<'_>, stream: &str, when: u64, reason: &str) -> PyErr {
+    let error = class(py, "Erased").and_then(|class| class.call_method1("of", (stream, when, reason)));
+    error.map_or_else(|error| error, PyErr::from_value)
+}
+
 pub fn corrupt(
     py: Python<'_>,
     message: &str,

@@ -35,6 +35,8 @@ mod _native {
     #[pymodule_export]
     const LONGEST_PRODUCER: usize = kimberlite_core::record::LONGEST_PRODUCER;
     #[pymodule_export]
+    const LONGEST_REASON: usize = kimberlite_core::system::LONGEST_REASON;
+    #[pymodule_export]
     const KINDS: [(&str, u32); kimberlite_core::wire::kind::ALL.len()] = kimberlite_core::wire::kind::ALL;
     /// Bytes in front of a message's body.
     #[pymodule_export]

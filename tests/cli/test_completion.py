@@ -49,6 +49,7 @@ COMPLETED = {
 UNKNOWN = {
     "STREAM",
     "NAME",
+    "TEXT",
     "URL",
     "N",
     "BYTES",
@@ -174,7 +175,7 @@ def output(shell: str, *arguments: str) -> str:
         ("append t s --sync ", POLICIES),
         ("append t s --sync = ", POLICIES),
         ("append t s --sync =", POLICIES),
-        ("keys ", ["init"]),
+        ("keys ", ["init", "rotate", "check"]),
         ("config ", ["-h", "--help", "--listen", "--http", "--key-file", "--config", "--set", "--json"]),
         ("read t ", []),
         ("read t s --limit ", []),

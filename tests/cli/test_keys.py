@@ -32,3 +32,61 @@ def test_the_key_is_not_printed(tmp_path: Path, call: Call) -> None:
 
 def test_a_directory_that_is_not_there_is_a_configuration_error(tmp_path: Path, call: Call) -> None:
     assert call("keys", "init", tmp_path / "no" / "key").status == 78
+
+
+def test_check_says_which_streams_keys_open(path: Path, key: Path, tmp_path: Path, call: Call, process: Call) -> None:
+    for stream in ("a", "b"):
+        assert process("append", path, stream, "--key-file", key, stdin=b"x\n").status == 0
+    sound = call("keys", "check", path, "--key-file", key, "--json")
+    found = sound.json()
+    assert (sound.status, found["streams"], found["missing"], found["orphans"]) == (0, 2, [], 0)
+    assert found["master_key"] == found["wrapped_by"]
+    other = tmp_path / "other"
+    assert call("keys", "init", other).status == 0
+    for given in (("--key-file", other), ()):
+        lost = call("keys", "check", path, *given, "--json")
+        assert (lost.status, [each["stream"] for each in lost.json()["missing"]]) == (77, ["a", "b"])
+        assert "missing: b: " in call("keys", "check", path, *given).out.decode()
+    with (path / "vault.0").open("r+b") as file:
+        file.seek(4096 + 3 * 256)
+        file.write(bytes(256))
+    assert call("keys", "check", path, "--key-file", key).status == 0
+    with (path / "vault.1").open("r+b") as file:
+        file.seek(4096 + 3 * 256 + 100)
+        file.write(b"\1")
+    lost = call("keys", "check", path, "--key-file", key, "--json")
+    assert (lost.status, [each["stream"] for each in lost.json()["missing"]]) == (77, ["b"])
+    assert lost.json()["unopened"] == [4096 + 3 * 256]
+    refused = call("read", path, "--key-file", key)
+    assert (refused.status, b"'b'" in refused.err) == (77, True)
+
+
+def test_check_knows_of_erasures_and_of_databases_without_a_key(
+    path: Path, key: Path, ledger: Path, tmp_path: Path, call: Call, process: Call
+) -> None:
+    assert call("keys", "check", ledger).status == 64
+    assert call("keys", "check", tmp_path / "nowhere").status == 64
+    assert call("keys", "check", "kimberlite://127.0.0.1:1").status == 64
+    sealed = tmp_path / "sealed"
+    for stream in ("a", "b"):
+        assert process("append", sealed, stream, "--key-file", key, stdin=b"x\n").status == 0
+    assert call("erase", sealed, "a", "--reason", "why", "--key-file", key).status == 0
+    found = call("keys", "check", sealed, "--key-file", key, "--json").json()
+    assert (found["streams"], found["missing"], found["erased"], found["pending"]) == (1, [], 1, 1)
+
+
+def test_rotate_finishes_what_was_begun(path: Path, key: Path, tmp_path: Path, call: Call, process: Call) -> None:
+    assert process("append", path, "a", "--key-file", key, stdin=b"x\n").status == 0
+    old = (path / "vault.0").read_bytes()
+    new = tmp_path / "new"
+    made = call("keys", "init", new, "--json").json()["key_id"]
+    assert call("keys", "rotate", path, "--key-file", key).status == 64
+    assert call("keys", "init", tmp_path / "third", "--new-key-file", new).status == 64
+    assert call("keys", "rotate", path, "--key-file", key, "--new-key-file", new, "--json").json() == {"key_id": made}
+    (path / "vault.0").write_bytes(old)
+    refused = call("read", path, "--key-file", key)
+    assert (refused.status, b"finishes it" in refused.err) == (77, True)
+    assert call("keys", "rotate", path, "--key-file", key, "--new-key-file", new).status == 0
+    assert (path / "vault.0").read_bytes() == (path / "vault.1").read_bytes()
+    assert call("read", path, "--key-file", new).out == b"x\n"
+    assert call("keys", "check", path, "--key-file", new, "--json").json()["generation"] == 2

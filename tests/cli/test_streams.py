@@ -19,8 +19,8 @@ def test_it_prints_what_there_is(tmp_path: Path, call: Call) -> None:
         "           1  plain      a\\u202e",
     ]
     expected = [
-        {"name": "b", "length": 1_500, "encrypted": False},
-        {"name": "a\u202e", "length": 1, "encrypted": False},
+        {"name": "b", "length": 1_500, "encrypted": False, "erased": False},
+        {"name": "a\u202e", "length": 1, "encrypted": False, "erased": False},
     ]
     assert call("streams", path, "--json").lines() == expected
     daemon = Daemon(path, *ANY)

@@ -13,6 +13,7 @@ from typing import Any, Final
 from kimberlite.log import checkpoint, committer, creation, opening, recovery
 from kimberlite.log.committer import Committer
 from kimberlite.log.flights import Flight
+from kimberlite.log.keyring import Keyring
 from kimberlite.log.log import Log
 from kimberlite.log.names import MARKS, PREPARE, QUARANTINE, SEGMENTS, prepared_name, segment_name
 from kimberlite.log.opening import Opener
@@ -149,10 +150,11 @@ def _vault() -> list[Patch]:
     create = Streams.create
 
     async def first(self: Streams, names: list[str]) -> None:
-        vault = self._vault
+        keyring = self._keyring
         missing = [name for name in names if self._native.stream(name) is None]
-        if vault is None or not missing:
+        if keyring is None or not missing:
             return await create(self, names)
+        vault = keyring.vault
         drafts = self._native.drafts(missing, True)
         keys = [vault.add(number, declared) for number, _, declared in drafts]
         for (_, declaration, _), key in zip(drafts, keys, strict=True):
@@ -161,7 +163,7 @@ def _vault() -> list[Patch]:
 
         def late() -> None:
             with suppress(OSError):
-                self._write(blocks)
+                keyring._write(blocks)
 
         asyncio.get_running_loop().call_later(0.001, late)
         return None
@@ -172,14 +174,14 @@ def _vault() -> list[Patch]:
 def _copies() -> list[Patch]:
     """Both copies of the vault are written before either is synced."""
 
-    def write(self: Streams, blocks: list[tuple[int, bytes]]) -> None:
+    def write(self: Keyring, blocks: list[tuple[int, bytes]]) -> None:
         for copy in self._copies:
             for place, block in blocks:
                 copy.write(place, block)
         for copy in self._copies:
             copy.sync()
 
-    return [(Streams, "_write", write)]
+    return [(Keyring, "_write", write)]
 
 
 def _installed(*, directory: bool, header: bool) -> list[Patch]:

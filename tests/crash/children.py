@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kimberlite.arguments import Sync
 from kimberlite.errors import KimberliteError
-from kimberlite.log import checkpoint, committer, opening, streams
+from kimberlite.log import checkpoint, committer, keyring, opening
 from kimberlite.log.log import Log
 from kimberlite.log.names import SEGMENTS
 from kimberlite.log.opening import Injected, open_log
@@ -40,7 +40,7 @@ POLICIES: list[Sync] = ["group", "group", "batch", "os", "record"]
 #: What a child can be in the middle of, and where the engine does it.
 STEPS: dict[str, tuple[Any, str]] = {
     "rotation": (committer, "install"),
-    "vault": (streams.Streams, "_write"),
+    "vault": (keyring.Keyring, "_write"),
     "checkpoint": (checkpoint.Derived, "write_all"),
     "opening": (opening.Opener, "_prepare"),
 }

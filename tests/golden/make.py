@@ -25,6 +25,7 @@ from kimberlite.cli import forms
 from kimberlite.cli.inspect import describe
 from kimberlite.crypto.master import PREFIX, load_master
 from kimberlite.log.clock import Moment
+from kimberlite.log.names import CLOCK
 from kimberlite.log.opening import Injected, open_log
 from kimberlite.log.options import Options
 from kimberlite.log.verify import verify
@@ -199,6 +200,9 @@ def pack(disk: Disk) -> bytes:
             entry.type, entry.mode = tarfile.DIRTYPE, 0o700
             tar.addfile(entry)
         for name, data in disk.files().items():
+            if name == CLOCK:
+                # It says which machine this was, and when.
+                continue
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(data), 0o600
             tar.addfile(entry, io.BytesIO(data))

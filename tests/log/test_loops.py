@@ -299,8 +299,8 @@ def test_an_interrupt_while_a_key_is_made_ends_the_handle_and_not_the_wait_for_e
         db = await opened()
         assert db._streams is not None
         receipt = await db.append("s", b"1")
-        vault = db._streams._vault
-        assert vault is not None
+        assert db._streams._keyring is not None
+        vault = db._streams._keyring.vault
 
         def interrupted(*_: object) -> bytes:
             raise Interrupted

@@ -152,6 +152,16 @@ async def test_a_reader_beside_it_goes_on(either: Machine) -> None:
             assert (await asyncio.wait_for(anext(tail), 5)).payload == payload(i)
 
 
+async def test_a_reader_finds_its_way_though_many_segments_were_packed_since(either: Machine) -> None:
+    await filled(either)
+    closed = len(lengths(either)) - 1
+    assert closed > 3
+    async with either.open(read_only=True, cache_bytes=0) as reader:
+        async with either.open(segment_bytes=SEGMENT):
+            await until_packed(either, closed)
+        assert (await anext(reader.read("s"))).payload == payload(0)
+
+
 @pytest.mark.parametrize("power", [True, False], ids=["cut", "kill"])
 async def test_a_crash_at_any_step_leaves_the_log_as_it_was(either: Machine, power: bool) -> None:
     receipts = await filled(either)

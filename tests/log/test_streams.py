@@ -82,20 +82,19 @@ async def test_another_streams_append_does_not_wait_for_a_new_streams_key(encryp
     async with encrypted.open() as db:
         await db.append("old", b"x")
         held = asyncio.Event()
-        assert db._streams is not None
-        run = db._streams._backend.run
+        run = db._backend.run
 
         async def slow(call: object) -> object:
             await held.wait()
             return await run(call)  # type: ignore[arg-type]
 
-        db._streams._backend.run = slow  # type: ignore[method-assign, assignment]
+        db._backend.run = slow  # type: ignore[method-assign, assignment]
         new = asyncio.ensure_future(db.append("new", b"x"))
         await asyncio.sleep(0)
         assert (await asyncio.wait_for(db.append("old", b"y"), 5)).first_offset == 1
         assert not new.done()
         held.set()
-        db._streams._backend.run = run  # type: ignore[method-assign]
+        db._backend.run = run  # type: ignore[method-assign]
         assert (await new).first_offset == 0
 
 

@@ -145,6 +145,9 @@ def replay_agrees(disk: Disk, master: Master | None, log: Log) -> None:
     native = new_log(identity, keys, Options(), None)
     end = Loader(backend, identity, keys, load_marks(backend, identity), native, write=True).run()
     assert end.torn_upto is None
+    keys.check(native)
+    erased = [(erasure.stream, erasure.position, erasure.timestamp, erasure.reason) for erasure in log.erasures]
+    assert [(stream, position, when, why) for stream, _, when, why, position, _, _ in native.erasures] == erased
     assert native.sealed()[:2] == (ended(log).number + 1, log.tree_size)
     assert native.root() == (log.tree_size, log.root)
     assert native.durable_group() == (ended(log).number, log.chain)
@@ -172,7 +175,8 @@ def inspection_agrees(disk: Disk, log: Log) -> None:
 
 async def reading_agrees(disk: Disk, master: Master | None, log: Log, shown: Shown) -> None:
     rows = log.between(log.first, shown.tree_size)
-    mine = [as_read(row) for row in rows]
+    gone = {erasure.stream for erasure in log.erasures if erasure.position < shown.tree_size}
+    mine = [as_read(row) for row in rows if row.stream not in gone]
     #: That something was dropped may be said, and no watermark cover it yet.
     covered = log.retained_at(shown.number) == log.retained
 
@@ -185,7 +189,10 @@ async def reading_agrees(disk: Disk, master: Master | None, log: Log, shown: Sho
         assert (info["records"], info["root"], info["chain"]) == (shown.tree_size, shown.root.hex(), shown.chain.hex())
         assert info["first_position"] == log.first or not covered
         modes = {stream.name: stream for stream in log.streams}
+        assert {each.name for each in db.streams() if each.erased} == {log.streams[number].name for number in gone}
         for stream in db.streams():
+            if stream.erased:
+                continue
             known = modes[stream.name]
             own = [as_read(row) for row in rows if row.stream == known.number]
             assert kept([record async for record in db.read(stream.name)]) == own

@@ -9,7 +9,7 @@ from .files import RECEIPT_KEY, decode_vault, segment_name, unwrap_slot
 from .groups import BLOCK, Run, SegmentHeader, decode_group, decode_segment_header, runs_of
 from .hashes import Tree, blake, domain
 from .log import Log, Row, Sealed
-from .retained import encode_sent
+from .retained import encode_erasures, encode_sent, erasures_before
 
 Files = Mapping[str, bytes]
 
@@ -94,6 +94,7 @@ def checkpoint_file(files: Files, log: Log, number: int, producers: int, dropped
     data += u64(len(tree.peaks)) + u64(last_place) + group.chain + last + b"".join(tree.peaks)
     for i, declaration in enumerate(declared):
         data += u64(length_of(log, i + 1, rows)) + u16(len(declaration)) + declaration
+    data += encode_erasures(erasures_before(log.erasures, group.tree_size))
     return with_mac(data + dropped, key)
 
 

@@ -212,9 +212,9 @@ def batch_digest(key: bytes, canonicals: Iterable[bytes]) -> bytes:
     return blake(domain("kimberlite/digest/1"), *canonicals, key=key, size=16)
 
 
-def many_digest(key: bytes, parts: Iterable[tuple[int, Sequence[bytes]]]) -> bytes:
-    """Of an append to several streams: (stream number, canonical records) in the order given."""
-    joined = (u32(stream) + u32(len(records)) + b"".join(records) for stream, records in parts)
+def many_digest(key: bytes, parts: Iterable[tuple[int, bytes, Sequence[bytes]]]) -> bytes:
+    """Of an append to several streams: (stream number, its key, canonical records) in the order given."""
+    joined = (u32(stream) + u32(len(records)) + batch_digest(own, records) for stream, own, records in parts)
     return blake(domain("kimberlite/digest/1"), *joined, key=key, size=16)
 
 

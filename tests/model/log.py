@@ -8,7 +8,7 @@ from .cursor import ModelError
 from .files import Identity, Mark, hashes_header, leaf_index
 from .hashes import root_of
 from .records import Mode, Producer, Record
-from .retained import Retained, Sent
+from .retained import Erasure, Retained, Sent
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ class Log:
     begun: Retained | None
     #: What was said of what was dropped, each with the group by which it was said whole.
     retentions: tuple[tuple[int, Retained], ...]
+    erasures: tuple[Erasure, ...]
 
     @property
     def retained(self) -> Retained | None:

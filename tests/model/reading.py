@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .cursor import ModelError, is_zero, require, up_to
 from .files import (
@@ -53,8 +53,10 @@ from .hashes import (
 )
 from .log import Log, Row, Sealed, Stream
 from .records import (
+    Confirmed,
     Declaration,
     Entry,
+    Erased,
     Many,
     Mode,
     Piece,
@@ -64,7 +66,7 @@ from .records import (
     decode_system,
     encode_record,
 )
-from .retained import Collector, Left, Retained, Sent, all_said, last_sent, open_sent
+from .retained import Collector, Erasure, Left, Retained, Sent, all_said, erasures_before, last_sent, open_sent
 
 
 @dataclass
@@ -101,6 +103,7 @@ def read_log(files: Mapping[str, bytes], master: bytes | None = None) -> Log:
         numbers = range(said.segment, numbers.stop)
     for number in numbers:
         reader.segment(files[segment_name(number)], number)
+    reader.check_keys()
     marks, problems = decode_marks(files["marks"], identity)
     doubts += problems
     for mark in marks:
@@ -183,6 +186,9 @@ class _Reader:
         self.again: set[int] = set()
         self.collector = Collector()
         self.retentions: list[tuple[int, Retained]] = []
+        self.erasures: dict[int, Erasure] = {}
+        #: Those without a key, and where the first of their runs is.
+        self.keyless: dict[int, str] = {}
 
     @property
     def begun_at(self) -> int:
@@ -194,6 +200,7 @@ class _Reader:
         for left, declared in zip(said.streams, said.declarations("retention record"), strict=True):
             self.add_stream(declared, left.declaration, "retention record")
             self.offsets[-1] = left.offset
+        self.erasures = {one.stream: one for one in said.erasures}
         self.offsets[0] = said.system
         self.tree = Tree(said.position, said.peaks)
         self.chain, self.number = said.chain, said.group
@@ -215,7 +222,8 @@ class _Reader:
         rows = tuple(self.rows[max(0, first - self.begun_at) :])
         groups = tuple(one for one in self.groups if one.number >= group)
         logged = (tuple(self.streams), rows, groups, marks, self.chain, self.tree.root(), tuple(self.doubts))
-        return Log(self.identity, *logged, tuple(self.sent), bytes(self.hashes), self.begun, tuple(self.retentions))
+        dropped = (self.begun, tuple(self.retentions))
+        return Log(self.identity, *logged, tuple(self.sent), bytes(self.hashes), *dropped, self.listed_erasures())
 
     def segment(self, data: bytes, number: int) -> None:
         name = segment_name(number)
@@ -319,6 +327,7 @@ class _Reader:
         require(said.system == left[0].offset, where, "offset of stream 0")
         require(said.streams == tuple(left[1 : len(said.streams) + 1]), where, "streams")
         require(not any(one.offset for one in left[len(said.streams) + 1 :]), where, "a stream is left out")
+        require(said.erasures == erasures_before(self.listed_erasures(), said.position), where, "erasures")
         self.check_sent(said, where)
 
     def check_sent(self, said: Retained, where: str) -> None:
@@ -335,7 +344,10 @@ class _Reader:
         stream = self.streams[run.stream]
         require(run.offset == self.offsets[run.stream], where, f"offset {run.offset} of {stream.name!r}")
         require(run.encrypted == (stream.mode is Mode.ENCRYPTED), where, "mode of the stream")
-        if run.encrypted and not self.keys.opened:
+        require(run.stream not in self.erasures, where, f"a record of {stream.name!r} behind its erasure")
+        if run.encrypted and stream.declared not in self.keys.data:
+            if self.keys.opened:
+                self.keyless.setdefault(run.stream, where)
             self.sealed_run(run, stream, where)
             return
         entries, records, canonicals, committed = self.open(run, stream, where)
@@ -353,9 +365,7 @@ class _Reader:
     def open(self, run: Run, stream: Stream, where: str) -> tuple[list[Entry], list[Record], list[bytes], list[bytes]]:
         """Its entries, records, canonical records and commitments."""
         if run.encrypted:
-            key = self.keys.data.get(stream.declared)
-            if key is None:
-                raise ModelError(where, f"no key of {stream.name!r} in the vault")
+            key = self.keys.data[stream.declared]
             require(run.key_id == key_id(key), where, "key id")
             inner = open_text(run, seal_key(key), self.identity.database, where)
             plaintext, seed = decode_inner(inner, self.identity.quantum, where), run_seed(key, run.nonce)
@@ -428,6 +438,30 @@ class _Reader:
             elif isinstance(system, Many):
                 who = (system.producer, system.digest, system.sequence)
                 self.sent.append(Sent(*who, self.number, self.timestamp, 0))
+            elif isinstance(system, Erased | Confirmed):
+                self.erase(system, self.begun_at + len(self.rows) - 1, where)
+
+    def erase(self, said: Erased | Confirmed, position: int, where: str) -> None:
+        stream = next((stream for stream in self.streams[1:] if stream.number == said.stream), None)
+        known = stream is not None and stream.mode is Mode.ENCRYPTED and stream.declared == said.declared
+        require(known, where, f"an erasure of stream {said.stream}, which is no encrypted one")
+        before = self.erasures.get(said.stream)
+        if isinstance(said, Erased):
+            require(before is None, where, f"stream {said.stream} is erased again")
+            self.erasures[said.stream] = Erasure(said.stream, position, self.timestamp, said.master_id, said.reason)
+            self.sent = [sent for sent in self.sent if sent.stream != said.stream]
+            return
+        if before is None or not before.pending:
+            raise ModelError(where, f"the erasure of stream {said.stream} is not pending")
+        require(before.master_id != said.master_id, where, "confirmed under its own master key")
+        self.erasures[said.stream] = replace(before, confirmed=(position, self.timestamp))
+
+    def listed_erasures(self) -> tuple[Erasure, ...]:
+        return tuple(erasure for _, erasure in sorted(self.erasures.items()))
+
+    def check_keys(self) -> None:
+        for number, where in self.keyless.items():
+            require(number in self.erasures, where, f"no key of {self.streams[number].name!r} in the vault")
 
     def declare(self, said: Declaration, payload: bytes, where: str) -> None:
         if self.begun is None or not 0 < said.stream <= len(self.begun.streams):
@@ -463,7 +497,9 @@ class _Reader:
             position += part.records
         if self.keys.receipt is None or any(one.sealed for _, rows in given for one in rows):
             return
-        parts = ((stream, [encode_record(one.opened) for one in rows]) for stream, rows in given)
+        keys = [self.key_of(self.streams[stream]) for stream, _ in given]
+        records = [[encode_record(one.opened) for one in rows] for _, rows in given]
+        parts = zip((stream for stream, _ in given), keys, records, strict=True)
         if many.digest == many_digest(many_key(self.keys.receipt), parts):
             return
         # a receipt key outside a vault may have been made anew since

@@ -160,12 +160,38 @@ class Piece:
     data: bytes
 
 
-System = Declaration | Many | Piece
+@dataclass(frozen=True)
+class Erased:
+    """A stream that has no key from here on, and no further record."""
+
+    stream: int
+    declared: bytes
+    master_id: bytes
+    reason: str
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """The master key of that erasure is no more."""
+
+    stream: int
+    declared: bytes
+    master_id: bytes
+
+
+System = Declaration | Many | Piece | Erased | Confirmed
 
 
 def encode_system(system: System) -> bytes:
     if isinstance(system, Piece):
         return u16(3) + u32(system.number) + u32(system.pieces) + system.whole + system.data
+    if isinstance(system, Erased | Confirmed):
+        kind = 4 if isinstance(system, Erased) else 5
+        front = u16(kind) + u32(system.stream) + system.declared + system.master_id
+        if isinstance(system, Confirmed):
+            return front
+        reason = system.reason.encode()
+        return front + u16(len(reason)) + reason
     if isinstance(system, Declaration):
         require(len(system.random) == 16, "declaration", "16 random bytes")
         name = system.name.encode()
@@ -188,6 +214,10 @@ def decode_system(record: Record, where: str) -> System:
         system = _many(cursor)
     elif kind == 3:
         system = _piece(cursor)
+    elif kind == 4:
+        system = _erased(cursor)
+    elif kind == 5:
+        system = Confirmed(cursor.number(4, "stream"), cursor.take(32, "declaration"), cursor.take(16, "master key"))
     else:
         raise ModelError(where, f"system record of kind {kind}, which format 1 does not describe")
     cursor.end()
@@ -199,6 +229,13 @@ def _declaration(cursor: Cursor) -> Declaration:
     require(mode in (0, 1), cursor.where, f"mode {mode}")
     random, largest = cursor.take(16, "random"), cursor.number(4, "largest record")
     return Declaration(stream, Mode(mode), random, largest, cursor.text(cursor.number(2, "name"), "name"))
+
+
+def _erased(cursor: Cursor) -> Erased:
+    named = cursor.number(4, "stream"), cursor.take(32, "declaration"), cursor.take(16, "master key")
+    length = cursor.number(2, "reason")
+    require(1 <= length <= 1024, cursor.where, f"a reason of {length} bytes")
+    return Erased(*named, cursor.text(length, "reason"))
 
 
 def _many(cursor: Cursor) -> Many:

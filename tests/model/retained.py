@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from .cursor import Cursor, ModelError, require, u32, u64
@@ -89,6 +89,40 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Erasure:
+    """Where, when and why a stream was erased; position and time of the confirmation, zeros while it is pending."""
+
+    stream: int
+    position: int
+    timestamp: int
+    master_id: bytes
+    reason: str
+    confirmed: tuple[int, int] = (0, 0)
+
+    @property
+    def pending(self) -> bool:
+        return self.confirmed == (0, 0)
+
+
+def encode_erasures(erasures: Iterable[Erasure]) -> bytes:
+    return _several(
+        u32(one.stream)
+        + u64(one.position)
+        + u64(one.timestamp)
+        + one.master_id
+        + b"".join(map(u64, one.confirmed))
+        + _sized(one.reason.encode())
+        for one in erasures
+    )
+
+
+def erasures_before(erasures: Iterable[Erasure], position: int) -> tuple[Erasure, ...]:
+    """What had been said of them there."""
+    said = (one for one in erasures if one.position < position)
+    return tuple(one if one.confirmed[0] < position else replace(one, confirmed=(0, 0)) for one in said)
+
+
+@dataclass(frozen=True)
 class Retained:
     """What one retention record says, and it says it for all before it."""
 
@@ -105,6 +139,7 @@ class Retained:
     producers: tuple[Sent, ...] = ()
     sealed: tuple[SealedSent, ...] = ()
     drops: tuple[Drop, ...] = ()
+    erasures: tuple[Erasure, ...] = ()
 
     def declarations(self, where: str) -> list[Declaration]:
         found = [decode_system(Record(left.declaration), where) for left in self.streams]
@@ -126,10 +161,11 @@ def encode_retained(said: Retained) -> bytes:
     data += _several(u64(left.offset) + _sized(left.declaration) for left in said.streams)
     data += _sized(b"".join(map(encode_sent, said.producers)))
     data += _several(u32(one.stream) + one.nonce + _sized(one.text) for one in said.sealed)
-    return data + _several(
+    data += _several(
         u64(drop.start) + u64(drop.end) + u64(drop.first) + u64(drop.last) + _sized(drop.rule.encode())
         for drop in said.drops
     )
+    return data + encode_erasures(said.erasures)
 
 
 def decode_retained(data: bytes, where: str) -> Retained:
@@ -152,6 +188,11 @@ def decode_retained(data: bytes, where: str) -> Retained:
         start, end, first, last = number(), number(), number(), number()
         return Drop(start, end, first, last, cursor.text(number(4), "rule"))
 
+    def erasure() -> Erasure:
+        stream, at, when = number(4), number(), number()
+        master, confirmed = cursor.take(16, "master key"), (number(), number())
+        return Erasure(stream, at, when, master, cursor.text(number(4), "reason"), confirmed)
+
     segment, group, position = number(), number(), number()
     chain = cursor.take(32, "chain")
     timestamp, incarnation, system = number(), number(4), number()
@@ -162,6 +203,7 @@ def decode_retained(data: bytes, where: str) -> Retained:
         producers=decode_sent(sized(), where),
         sealed=several(32, lambda: SealedSent(number(4), cursor.take(24, "nonce"), sized())),
         drops=several(36, drop),
+        erasures=several(56, erasure),
     )
     cursor.end()
     _check(said, where)
@@ -178,6 +220,9 @@ def _check(said: Retained, where: str) -> None:
     sealed = [one.stream for one in said.sealed]
     encrypted = {one.stream for one in declared if one.mode}
     require(len(set(sealed)) == len(sealed) and set(sealed) <= encrypted, where, f"producers of streams {sealed}")
+    erased = [one.stream for one in said.erasures]
+    require(len(set(erased)) == len(erased) and set(erased) <= encrypted, where, f"erasures of streams {erased}")
+    require(said.erasures == erasures_before(said.erasures, said.position), where, "an erasure that stands behind it")
     ends = [0, *(drop.end for drop in said.drops)]
     require([drop.start for drop in said.drops] == ends[:-1], where, "a gap between what was dropped")
     require(ends[-1] == said.position, where, "droppings that end elsewhere")

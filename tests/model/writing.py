@@ -175,7 +175,7 @@ class _Writer:
             producer = None
             if batch.producer is not None:
                 require(not isinstance(operation, AppendMany), "write", "a producer in a part")
-                key = index_key(stream.data_key) if stream.mode is Mode.ENCRYPTED else self.identity.hash()
+                key = self.index_key(stream)
                 sender = batch.producer
                 producer = Producer(sender.identifier, sender.sequence, batch_digest(key, canonicals))
             items += stream.batch(canonicals, producer)
@@ -194,14 +194,18 @@ class _Writer:
         self.streams[batch.stream] = stream
         return self.system.batch([encode_record(Record(payload))])
 
+    def index_key(self, stream: _Stream) -> bytes:
+        return index_key(stream.data_key) if stream.mode is Mode.ENCRYPTED else self.identity.hash()
+
     def many(self, operation: AppendMany, sender: Sender) -> bytes:
         """The canonical system record that stands in front of the parts."""
         key = many_key(self.keys.receipt)
         given, parts = [], []
         coming = {batch.stream: self.streams[batch.stream].next_offset for batch in operation.batches}
         for batch in operation.batches:
-            number = self.streams[batch.stream].number
-            given.append((number, [encode_record(record) for record in batch.records]))
+            stream = self.streams[batch.stream]
+            number = stream.number
+            given.append((number, self.index_key(stream), [encode_record(record) for record in batch.records]))
             parts.append(Part(number, coming[batch.stream], len(batch.records)))
             coming[batch.stream] += len(batch.records)
         kept = kept_producer(key, sender.identifier)

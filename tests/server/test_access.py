@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kimberlite import Invalid, Receipt
+from kimberlite.crypto.master import create_master
 from kimberlite.server.access import Action
 from kimberlite.wire.messages import Kind
 from tests.server.wires import served
@@ -38,6 +39,8 @@ REQUESTS: dict[Kind, tuple[Any, Action, str | None]] = {
     Kind.INFO: (None, "inspect", None),
     Kind.VERIFY: ({"anchor": None}, "inspect", None),
     Kind.METRICS: (None, "inspect", None),
+    Kind.ERASE: ({"stream": "s", "reason": "no"}, "maintain", "s"),
+    Kind.ROTATE: (None, "maintain", None),
 }
 
 
@@ -75,9 +78,11 @@ async def test_what_is_not_permitted_is_refused_and_nothing_of_it_is_done(tmp_pa
 @pytest.mark.parametrize("kind", REQUESTS)
 async def test_what_is_permitted_is_done(tmp_path: Path, kind: Kind) -> None:
     body, action, stream = REQUESTS[kind]
-    async with served(tmp_path / "db", access=Only((action, stream))) as there:
+    create_master(tmp_path / "key")
+    async with served(tmp_path / "db", access=Only((action, stream)), key_file=tmp_path / "key") as there:
         await there.log.append("s", b"x")
         there.server._verify = lambda _anchor, _wanted: {}
+        there.server._next_key_file = str(tmp_path / "key")
         wire = await there.greeted()
         wire.send(kind, 1, body)
         assert (await wire.next())[0] in (Kind.RECEIPTS, Kind.RECORDS, Kind.RESULT)

@@ -187,9 +187,9 @@ async def test_records_by_position_streams_and_info(tmp_path: Path) -> None:
         wire.send(Kind.GET, 2, {"positions": [10_000]})
         assert (await wire.answers(1))[2] == "INVALID"
         wire.send(Kind.STREAMS, 3, {"start": 0})
-        assert await wire.next() == (Kind.RESULT, 3, [["a", 10, False], ["b", 1, False]])
+        assert await wire.next() == (Kind.RESULT, 3, [["a", 10, False, False], ["b", 1, False, False]])
         wire.send(Kind.STREAMS, 4, {"start": 1})
-        assert await wire.next() == (Kind.RESULT, 4, [["b", 1, False]])
+        assert await wire.next() == (Kind.RESULT, 4, [["b", 1, False, False]])
         wire.send(Kind.INFO, 5, None)
         assert await wire.next() == (Kind.RESULT, 5, await there.log.info())
 

@@ -366,7 +366,7 @@ async def test_a_full_pool_lets_everybody_in_in_turn(tmp_path: Path) -> None:
                 wire.send(Kind.APPEND, id, [f"s{number}", [bytes(20_000)], None, None, None])
         answered = await asyncio.wait_for(asyncio.gather(*(wire.answers(120) for wire in wires)), 40)
         assert all(set(each) == set(range(1, 121)) and "BUSY" not in each.values() for each in answered)
-        assert [length for _, length, _ in there.server.serving.streams(0, 9)] == [121] * 5
+        assert [length for _, length, *_ in there.server.serving.streams(0, 9)] == [121] * 5
         # One that waits and goes leaves no place that nobody takes.
         for id in range(200, 260):
             wires[0].send(Kind.APPEND, id, ["s0", [bytes(20_000)], None, None, None])
@@ -462,6 +462,6 @@ async def test_all_streams_are_listed_in_pieces(tmp_path: Path) -> None:
                 break
             assert len(some) <= 1_000
             found += some
-        assert [name for name, _, _ in found] == [f"s{i}" for i in range(2_500)]
+        assert [name for name, *_ in found] == [f"s{i}" for i in range(2_500)]
         wire.send(Kind.STREAMS, 1, {"start": (1 << 64) - 1})
         assert (await wire.next())[2] == []

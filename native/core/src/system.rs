@@ -6,6 +6,11 @@ use crate::keys::domain;
 pub const DECLARATION: u16 = 1;
 pub const SEVERAL: u16 = 2;
 pub const RETAINED: u16 = 3;
+pub const ERASED: u16 = 4;
+pub const CONFIRMED: u16 = 5;
+
+/// Bytes of the reason of an erasure.
+pub const LONGEST_REASON: usize = 1024;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Declaration {
@@ -91,11 +96,77 @@ impl Several {
     }
 }
 
+/// From here on a stream has no key, and no records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Erased {
+    pub stream: u32,
+    /// Hash of its declaration.
+    pub declared: Hash,
+    /// Id of the master key that wraps its key.
+    pub master: [u8; 16],
+    pub reason: String,
+}
+
+impl Erased {
+    const HEAD: usize = 56;
+
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = ERASED.to_le_bytes().to_vec();
+        out.extend(self.stream.to_le_bytes());
+        out.extend(self.declared);
+        out.extend(self.master);
+        out.extend((self.reason.len() as u16).to_le_bytes());
+        out.extend(self.reason.as_bytes());
+        out
+    }
+
+    fn decode(payload: &[u8]) -> Checked<Self> {
+        ensure(payload.len() >= Self::HEAD, "a system record is cut short")?;
+        let reason = &payload[Self::HEAD..];
+        let sound = reason.len() == u16_at(payload, 54) as usize && (1..=LONGEST_REASON).contains(&reason.len());
+        ensure(sound, "the reason of an erasure has a wrong length")?;
+        Ok(Self {
+            stream: u32_at(payload, 2),
+            declared: payload[6..38].try_into().unwrap(),
+            master: payload[38..54].try_into().unwrap(),
+            reason: String::from_utf8(reason.to_vec()).map_err(|_| Damage("the reason of an erasure is not UTF-8"))?,
+        })
+    }
+}
+
+/// The master key that wrapped the key of an erased stream is no more, nor are those before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Confirmed {
+    pub stream: u32,
+    /// Hash of its declaration.
+    pub declared: Hash,
+    /// Id of the master key that wraps the others since.
+    pub master: [u8; 16],
+}
+
+impl Confirmed {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = CONFIRMED.to_le_bytes().to_vec();
+        out.extend(self.stream.to_le_bytes());
+        out.extend(self.declared);
+        out.extend(self.master);
+        out
+    }
+
+    fn decode(payload: &[u8]) -> Checked<Self> {
+        ensure(payload.len() == 54, "a system record has a wrong length")?;
+        let (declared, master) = (payload[6..38].try_into().unwrap(), payload[38..54].try_into().unwrap());
+        Ok(Self { stream: u32_at(payload, 2), declared, master })
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum System {
     Declaration(Declaration),
     Several(Several),
     Retained(Piece),
+    Erased(Erased),
+    Confirmed(Confirmed),
 }
 
 impl System {
@@ -105,6 +176,8 @@ impl System {
             DECLARATION => declaration(payload),
             SEVERAL => several(payload),
             RETAINED => Ok(Self::Retained(Piece::decode(payload)?)),
+            ERASED => Ok(Self::Erased(Erased::decode(payload)?)),
+            CONFIRMED => Ok(Self::Confirmed(Confirmed::decode(payload)?)),
             _ => Err(Damage("a system record of an unknown kind")),
         }
     }

@@ -9,10 +9,12 @@ use kimberlite_core::format::{GroupHeader, Hash, RUN_HEADER, RunHeader, SEGMENT_
 use kimberlite_core::group::{Database, Expected, OVERHEAD, Run, Stream, bound, open, open_run};
 use kimberlite_core::index::ClosedIndex;
 use kimberlite_core::keys::Entropy;
-use kimberlite_core::log::{Dropped, Left, Log, Part, Retained, Secrets, Segment, Source, Window, closes, derived_mac};
+use kimberlite_core::log::{
+    Dropped, Erasure, Left, Log, Part, Retained, Said, Secrets, Segment, Source, Window, closes, derived_mac,
+};
 use kimberlite_core::producers::{Limits, Producers};
 use kimberlite_core::record::{Batch, Record, append_header};
-use kimberlite_core::system::{Declaration, Piece, Several, System};
+use kimberlite_core::system::{Confirmed, Declaration, Erased, Piece, Several, System};
 
 thread_local! {
     static TAKEN: Cell<usize> = const { Cell::new(0) };
@@ -122,16 +124,22 @@ fn records_and_system_records_of_any_bytes_are_refused_or_sound() {
     let parts = vec![(1, 2, 3), (4, 5, 6), (u32::MAX, u64::MAX, u32::MAX)];
     let several = Several { producer: [1; 16], sequence: 9, digest: [2; 16], parts }.encode();
     let piece = Piece { number: 1, pieces: 2, whole: [3; 32], bytes: b"of a retention record".to_vec() }.encode();
-    for (seed, good) in (2..).zip([declaration().encode(), several, piece]) {
+    let erased = Erased { stream: 3, declared: [4; 32], master: [5; 16], reason: "on request".into() }.encode();
+    let confirmed = Confirmed { stream: 3, declared: [4; 32], master: [6; 16] }.encode();
+    for (seed, good) in (2..).zip([declaration().encode(), several, piece, erased, confirmed]) {
         fuzz(seed, 20_000, 4, &good, |bytes| match System::decode(bytes) {
             Ok(System::Declaration(declaration)) => declaration.encode() == bytes,
             Ok(System::Several(several)) => several.encode() == bytes,
             Ok(System::Retained(piece)) => piece.encode() == bytes,
+            Ok(System::Erased(erased)) => erased.encode() == bytes,
+            Ok(System::Confirmed(confirmed)) => confirmed.encode() == bytes,
             Err(_) => false,
         });
     }
     let left = Left { declaration: declaration().encode(), first: 7 };
     let dropped = Dropped { from: 0, to: 6, first: 8, last: 9, rule: "age".into() };
+    let (at, reason) = (Said { position: 4, timestamp: 5 }, "on request".into());
+    let erasure = Erasure { stream: 2, at, master: [6; 16], reason, confirmed: None };
     let retained = Retained {
         segment: 1,
         group: 2,
@@ -141,6 +149,7 @@ fn records_and_system_records_of_any_bytes_are_refused_or_sound() {
         producers: vec![7; 64],
         sealed: vec![(2, [8; 24], vec![9; 80])],
         drops: vec![dropped.clone(), Dropped { from: 6, ..dropped }],
+        erasures: vec![erasure.clone(), Erasure { confirmed: Some(at), ..erasure }],
         ..Retained::default()
     };
     fuzz(60, 20_000, 8, &retained.encode(), |bytes| Retained::decode(bytes).is_ok_and(|found| found.encode() == bytes));

@@ -2,6 +2,7 @@
 
 mod appending;
 mod derived;
+mod erasure;
 mod packing;
 mod reading;
 mod replaying;
@@ -80,6 +81,7 @@ impl Log {
                 errors::dropped(py, &format!("{what} was dropped"), first)
             }
             Failure::NoKey { stream } => self.refused(py, Refused::NoKey { stream }),
+            Failure::Erased(run) => self.refused(py, Refused::Erased { stream: run.stream }),
         }
     }
 
@@ -105,6 +107,12 @@ impl Log {
             Refused::NoKey { stream } => {
                 errors::raise(py, "KeyUnavailable", &format!("the key of stream {:?} is missing", name(stream)))
             }
+            Refused::Erased { stream } => {
+                let streams = self.inner.streams.read().unwrap();
+                let (info, erasure) = streams.erased(stream).expect("it was just found to be so");
+                errors::erased(py, &info.name, erasure.at.timestamp, &erasure.reason)
+            }
+            Refused::Unfit(what) => errors::raise(py, "Invalid", what),
         }
     }
 }

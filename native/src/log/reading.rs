@@ -1,8 +1,10 @@
 //! Records and hashes that were asked for.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use kimberlite_core::format::Hash;
+use kimberlite_core::group::Stream;
 use kimberlite_core::log::{self, FEW_LEAVES, Found, MOST_LEAVES, Receipt};
 use kimberlite_core::wire::records::Runs;
 use pyo3::prelude::*;
@@ -13,6 +15,8 @@ use crate::records::append_records;
 
 /// Numbers before and behind the next that a stream which was lost may have had.
 const LOST_STREAMS: u32 = 4096;
+
+type Listed<'py> = (Bound<'py, PyString>, bool, u64, u32, bool);
 
 /// Of a receipt, all but its MAC, as `kimberlite.Receipt` has them.
 type Fields<'py> = (&'py str, u64, u64, u64, u64, u64, bool, u64, Hash, Hash, u32, u64);
@@ -65,13 +69,25 @@ impl Frame {
 
 #[pymethods]
 impl Log {
-    /// Name, mode, durable length and number of the streams that have records, so many from the so manieth on.
+    /// Name, mode, durable length, number and whether it is erased of the streams that have records, so many from the so
+    /// manieth on.
     #[pyo3(signature = (start=0, count=usize::MAX))]
-    fn streams<'py>(&self, py: Python<'py>, start: usize, count: usize) -> Vec<(Bound<'py, PyString>, bool, u64, u32)> {
+    fn streams<'py>(&self, py: Python<'py>, start: usize, count: usize) -> Vec<Listed<'py>> {
         let streams = self.inner.streams.read().unwrap();
         let all = streams.info.iter().zip(&streams.list).skip(1).filter(|(info, _)| info.durable > 0);
-        let some = all.skip(start).take(count);
-        some.map(|(info, s)| (PyString::new(py, &info.name), s.encrypted, info.durable, s.number)).collect()
+        let listed = |(info, stream): (&log::Info, &Arc<Stream>)| {
+            let erased = info.erased.is_some() && !stream.opens();
+            (PyString::new(py, &info.name), stream.encrypted, info.durable, stream.number, erased)
+        };
+        all.skip(start).take(count).map(listed).collect()
+    }
+
+    fn name_of<'py>(&self, py: Python<'py>, stream: u32) -> Bound<'py, PyString> {
+        PyString::new(py, &self.inner.streams.read().unwrap().info[stream as usize].name)
+    }
+
+    fn is_encrypted(&self, stream: u32) -> bool {
+        self.inner.streams.read().unwrap().list[stream as usize].encrypted
     }
 
     /// How many streams have records.

@@ -50,16 +50,21 @@ impl Stream {
         Self { number, encrypted, declaration, prefix: midstate(&prefix), keys }
     }
 
+    /// Whether what is in it can be read.
+    pub fn opens(&self) -> bool {
+        !self.encrypted || self.keys.is_some()
+    }
+
     /// What digests and producer ids of this stream are keyed with.
     pub fn index_key<'a>(&'a self, identity: &'a Hash) -> Option<&'a Hash> {
         if self.encrypted { self.keys.as_ref().map(|keys| &keys.index) } else { Some(identity) }
     }
 }
 
-/// What a producer's batch is recognised by. Each part is in front of a batch of an append to several streams.
-pub fn digest<'a>(key: &Hash, parts: impl Iterator<Item = &'a [u8]>) -> [u8; 16] {
+/// What a producer's batch is recognised by.
+pub fn digest(key: &Hash, bytes: &[u8]) -> [u8; 16] {
     let mut digest = Digest::new(key);
-    parts.for_each(|part| digest.update(part));
+    digest.update(bytes);
     digest.finish()
 }
 

@@ -183,6 +183,14 @@ impl Run<'_> {
         let ends = if self.header.flags & ENDS != 0 { vec![self.header.records - 1] } else { vec![] };
         RunLeaves { stream, timestamp, first_offset: self.header.first_offset, ends, commitments: self.stated() }
     }
+
+    /// The same for one record.
+    pub fn stated_leaf<'a>(&self, stream: &'a Stream, timestamp: u64, i: usize) -> RunLeaves<'a> {
+        let last = self.header.flags & ENDS != 0 && i + 1 == self.header.records as usize;
+        let ends = if last { vec![0] } else { vec![] };
+        let first_offset = self.header.first_offset + i as u64;
+        RunLeaves { stream, timestamp, first_offset, ends, commitments: vec![self.stated()[i]] }
+    }
 }
 
 /// Opens a run of this stream; None if it is encrypted and the key is not at hand.

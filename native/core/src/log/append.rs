@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::batches::several_head;
+use super::erased::Said;
 use super::segment::Index;
 use super::{End, Log, Segment};
 use crate::format::{CLOSING, Checked, Damage, Hash, SegmentHeader, put};
-use crate::group::{self, Placed, Sealed};
+use crate::group::{self, Digest, Placed, Sealed};
 use crate::index::{GroupEntry, RunEntry};
 use crate::keys::{Key, domain};
 use crate::producers::{Producers, Verdict};
@@ -42,6 +43,11 @@ pub enum Refused {
     NoKey {
         stream: u32,
     },
+    Erased {
+        stream: u32,
+    },
+    /// A system record that does not fit to the log.
+    Unfit(&'static str),
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -83,10 +89,12 @@ impl Log {
         let mut tail = self.tail.lock().unwrap();
         let mut producers = self.producers.lock().unwrap();
         let mut streams = self.streams.write().unwrap();
-        for part in parts {
-            let stream = &streams.list[part.stream as usize];
-            if stream.encrypted && stream.keys.is_none() {
-                return Err(Refused::NoKey { stream: part.stream });
+        for &Part { stream, .. } in parts {
+            if streams.erased(stream).is_some() {
+                return Err(Refused::Erased { stream });
+            }
+            if !streams.list[stream as usize].opens() {
+                return Err(Refused::NoKey { stream });
             }
         }
         let named = producer.map(|(id, _)| self.name(&streams, parts, id, several));
@@ -100,6 +108,11 @@ impl Log {
             if part.expect.is_some_and(|expect| expect != length) {
                 return Err(Refused::Expected { stream: part.stream, length });
             }
+        }
+        if let [Part { stream: 0, batch, .. }] = parts {
+            let at = Said { position: tail.position, timestamp: tail.sealer.timestamp.max(now) };
+            let heard = Record::decode(&batch.bytes).and_then(|(record, _)| System::decode(record.payload));
+            heard.and_then(|system| streams.hear(&system, at)).map_err(|Damage(what)| Refused::Unfit(what))?;
         }
         if let (Some(named), Some((id, sequence))) = (named, producer) {
             let (group, time) = (tail.sealer.group, tail.sealer.timestamp.max(now));
@@ -135,7 +148,7 @@ impl Log {
         let tail = self.tail.lock().unwrap();
         let producers = self.producers.lock().unwrap();
         let streams = self.streams.read().unwrap();
-        if parts.iter().map(|part| &streams.list[part.stream as usize]).any(|s| s.encrypted && s.keys.is_none()) {
+        if !parts.iter().all(|part| streams.list[part.stream as usize].opens()) {
             return Ok(None);
         }
         let named = self.name(&streams, parts, id, several);
@@ -155,17 +168,22 @@ impl Log {
     }
 
     pub(super) fn name(&self, streams: &super::Streams, parts: &[Part], id: &[u8], several: bool) -> Named {
-        if let (false, [part]) = (several, parts) {
+        let key_of = |part: &Part| {
             let stream = &streams.list[part.stream as usize];
-            let key = stream.index_key(&self.database.identity).expect("streams without a key were refused");
-            let digest = group::digest(key, std::iter::once(&part.batch.bytes[..]));
-            return Named { stream: part.stream, id: group::producer(key, id), digest };
+            stream.index_key(&self.database.identity).expect("streams without a key were refused")
+        };
+        let of_stream = |part: &Part| group::digest(key_of(part), &part.batch.bytes);
+        if let (false, [part]) = (several, parts) {
+            return Named { stream: part.stream, id: group::producer(key_of(part), id), digest: of_stream(part) };
         }
         let key = &self.keys.several;
-        let heads: Vec<[u8; 8]> =
-            parts.iter().map(|part| several_head(part.stream, part.batch.ends.len() as u32)).collect();
-        let pieces = heads.iter().zip(parts).flat_map(|(head, part)| [&head[..], &part.batch.bytes[..]]);
-        Named { stream: 0, id: group::producer(key, id), digest: group::digest(key, pieces) }
+        let mut digest = Digest::new(key);
+        for part in parts {
+            digest.update(&several_head(part.stream, part.batch.ends.len() as u32));
+            // Under the stream's own key: without that it is to say nothing of the records.
+            digest.update(&of_stream(part));
+        }
+        Named { stream: 0, id: group::producer(key, id), digest: digest.finish() }
     }
 
     /// The bytes of the group that is forming, into `out`.

@@ -24,6 +24,8 @@ struct Batch {
     records: u32,
     /// Its producer's digest, and that of its records so far.
     digest: Option<([u8; 16], Digest)>,
+    /// The same of a part of an append to several streams.
+    part: Option<Digest>,
 }
 
 /// An append to several streams whose parts are coming.
@@ -50,16 +52,19 @@ impl<'a> Batches<'a> {
     }
 
     pub fn opened(&mut self, stream: &Stream, run: &Opened) -> Checked<()> {
+        let key = stream.index_key(self.identity).ok_or(Damage("a run was opened without its key"))?;
         let mut start = 0;
         let mut producers = run.producers.iter().peekable();
         let end = run.count() as u32;
         let open = run.ends.last().is_none_or(|last| last + 1 < end).then_some(end);
         for (upto, ends) in run.ends.iter().map(|last| (last + 1, true)).chain(open.map(|end| (end, false))) {
             let begins = self.begin(stream.number, run.header.first_offset + start as u64)?;
+            if begins && self.awaited.as_ref().is_some_and(|awaited| awaited.digest.is_some()) {
+                self.open.as_mut().expect("it has begun").part = Some(Digest::new(key));
+            }
             if let Some((_, said)) = producers.next_if(|(first, _)| *first == start) {
                 ensure(begins, "a producer stands behind the front of its batch")?;
                 ensure(stream.number > 0, "a producer of system records")?;
-                let key = stream.index_key(self.identity).ok_or(Damage("a run was opened without its key"))?;
                 self.sent.push((stream.number, producer(key, &said.id), said.sequence, said.digest));
                 self.open.as_mut().expect("it has begun").digest = Some((said.digest, Digest::new(key)));
             }
@@ -94,7 +99,7 @@ impl<'a> Batches<'a> {
                 digest.update(&several_head(stream, records));
             }
         }
-        self.open = Some(Batch { stream, records: 0, digest: None });
+        self.open = Some(Batch { stream, records: 0, digest: None, part: None });
         Ok(true)
     }
 
@@ -114,10 +119,11 @@ impl<'a> Batches<'a> {
     }
 
     fn digest(&mut self, bytes: &[u8]) {
-        if let Some(Batch { digest: Some((_, digest)), .. }) = &mut self.open {
+        let Some(batch) = &mut self.open else { return };
+        if let Some((_, digest)) = &mut batch.digest {
             digest.update(bytes);
         }
-        if let Some(Awaited { digest: Some(digest), .. }) = &mut self.awaited {
+        if let Some(digest) = &mut batch.part {
             digest.update(bytes);
         }
     }
@@ -134,6 +140,9 @@ impl<'a> Batches<'a> {
         }
         let Some(mut awaited) = self.awaited.take() else { return Ok(()) };
         ensure(batch.records == awaited.said.parts[awaited.part].2, "a part of an append has another length")?;
+        if let (Some(digest), Some(part)) = (&mut awaited.digest, batch.part) {
+            digest.update(&part.finish());
+        }
         awaited.part += 1;
         if awaited.part < awaited.said.parts.len() {
             self.awaited = Some(awaited);

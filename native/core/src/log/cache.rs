@@ -56,6 +56,15 @@ impl Cache {
         *self = Self::new(self.limit);
     }
 
+    /// Lets go of the runs of a stream.
+    pub fn forget(&mut self, stream: u32) {
+        for index in 0..self.slots.len() {
+            if self.slots[index].as_ref().is_some_and(|slot| slot.run.opened.header.stream == stream) {
+                self.take(index);
+            }
+        }
+    }
+
     pub fn get(&mut self, at: At) -> Option<Arc<CachedRun>> {
         let slot = self.slots[*self.places.get(&at)?].as_mut()?;
         slot.asked = true;
@@ -94,9 +103,13 @@ impl Cache {
                 Some(_) => break,
             }
         }
-        let slot = self.slots[self.hand].take().expect("the hand stopped at a run");
+        self.take(self.hand);
+    }
+
+    fn take(&mut self, index: usize) {
+        let slot = self.slots[index].take().expect("a run is there");
         self.bytes -= slot.run.opened.size();
         self.places.remove(&slot.at);
-        self.free.push(self.hand);
+        self.free.push(index);
     }
 }

@@ -156,7 +156,7 @@ impl Log {
 fn readable<T>(found: Result<T, Failure>) -> Result<Option<T>, Failure> {
     match found {
         Ok(found) => Ok(Some(found)),
-        Err(Failure::NoKey { .. }) => Ok(None),
+        Err(Failure::NoKey { .. } | Failure::Erased(_)) => Ok(None),
         Err(failure) => Err(failure),
     }
 }

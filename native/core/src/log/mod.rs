@@ -3,6 +3,7 @@
 mod append;
 mod batches;
 mod cache;
+mod erased;
 mod files;
 mod find;
 mod indexes;
@@ -22,6 +23,7 @@ mod tests;
 mod walk;
 
 pub use append::{Admission, EndingKey, Part, Receipt, Refused};
+pub use erased::{Erasure, Said};
 pub use files::{Files, Open};
 pub use pack::Packing;
 pub use past::Proving;
@@ -181,7 +183,7 @@ impl Log {
     /// than it must be, all that are remembered, and then it is to be made anew.
     pub fn take_producers(&self, upto_group: u64, length: usize) -> (Vec<u8>, bool) {
         let mut producers = self.producers.lock().unwrap();
-        let anew = length > SLACK * producers.live_bytes().max(SHORT);
+        let anew = length > SLACK * producers.live_bytes().max(SHORT) || producers.is_stale();
         let entries = if anew { producers.compact(upto_group) } else { producers.drain_new(upto_group) };
         let mut last = self.last_piece.lock().unwrap();
         if anew {

@@ -63,6 +63,8 @@ pub enum Failure {
     NoKey {
         stream: u32,
     },
+    /// A run of a stream that was erased; its check is right.
+    Erased(RunHeader),
 }
 
 impl From<io::Error> for Failure {
@@ -130,21 +132,24 @@ impl Log {
     /// An index that does not lead to what it should is made again from its segment, and asked once more: also when
     /// somebody else has just made it again, or has dropped segments beneath it.
     pub(super) fn again<T>(&self, mut work: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
-        let first = self.first();
-        let outcome = work();
-        match &outcome {
-            Err(_) if self.first() > first => {}
-            Err(Failure::Damaged { segment, .. }) if self.renew(*segment) => {}
-            Err(Failure::Damaged { segment, .. }) => {
-                if let Some(segment) = self.segments.read().unwrap().get(segment) {
-                    segment.distrust();
+        loop {
+            let first = self.first();
+            let outcome = work();
+            match &outcome {
+                Err(_) if self.first() > first => {}
+                // As often as there is another file: several may be in the way.
+                Err(Failure::Damaged { segment, .. }) if self.renew(*segment) => continue,
+                Err(Failure::Io(error)) if unindexed(error).is_some_and(|found| self.renew(found.segment)) => continue,
+                Err(Failure::Damaged { segment, .. }) => {
+                    if let Some(segment) = self.segments.read().unwrap().get(segment) {
+                        segment.distrust();
+                    }
                 }
+                Err(Failure::Misled { .. }) => self.newest_first().iter().for_each(|segment| segment.distrust()),
+                _ => return outcome,
             }
-            Err(Failure::Io(error)) if unindexed(error).is_some_and(|found| self.renew(found.segment)) => {}
-            Err(Failure::Misled { .. }) => self.newest_first().iter().for_each(|segment| segment.distrust()),
-            _ => return outcome,
+            return work();
         }
-        work()
     }
 
     /// Whether a segment's file is another by now, with other places: from here on it is what that says.
@@ -190,7 +195,11 @@ impl Log {
         } else {
             let Some(place) = index.group_of_position(position) else { return Err(misled) };
             let run = Arc::new(self.load(&segment, &entry, &place, window, ahead)?);
-            self.cache.lock().unwrap().put(at, run.clone());
+            // An erasure that has come meanwhile has looked through the cache already.
+            let streams = self.streams.read().unwrap();
+            if streams.list[run.opened.header.stream as usize].opens() {
+                self.cache.lock().unwrap().put(at, run.clone());
+            }
             run
         };
         let within = position.checked_sub(run.opened.header.first_position).map(|within| within as usize);
@@ -215,7 +224,7 @@ impl Log {
         if right { Ok((run, within)) } else { Err(Failure::Misled { position }) }
     }
 
-    /// Reads a run by itself: its group's header, its own check, and then its text.
+    /// Opens a run by itself.
     fn load(
         &self,
         segment: &Segment,
@@ -224,6 +233,30 @@ impl Log {
         window: &mut Window,
         ahead: usize,
     ) -> Result<CachedRun, Failure> {
+        let (run, timestamp) = self.checked(segment, entry, at, window, ahead)?;
+        let stream = self.streams.read().unwrap().list.get(run.header.stream as usize).cloned();
+        let stream = stream.ok_or(Damage("a run's stream was never declared"));
+        let opened = stream.and_then(|stream| group::open_run(&self.database, &stream, &run));
+        let opened = opened.map_err(|Damage(what)| Failure::Damaged {
+            segment: segment.header.number,
+            place: entry.place as u64,
+            group: at.number,
+            position: entry.position,
+            what,
+        })?;
+        let opened = opened.ok_or_else(|| self.keyless(run.header))?;
+        Ok(CachedRun::new(opened, timestamp))
+    }
+
+    /// A run by itself, and its time: its group's header and its own check are right.
+    fn checked<'a>(
+        &self,
+        segment: &Segment,
+        entry: &RunEntry,
+        at: &GroupEntry,
+        window: &'a mut Window,
+        ahead: usize,
+    ) -> Result<(Run<'a>, u64), Failure> {
         let damaged = |Damage(what)| Failure::Damaged {
             segment: segment.header.number,
             place: entry.place as u64,
@@ -259,12 +292,25 @@ impl Log {
         if !same || !sound {
             return Err(damaged(Damage("the run's check is wrong")));
         }
-        let stream = self.streams.read().unwrap().list.get(run.stream as usize).cloned();
-        let stream = stream.ok_or_else(|| damaged(Damage("a run's stream was never declared")))?;
-        let run = Run { header: run, place: entry.place as u64, bytes };
-        let opened = group::open_run(&self.database, &stream, &run).map_err(damaged)?;
-        let opened = opened.ok_or(Failure::NoKey { stream: entry.stream })?;
-        Ok(CachedRun::new(opened, header.timestamp))
+        Ok((Run { header: run, place: entry.place as u64, bytes }, header.timestamp))
+    }
+
+    /// The leaf of a record whose stream has no key, by what its run states.
+    fn stated_leaf(&self, position: u64, window: &mut Window) -> Option<Hash> {
+        let segment = self.segment_of(position)?;
+        let index = self.index(&segment).ok()?;
+        let index = index.lookup(&segment).ok()?;
+        let (entry, at) = (index.run_of_position(position)?, index.group_of_position(position)?);
+        let (run, timestamp) = self.checked(&segment, &entry, &at, window, 0).ok()?;
+        let within = position.checked_sub(run.header.first_position).filter(|&i| i < run.header.records as u64)?;
+        let stream = self.streams.read().unwrap().list.get(run.header.stream as usize).cloned()?;
+        Some(hash_leaves(&[run.stated_leaf(&stream, timestamp, within as usize)])[0])
+    }
+
+    /// Why a run does not open whose stream has no key.
+    pub(super) fn keyless(&self, run: RunHeader) -> Failure {
+        let erased = self.streams.read().unwrap().erased(run.stream).is_some();
+        if erased { Failure::Erased(run) } else { Failure::NoKey { stream: run.stream } }
     }
 
     /// One record, checked against its leaf; `most` are read to make hashes again that are wrong.
@@ -321,7 +367,11 @@ impl Log {
         let (size, peaks) = self.peaks();
         let mut window = Window::default();
         let leaf_of = |position| {
-            let (run, within) = self.indexed(position, &mut window, 0).ok()?;
+            let (run, within) = match self.indexed(position, &mut window, 0) {
+                Ok(found) => found,
+                Err(Failure::Erased(_) | Failure::NoKey { .. }) => return self.stated_leaf(position, &mut window),
+                Err(_) => return None,
+            };
             let stream = self.streams.read().unwrap().list[run.opened.header.stream as usize].clone();
             Some(hash_leaves(&[run.opened.leaf_of(&stream, run.timestamp, within)])[0])
         };
@@ -394,7 +444,8 @@ impl Log {
         Ok(Some((Found { run, from, to }, left)))
     }
 
-    /// Gives the runs of a span, at most `limit` records and about `size` bytes of them; and the span that is left.
+    /// Gives the runs of a span, at most `limit` records and about `size` bytes of them; and the span that is left. Of a
+    /// span of all streams those that were erased are left out.
     pub fn walk(
         &self,
         mut span: Span,
@@ -406,7 +457,21 @@ impl Log {
         let mut window = Window::default();
         let (mut records, mut bytes) = (0, 0);
         while records < limit && bytes < size {
-            let Some((mut found, left)) = self.next(span, &mut window)? else {
+            let next = match self.next(span, &mut window) {
+                // Of the whole log the others are read all the same.
+                Err(Failure::Erased(run)) if span.stream.is_none() => {
+                    let end = run.first_position + run.records as u64;
+                    if span.reverse {
+                        span.end = run.first_position.max(span.start);
+                    } else {
+                        span.start = end.min(span.end);
+                    }
+                    bytes += run.length as usize;
+                    continue;
+                }
+                next => next?,
+            };
+            let Some((mut found, left)) = next else {
                 span.end = span.start;
                 break;
             };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::batches::{Batches, Sent};
+use super::erased;
 use super::segment::{Index, append, entry};
 use super::{End, Log, Segment};
 use crate::format::{
@@ -99,11 +100,11 @@ impl Log {
     fn apply(&self, segment: &Segment, groups: &[Group], keys: Keys) -> Result<(), (u64, Damage)> {
         let mut failed = None;
         let mut followed = 0;
-        let mut pieces = Vec::with_capacity(groups.len());
+        let mut heard = Vec::with_capacity(groups.len());
         for group in groups {
             let said = self.said_by(group, keys);
-            match said.and_then(|(declared, said)| self.follow(group, declared).map(|()| said)) {
-                Ok(said) => pieces.push(said),
+            match said.and_then(|mut said| self.follow(group, &mut said).map(|()| said)) {
+                Ok(said) => heard.push(said),
                 Err(damage) => {
                     failed = Some((group.place, damage));
                     break;
@@ -117,17 +118,16 @@ impl Log {
             let size = |group: &Group| group.header.length as usize;
             on_two_cores(groups, size, |group| self.contents(group, &streams.list))
         };
-        for ((group, contents), pieces) in groups.iter().zip(opened).zip(&pieces) {
-            let accepted = contents.and_then(|contents| self.accept(segment, group, contents, pieces));
+        for ((group, contents), said) in groups.iter().zip(opened).zip(&heard) {
+            let accepted = contents.and_then(|contents| self.accept(segment, group, contents, said));
             accepted.map_err(|damage| (group.place, damage))?;
         }
         failed.map_or(Ok(()), Err)
     }
 
-    /// The streams that a group declares, in its order, with their keys, asked for while no lock is held; and the pieces
-    /// of retention records that it has.
-    fn said_by(&self, group: &Group, keys: Keys) -> Checked<(Vec<Declared>, Vec<Piece>)> {
-        let (mut found, mut pieces) = (Vec::new(), Vec::new());
+    /// What the system records of a group say. Keys are asked for while no lock is held.
+    fn said_by(&self, group: &Group, keys: Keys) -> Checked<Said> {
+        let mut said = Said::default();
         for run in group.runs.iter().filter(|run| run.header.stream == 0) {
             let system = self.streams.read().unwrap().list[0].clone();
             let opened =
@@ -137,20 +137,23 @@ impl Log {
                 match System::decode(payload)? {
                     System::Declaration(declaration) => {
                         let key = keys(&declaration, &Declaration::hash(payload))?;
-                        found.push((declaration, payload.to_vec(), key));
+                        said.declared.push((declaration, payload.to_vec(), key));
                     }
-                    System::Retained(piece) => pieces.push(piece),
+                    System::Retained(piece) => said.pieces.push(piece),
                     System::Several(_) => {}
+                    erasing @ (System::Erased(_) | System::Confirmed(_)) => {
+                        said.erasing.push((run.header.first_position + i as u64, erasing));
+                    }
                 }
             }
         }
-        Ok((found, pieces))
+        Ok(said)
     }
 
-    /// The streams that a group declares, and the offsets that its runs go on from.
-    fn follow(&self, group: &Group, declared: Vec<Declared>) -> Checked<()> {
+    /// The streams that a group declares and erases, and the offsets that its runs go on from.
+    fn follow(&self, group: &Group, said: &mut Said) -> Checked<()> {
         let mut streams = self.streams.write().unwrap();
-        for (declaration, payload, key) in declared {
+        for (declaration, payload, key) in std::mem::take(&mut said.declared) {
             // A log that begins behind what was dropped knows also those that come again.
             let known = streams.info.get(declaration.stream as usize).map(|info| info.declaration == payload);
             match known {
@@ -158,9 +161,15 @@ impl Log {
                 None => streams.add(&declaration, &payload, key.as_ref(), true)?,
             }
         }
+        let mut erasing = said.erasing.iter().peekable();
         for run in &group.runs {
             let number = run.header.stream as usize;
+            let end = run.header.first_position + run.header.records as u64;
+            while let Some((position, system)) = erasing.next_if(|(position, _)| *position < end) {
+                streams.hear(system, erased::Said { position: *position, timestamp: group.header.timestamp })?;
+            }
             let info = streams.info.get(number).ok_or(Damage("a run's stream was never declared"))?;
+            ensure(info.erased.is_none(), "a record of a stream stands behind its erasure")?;
             ensure(run.header.first_offset == info.forming, "a run's offset is not the next one")?;
             let next = info.forming + run.header.records as u64;
             streams.set_next(number, next);
@@ -191,7 +200,7 @@ impl Log {
         Ok(Contents { leaves: hash_leaves(&runs), producers: batches.finish()? })
     }
 
-    fn accept(&self, segment: &Segment, group: &Group, contents: Contents, pieces: &[Piece]) -> Checked<()> {
+    fn accept(&self, segment: &Segment, group: &Group, contents: Contents, said: &Said) -> Checked<()> {
         let header = &group.header;
         ensure(header.incarnation >= self.end().incarnation, "the group's incarnation falls")?;
         if let Index::Active(index) = &*segment.index() {
@@ -221,7 +230,12 @@ impl Log {
             incarnation: header.incarnation,
         };
         drop(tail);
-        for piece in pieces {
+        for (_, system) in &said.erasing {
+            if let System::Erased(erased) = system {
+                self.forget(erased.stream);
+            }
+        }
+        for piece in &said.pieces {
             let whole = self.collector.lock().unwrap().take(piece)?;
             whole.map_or(Ok(()), |found| self.follow_retained(found))?;
         }
@@ -247,6 +261,16 @@ impl Log {
 
 /// A declaration, its bytes and the stream's key.
 type Declared = (Declaration, Vec<u8>, Option<Key>);
+
+/// What a group's system records say.
+#[derive(Default)]
+struct Said {
+    /// In their order, until they are followed.
+    declared: Vec<Declared>,
+    /// Of erasures, with their positions.
+    erasing: Vec<(u64, System)>,
+    pieces: Vec<Piece>,
+}
 
 struct Contents {
     leaves: Vec<Hash>,

@@ -50,7 +50,7 @@ impl Log {
             }
             let stream = self.streams.read().unwrap().list[header.stream as usize].clone();
             let opened = group::open_run(&self.database, &stream, run).map_err(damaged)?;
-            let opened = opened.ok_or(Failure::NoKey { stream: header.stream })?;
+            let opened = opened.ok_or_else(|| self.keyless(header))?;
             if several {
                 if let Some(record) = find_several(&opened, &named, sequence).filter(|found| remembered(&found.digest))
                 {

@@ -1,5 +1,6 @@
 //! What a log knows of the segments it has dropped: the record that says so, and all that is left to say of them.
 
+use super::erased::{self, Erasure};
 use crate::format::{Checked, Damage, Hash, ensure, u32_at, u64_at};
 use crate::keys::NONCE;
 use crate::system::Piece;
@@ -46,6 +47,8 @@ pub struct Retained {
     /// Those of encrypted streams: stream, nonce, and what only its index key opens.
     pub sealed: Vec<(u32, [u8; NONCE], Vec<u8>)>,
     pub drops: Vec<Dropped>,
+    /// What was said of erasures before `position`.
+    pub erasures: Vec<Erasure>,
 }
 
 fn bytes(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -53,7 +56,7 @@ fn bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend(bytes);
 }
 
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(pub &'a [u8]);
 
 impl<'a> Reader<'a> {
     fn take(&mut self, length: usize) -> Checked<&'a [u8]> {
@@ -62,25 +65,25 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
-    fn u32(&mut self) -> Checked<u32> {
+    pub fn u32(&mut self) -> Checked<u32> {
         Ok(u32_at(self.take(4)?, 0))
     }
 
-    fn u64(&mut self) -> Checked<u64> {
+    pub fn u64(&mut self) -> Checked<u64> {
         Ok(u64_at(self.take(8)?, 0))
     }
 
-    fn array<const N: usize>(&mut self) -> Checked<[u8; N]> {
+    pub fn array<const N: usize>(&mut self) -> Checked<[u8; N]> {
         Ok(self.take(N)?.try_into().expect("so many were taken"))
     }
 
-    fn bytes(&mut self) -> Checked<&'a [u8]> {
+    pub fn bytes(&mut self) -> Checked<&'a [u8]> {
         let length = self.u32()? as usize;
         self.take(length)
     }
 
     /// So many of them, each of which takes at least so many bytes.
-    fn several<T>(&mut self, least: usize, mut one: impl FnMut(&mut Self) -> Checked<T>) -> Checked<Vec<T>> {
+    pub fn several<T>(&mut self, least: usize, mut one: impl FnMut(&mut Self) -> Checked<T>) -> Checked<Vec<T>> {
         let count = self.u32()? as usize;
         ensure(count <= self.0.len() / least, "a retention record is cut short")?;
         (0..count).map(|_| one(self)).collect()
@@ -118,6 +121,7 @@ impl Retained {
             }
             bytes(&mut out, drop.rule.as_bytes());
         }
+        erased::encode(&mut out, &self.erasures);
         out
     }
 
@@ -144,6 +148,7 @@ impl Retained {
                 let rule = rule.map_err(|_| Damage("a rule of retention is not UTF-8"))?;
                 Ok(Dropped { from: at, to, first, last, rule })
             })?,
+            erasures: erased::decode(&mut from)?,
         };
         ensure(from.0.is_empty(), "a retention record has bytes behind its end")?;
         let sound = out.segment > 0 && out.group > 1 && out.position < 1 << 63;

@@ -47,6 +47,7 @@ impl Log {
                 drops.push(Dropped { from, to: position, first: now, last: now, rule: rule.into() });
             }
         }
+        let erasures = self.streams.read().unwrap().erasures_before(position);
         let (segment, group, chain) = (number, header.first_group, header.before);
         let (timestamp, incarnation) = (last.timestamp, last.incarnation);
         let out = Retained {
@@ -62,6 +63,7 @@ impl Log {
             producers,
             sealed,
             drops,
+            erasures,
         };
         Ok(Some(out))
     }
@@ -166,6 +168,7 @@ impl Log {
             streams.add(&declaration, &left.declaration, key.as_ref(), true)?;
             streams.set_next(declaration.stream as usize, left.first);
         }
+        streams.set_erasures(&retained.erasures)?;
         streams.set_next(0, retained.system);
         let mut entries = retained.producers.clone();
         for (stream, nonce, text) in &retained.sealed {
@@ -207,6 +210,7 @@ impl Log {
             let known = streams.info.iter().skip(1).zip(&found.streams);
             let mut same = known.map(|(info, left)| info.declaration == left.declaration && left.first <= info.forming);
             ensure(found.streams.len() < streams.info.len() && same.all(|same| same), ANOTHER)?;
+            ensure(found.erasures == streams.erasures_before(found.position), ANOTHER)?;
         }
         if let Some(before) = self.retained() {
             let ahead = &mut self.collector.lock().unwrap().ahead;

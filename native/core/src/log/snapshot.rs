@@ -2,7 +2,9 @@
 
 use std::sync::atomic::Ordering;
 
+use super::erased;
 use super::reread::State;
+use super::retained::Reader;
 use super::segment::{Index, NO_KEY, checked, derived_mac};
 use super::{End, Failure, Log, Retained, Segment};
 use crate::format::{Checked, Damage, GroupHeader, Hash, SegmentHeader, u16_at, u32_at, u64_at};
@@ -64,6 +66,7 @@ impl Log {
             out.extend((info.declaration.len() as u16).to_le_bytes());
             out.extend(&info.declaration);
         }
+        erased::encode(&mut out, &streams.erasures_before(tail.sealer.position));
         out.extend(self.retained().map(|retained| retained.encode()).unwrap_or_default());
         let mac = derived_mac(&self.keys.receipt, &out);
         out.extend(mac);
@@ -135,6 +138,9 @@ impl Log {
             let Some(more) = rest.strip_prefix(&entry[..]) else { return Ok(false) };
             rest = more;
         }
+        let mut erasures = Vec::new();
+        erased::encode(&mut erasures, &self.streams.read().unwrap().erasures_before(position));
+        let Some(rest) = rest.strip_prefix(&erasures[..]) else { return Ok(false) };
         // What was dropped then may be less than what is dropped now.
         let before = if rest.is_empty() { None } else { Retained::decode(rest).ok() };
         let now = self.retained();
@@ -178,7 +184,9 @@ impl Log {
             let number = declaration.stream as usize;
             streams.set_next(number, u64_at(head, 0));
         }
-        let dropped = match &bytes[at.min(bytes.len())..] {
+        let mut rest = Reader(&bytes[at.min(bytes.len())..]);
+        streams.set_erasures(&erased::decode(&mut rest)?)?;
+        let dropped = match rest.0 {
             [] => None,
             rest => Some(Retained::decode(rest)?),
         };

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::erased::Erasure;
 use crate::format::{Checked, Hash, ensure};
 use crate::group::Stream;
 use crate::keys::Key;
@@ -22,6 +23,8 @@ pub struct Info {
     pub durable: u64,
     /// Whether its declaration is in the log, or in the group that is forming.
     pub declared: bool,
+    /// Said by a record that is in the log, or in the group that is forming.
+    pub erased: Option<Erasure>,
 }
 
 /// Numbers count from 0, the system's, without a gap; a name has one number for ever.
@@ -33,7 +36,8 @@ pub struct Streams {
 
 impl Streams {
     pub fn new(identity: Hash) -> Self {
-        let info = Info { name: String::new(), declaration: vec![], first: 0, forming: 0, durable: 0, declared: true };
+        let (name, declaration) = (String::new(), vec![]);
+        let info = Info { name, declaration, first: 0, forming: 0, durable: 0, declared: true, erased: None };
         Self { list: vec![Arc::new(Stream::new(0, identity, false, None))], info: vec![info], names: HashMap::new() }
     }
 
@@ -56,6 +60,7 @@ impl Streams {
             forming: 0,
             durable: 0,
             declared,
+            erased: None,
         });
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 mod bounds;
 mod bytes;
+mod erasing;
 mod forging;
 mod packing;
 mod published;

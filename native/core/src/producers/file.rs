@@ -160,6 +160,7 @@ impl Producers {
     /// later groups are still to be drained.
     pub fn compact(&mut self, upto_group: u64) -> Vec<u8> {
         drop(self.settle(upto_group));
+        self.stale = false;
         // Entries that are appended later may not be older.
         let latest = self.fresh.front().map_or(u64::MAX, |fresh| fresh.time);
         let mut out = Vec::with_capacity(self.live_bytes());

@@ -140,6 +140,8 @@ pub struct Producers {
     /// No producer expires before this log time.
     soonest: u64,
     bytes: usize,
+    /// Whether the file has a stream that is to be in none.
+    stale: bool,
 }
 
 impl Default for Producers {
@@ -167,6 +169,7 @@ impl Producers {
             latest: 0,
             soonest: u64::MAX,
             bytes: 0,
+            stale: false,
         }
     }
 
@@ -267,12 +270,32 @@ impl Producers {
     }
 
     fn forget(&mut self, key: &Key) {
-        if let Some(producer) = self.known.remove(key) {
-            self.bytes -= producer.cost();
-            self.forgotten = self.forgotten.max(producer.batches.back().map_or(0, |batch| batch.group));
-            let queue = if producer.thick { &mut self.thick } else { &mut self.thin };
-            queue.remove(&producer.turn);
+        if let Some(producer) = self.take(key) {
+            self.forgotten = self.forgotten.max(producer.last_group());
         }
+    }
+
+    fn take(&mut self, key: &Key) -> Option<Producer> {
+        let producer = self.known.remove(key)?;
+        self.bytes -= producer.cost();
+        let queue = if producer.thick { &mut self.thick } else { &mut self.thin };
+        queue.remove(&producer.turn);
+        Some(producer)
+    }
+
+    /// Nobody sends to this stream any more.
+    pub fn forget_stream(&mut self, stream: u32) {
+        let keys: Vec<Key> = self.known.keys().filter(|key| key.0 == stream).copied().collect();
+        self.stale |= !keys.is_empty();
+        for key in keys {
+            self.take(&key);
+        }
+        self.fresh.retain(|fresh| fresh.key.0 != stream);
+    }
+
+    /// Whether the file must be made anew whatever its length.
+    pub fn is_stale(&self) -> bool {
+        self.stale
     }
 
     fn longest_idle(&self) -> Option<(u64, Key)> {

@@ -24,6 +24,8 @@ kinds! {
     VERIFY = 12
     METRICS = 13
     RETAIN = 14
+    ERASE = 15
+    ROTATE = 16
 
     WELCOME = 65
     RECEIPTS = 66

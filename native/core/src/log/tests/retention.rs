@@ -5,12 +5,16 @@ use std::sync::Arc;
 use super::published::{SHAPES, grow};
 use super::state::state;
 use super::world::{World, empty_log, keys};
-use crate::format::SEGMENT_HEADER;
+use crate::format::{Checked, Hash, SEGMENT_HEADER};
+use crate::keys::Key;
 use crate::log::{Failure, Log, MOST_LEAVES, Retained, Search, Segment, Source, Span, Stop, Window};
 use crate::record::{Batch, Record};
+use crate::system::Declaration;
+
+type Keys<'a> = &'a mut dyn FnMut(&Declaration, &Hash) -> Checked<Option<Key>>;
 
 /// Replays a world's segments from this one on.
-fn follow(log: &Log, world: &World, from: usize) -> Option<Stop> {
+pub fn follow(log: &Log, world: &World, from: usize, keys: Keys) -> Option<Stop> {
     let mut stop = None;
     for number in from..world.files.len() {
         let file = world.files[number].clone();
@@ -18,7 +22,7 @@ fn follow(log: &Log, world: &World, from: usize) -> Option<Stop> {
         log.attach(segment.clone());
         log.enter(&segment).unwrap();
         let data = file.read(SEGMENT_HEADER as u64, usize::MAX).unwrap();
-        stop = Some(log.replay(&segment, SEGMENT_HEADER as u64, &data, u64::MAX, &mut keys).stop);
+        stop = Some(log.replay(&segment, SEGMENT_HEADER as u64, &data, u64::MAX, keys).stop);
         if matches!(stop, Some(Stop::Damaged(_))) {
             return stop;
         }
@@ -71,14 +75,14 @@ fn agree_from(world: &World, log: &Log) {
     }
 }
 
-fn batch(payload: &[u8]) -> Batch {
+pub fn batch(payload: &[u8]) -> Batch {
     let mut batch = Batch::default();
     batch.push(&Record { key: None, headers: b"", event_time: None, payload });
     batch
 }
 
 /// Puts it into the log, in pieces of so many bytes.
-fn say(world: &mut World, retained: &Retained, piece: usize) {
+pub fn say(world: &mut World, retained: &Retained, piece: usize) {
     for payload in retained.records(piece) {
         world.append(vec![(0, batch(&payload))], None, false);
     }
@@ -105,7 +109,7 @@ fn a_log_begins_behind_whatever_was_dropped() {
             let log = empty_log(world.shape, 1 << 16);
             log.begin(retained, &mut keys).unwrap();
             assert_eq!(log.first(), world.header(number).first_position);
-            follow(&log, &world, number);
+            follow(&log, &world, number, &mut keys);
             assert_eq!(state(&log), state(&world.log));
             agree_from(&world, &log);
             for ((stream, id), sent) in &world.sent {
@@ -134,7 +138,7 @@ fn what_was_dropped_is_found_in_what_is_left() {
         say(&mut world, &second, piece);
         // From the very beginning, as if no file had been unlinked yet.
         let log = empty_log(world.shape, 1 << 16);
-        follow(&log, &world, 0);
+        follow(&log, &world, 0, &mut keys);
         assert_eq!(log.retained().as_deref(), Some(&second));
         agree_from(&world, &log);
         // And from where each of them says.
@@ -150,7 +154,7 @@ fn what_was_dropped_is_found_in_what_is_left() {
             let begins = found.into_iter().find(|found| found.segment >= number as u64).unwrap();
             assert_eq!(begins, *said);
             log.begin(begins, &mut keys).unwrap();
-            let stop = follow(&log, &world, number);
+            let stop = follow(&log, &world, number, &mut keys);
             assert!(matches!(stop, Some(Stop::More(_))), "{stop:?}");
             assert_eq!(log.root(), world.log.root());
             assert_eq!(log.retained().as_deref(), Some(&second));
@@ -184,7 +188,7 @@ fn a_retention_record_that_is_not_of_this_log_is_damage() {
         }
         say(&mut world, &retained, 1 << 20);
         let log = empty_log(world.shape, 1 << 16);
-        assert!(matches!(follow(&log, &world, 0), Some(Stop::Damaged(_))), "lie {number}");
+        assert!(matches!(follow(&log, &world, 0, &mut keys), Some(Stop::Damaged(_))), "lie {number}");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::format::Hash;
 use crate::group::Expected;
-use crate::log::{End, Log};
+use crate::log::{End, Erasure, Log};
 
 /// Everything that replaying must bring back.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,10 +16,12 @@ pub struct State {
     /// Name, declaration, length as given out and as durable, mode, id of the key.
     #[allow(clippy::type_complexity)]
     pub streams: Vec<(String, Vec<u8>, u64, u64, bool, Option<[u8; 16]>)>,
+    pub erasures: Vec<Erasure>,
 }
 
 pub fn state(log: &Log) -> State {
     let streams = log.streams.read().unwrap();
+    let erasures = streams.erasures_before(u64::MAX);
     let declared = streams.list.iter().zip(&streams.info).filter(|(_, info)| info.declared);
     let streams = declared
         .map(|(stream, info)| {
@@ -41,5 +43,6 @@ pub fn state(log: &Log) -> State {
         durable: log.durable(),
         tail,
         streams,
+        erasures,
     }
 }

@@ -6,8 +6,8 @@ use std::sync::{Arc, RwLock};
 pub use super::bytes::{File, Random};
 pub use super::state::{State, state};
 use crate::format::{Checked, Hash, SEGMENT_HEADER, SegmentHeader};
-use crate::group::{self, Database, OVERHEAD, Sealed, bound};
-use crate::keys::{Entropy, GroupKey, Key};
+use crate::group::{self, Database, OVERHEAD, Placed, Sealed, bound};
+use crate::keys::{Entropy, GroupKey, Key, StreamKeys};
 use crate::log::{Admission, Index, Log, Part, Refused, Secrets, Segment, Source, derived_mac};
 use crate::record::{Batch, Record};
 use crate::system::{Declaration, Several};
@@ -198,6 +198,21 @@ impl World {
         }
     }
 
+    /// Puts a system record into the group that is forming, whatever it says.
+    pub fn force(&mut self, payload: &[u8]) {
+        let mut batch = Batch::default();
+        batch.push(&Record { key: None, headers: b"", event_time: None, payload });
+        self.room += bound(&batch, QUANTUM);
+        {
+            let mut tail = self.log.tail.lock().unwrap();
+            let mut streams = self.log.streams.write().unwrap();
+            let offset = streams.info[0].forming;
+            (streams.info[0].forming, tail.position) = (offset + 1, tail.position + 1);
+            tail.forming.push(Placed { stream: streams.list[0].clone(), offset, batch: Arc::new(batch) });
+        }
+        self.keep_system(payload);
+    }
+
     /// The system record of an append to several streams, spelled out.
     fn several(&self, parts: &[(u32, Batch)], id: &[u8], sequence: u64) -> Several {
         let mut text = Vec::new();
@@ -205,10 +220,12 @@ impl World {
         for (stream, batch) in parts {
             let count = batch.ends.len() as u32;
             text.extend([stream.to_le_bytes(), count.to_le_bytes()].concat());
-            text.extend(&batch.bytes);
+            let encrypted = self.log.streams.read().unwrap().list[*stream as usize].encrypted;
+            let key = if encrypted { StreamKeys::new(&stream_key(*stream)).index } else { IDENTITY };
+            text.extend(group::digest(&key, &batch.bytes));
             listed.push((*stream, self.lengths[*stream as usize], count));
         }
-        let digest = group::digest(&SEVERAL, std::iter::once(&text[..]));
+        let digest = group::digest(&SEVERAL, &text);
         Several { producer: group::producer(&SEVERAL, id), sequence, digest, parts: listed }
     }
 
