@@ -165,10 +165,11 @@ class Retention:
                 lambda: past.keep(self._backend, self._native, self._committer.database_id, position)
             )
             piece = min(PIECE, self._committer.tail.most // 4)
+            records = _native.Log.retention_records(retained, piece)
             self._checkpointer.held = True
             try:
                 # Of a full disk too: it makes room.
-                group = await self._committer.say_anyhow(_native.Log.retention_records(retained, piece))
+                group = await self._committer.say_anyhow(records)
                 if not await self._committer.mark(group):
                     self._committer.check()
                 self._native.drop_before(retained)

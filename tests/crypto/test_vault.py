@@ -297,3 +297,38 @@ def test_a_slot_that_does_not_open_is_taken_from_the_copy_in_which_it_does(hurt:
     merged = load(*copies)
     assert {stream: merged.data_key(stream, bound(stream)) for stream in keys} == keys
     assert merged.stale == {hurt}
+
+
+@pytest.mark.parametrize("erased", [1, 2, 3])
+def test_of_a_copy_from_before_a_rotation_nothing_is_used(erased: int) -> None:
+    vault, keys = filled(3)
+    before = vault.image()
+    assert vault.erase(erased, bound(erased))
+    assert not vault.erase(erased, bound(erased))
+    rotated = vault.rewrapped(b"n" * 32)
+    for copies, stale in (((before, rotated.image()), {0}), ((rotated.image(), before), {1})):
+        again = load(*copies, master=b"n" * 32)
+        assert (again.image(), again.stale, again.unopened()) == (rotated.image(), stale, [])
+        found = {stream: again.data_key(stream, bound(stream)) for stream in keys}
+        assert found == keys | {erased: None}
+        assert (again.group_key, again.receipt_key) == (vault.group_key, vault.receipt_key)
+        with pytest.raises(KeyUnavailable, match="finishes it"):
+            load(*copies)
+    with pytest.raises(KeyUnavailable, match=r"wrapped with, [0-9a-f]{32}$"):
+        load(rotated.image(), rotated.image())
+
+
+def test_a_damaged_slot_that_may_be_of_an_erased_stream_is_emptied_and_no_other() -> None:
+    vault, keys = filled(3)
+    image = vault.image()
+    for place in (0, 4, 20, 40, 70, 100, 250):
+        hurt = flipped(image, slot(3) + place)
+        again = load(hurt, hurt)
+        assert again.erase(2, bound(2))
+        assert again.image()[slot(3) : slot(4)] == bytes(SLOT)
+        assert {stream: again.data_key(stream, bound(stream)) for stream in (1, 3)} == {1: keys[1], 3: keys[3]}
+    strange = vault.image() + bytes(BLOCK)
+    fork = Vault.load(strange, strange, DATABASE, IDENTITY, MASTER, os.urandom)
+    other = fork.add(2, bound(20))
+    assert fork.erase(2, bound(2))
+    assert fork.data_key(2, bound(20)) == other

@@ -143,19 +143,47 @@ async def test_whoever_has_no_key_knows_of_it_too(encrypted: Machine) -> None:
 async def test_its_slot_leaves_both_copies_of_the_vault_and_its_producers_their_file(encrypted: Machine) -> None:
     await filled(encrypted)
     before = [places(encrypted, copy) for copy in (0, 1)]
-    entries = encrypted.disk.files()[PRODUCERS]
-    number = (2).to_bytes(4, "little")
-    assert any(entries[at + 56 : at + 60] == number for at in range(8, len(entries) - 64))
+    assert streams_of_producers(encrypted) == {0, 1, 2, 3}
     async with encrypted.open(segment_bytes=SEGMENT) as db:
         await db.erase("gone", reason=WHY)
         for copy in (0, 1):
             assert len(places(encrypted, copy)) == len(before[copy]) - 1
         # Not only at the next close.
-        entries = encrypted.disk.files()[PRODUCERS]
-        kept = [entries[at : at + 64] for at in range(8, len(entries) - 32, 64)]
-        assert {entry[56:60] for entry in kept} == {n.to_bytes(4, "little") for n in (0, 1, 3)}
+        assert streams_of_producers(encrypted) == {0, 1, 3}
         key = await db.append("new", b"another key")
         assert (await db.get(key.first_position)).payload == b"another key"
+
+
+def streams_of_producers(machine: Machine) -> set[int]:
+    entries = machine.disk.files()[PRODUCERS]
+    found, place = set(), 0
+    while place < len(entries):
+        end = place + 8 + int.from_bytes(entries[place : place + 8], "little")
+        found |= {int.from_bytes(entries[at + 56 : at + 60], "little") for at in range(place + 8, end, 64)}
+        place = end + 32
+    return found
+
+
+async def test_a_start_from_a_checkpoint_in_the_middle_forgets_its_producers_too(encrypted: Machine) -> None:
+    await filled(encrypted)
+    left: list[Machine] = []
+    async with encrypted.open(segment_bytes=SEGMENT) as db:
+        assert db.upkeep is not None
+        eraser = db.upkeep.eraser
+        say = eraser._say
+
+        async def checkpointed(payload: bytes) -> None:
+            await say(payload)
+            await eraser._checkpointer.take()
+            left.append(encrypted.image())
+
+        eraser._say = checkpointed  # type: ignore[method-assign]
+        await db.erase("gone", reason=WHY)
+    [machine] = left
+    assert streams_of_producers(machine) == {0, 1, 2, 3}
+    async with machine.open(segment_bytes=SEGMENT) as db:
+        assert len((await db.info())["erasures"]) == 1
+    assert streams_of_producers(machine) == {0, 1, 3}
 
 
 @pytest.mark.parametrize("stream", ["", "nothing", 7])
@@ -188,15 +216,16 @@ async def test_what_cannot_be_erased_is_refused(either: Machine, stream: str) ->
 
 
 @pytest.mark.parametrize("power", [True, False], ids=["cut", "kill"])
-async def test_a_crash_at_any_step_erases_all_or_nothing(encrypted: Machine, power: bool) -> None:
-    receipts = await filled(encrypted)
+@pytest.mark.parametrize("count", [5, COUNT], ids=["", "as a segment ends"])
+async def test_a_crash_at_any_step_erases_all_or_nothing(encrypted: Machine, count: int, power: bool) -> None:
+    receipts = await filled(encrypted, count)
     start = encrypted.disk.files()
     countdown, done, seen = 0, False, set()
     while not done:
         countdown += 1
         machine = Machine(encrypted.key)
         machine.disk = Disk.from_files(start)
-        async with machine.open(segment_bytes=SEGMENT, pack=0) as db:
+        async with machine.open(segment_bytes=SEGMENT, pack=0, idle=60) as db:
             cut = Cut(machine.disk, countdown, Random(countdown), power)
             machine.disk.on_step = cut
             await db.erase("gone", reason=WHY)
