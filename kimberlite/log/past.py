@@ -6,6 +6,7 @@ hashes that are about to be the only ones → checked → past, fsync → (fsync
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Final
 
 from kimberlite import _native
@@ -56,17 +57,30 @@ def wrong(backend: Backend, native: _native.Log) -> str | None:
         return "it is missing"
     file = backend.open(PAST, "r")
     try:
-        proving = native.proving(0)
-        assert proving is not None, "an empty tree has no hashes"
-        if leaves_in(file) < native.first:
-            return f"it ends before position {native.first}"
-        for start in range(0, native.first, PIECE):
-            found = proving.take(_piece(file, start, min(start + PIECE, native.first)))
-            if found is not None:
-                return f"hash {found} is wrong"
-        return None if proving.root == native.root_at(native.first) else "it is of another tree"
+        for _ in check(file, native, PIECE):
+            pass
+    except Corrupt as error:
+        return error.message
     finally:
         file.close()
+    return None
+
+
+def check(file: File, native: _native.Log, piece: int) -> Iterator[bytes]:
+    """Holds it against itself and the tree, the hashes of so many leaves at a time, which it gives before they are
+    judged."""
+    proving, first = native.proving(0), native.first
+    assert proving is not None, "an empty tree has no hashes"
+    if leaves_in(file) < first:
+        raise Corrupt(f"it ends before position {first}", file=PAST)
+    for start in range(0, first, piece):
+        data = _piece(file, start, min(start + piece, first))
+        yield data
+        found = proving.take(data)
+        if found is not None:
+            raise Corrupt(f"hash {found} is wrong", file=PAST, place=HASHES_HEADER + 32 * found)
+    if proving.root != native.root_at(first):
+        raise Corrupt("it is of another tree", file=PAST)
 
 
 def _copy(backend: Backend, native: _native.Log, database_id: bytes, position: int) -> None:

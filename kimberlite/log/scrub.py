@@ -1,8 +1,8 @@
 """Closed segments, and what is derived of them, read again while nobody asks for them.
 
 A pass takes each of them once, at a set rate: every check, the chain and the tags of its groups, their padding and what
-is behind them; and `hashes` and its index, held against what its groups say. What the disk has is read, not what the
-page cache has.
+is behind them; `hashes` and its index, held against what its groups say; and once what there is of `past`. What the
+disk has is read, not what the page cache has.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Final
 
 from kimberlite import _native
 from kimberlite.errors import Corrupt, KimberliteError
+from kimberlite.log import past
 from kimberlite.log.checkpoint import HASHES_HEADER, Derived, hashes_header
 from kimberlite.log.creation import write_small
 from kimberlite.log.findings import Findings
-from kimberlite.log.names import HASHES, index_name, segment_name
+from kimberlite.log.names import HASHES, PAST, index_name, segment_name
 from kimberlite.log.refusals import UNFIT, translate
 from kimberlite.log.tasks import begin, rest
 from kimberlite.log.walking import groups, read_sound
@@ -95,27 +96,36 @@ class Scrubber:
         first = randrange(len(closed))
         for done, number in enumerate([*closed[first:], *closed[:first]]):
             self.left = len(closed) - done
-            await self._scrub(number)
+            await self._scrub(self._segment(number))
+            if number == closed[0]:
+                await self._scrub(lambda: Past(self._backend, self._native))
             if self._stopping.is_set():
                 return
         self.left, self.passed, self.ended = 0, len(closed), self._clock()
 
-    async def _scrub(self, number: int) -> None:
+    def _segment(self, number: int) -> Callable[[], Scrub | None]:
+        def begun() -> Scrub | None:
+            native = self._native.scrub(number)
+            return native and Scrub(self._backend, self._native, native, number, self._derived.database_id)
+
+        return begun
+
+    async def _scrub(self, begun: Callable[[], Scrub | Past | None]) -> None:
+        """What this gives, and again what it gives then if that was not the last word; nothing if there is nothing."""
         while not self._stopping.is_set():
-            native = await self._backend.run(lambda: self._native.scrub(number))
-            if native is None:
+            scrub = await self._backend.run(begun)
+            if scrub is None:
                 return
-            scrub = Scrub(self._backend, self._native, native, number, self._derived.database_id)
             try:
                 if await self._read(scrub) and await self._judge(scrub):
                     return
             except OSError:
                 await rest(AGAIN, self._stopping)
 
-    async def _read(self, scrub: Scrub) -> bool:
+    async def _read(self, scrub: Scrub | Past) -> bool:
         """Whether it was read to its end."""
         loop, steps = asyncio.get_running_loop(), scrub.steps()
-        while not self._stopping.is_set() and scrub.native.is_current:
+        while not self._stopping.is_set() and scrub.is_current:
             begun = loop.time()
             size = await self._backend.run(lambda: next(steps, None))
             if size is None:
@@ -127,12 +137,12 @@ class Scrubber:
         await self._backend.run(steps.close)
         return False
 
-    async def _judge(self, scrub: Scrub) -> bool:
+    async def _judge(self, scrub: Scrub | Past) -> bool:
         """Whether the segment is still what was read: if it was packed meanwhile nothing was wrong with it."""
         if not scrub.found and not scrub.mends:
             return True
         async with self._lock:
-            if not scrub.native.is_current:
+            if not scrub.is_current:
                 return False
             for error in scrub.found:
                 self._findings.add(error)
@@ -147,13 +157,18 @@ class Scrub:
     def __init__(
         self, backend: Backend, log: _native.Log, native: _native.Scrub, number: int, database_id: bytes
     ) -> None:
-        self._backend, self._log, self.native, self._number = backend, log, native, number
+        self._backend, self._log, self._native, self._number = backend, log, native, number
         self._database_id = database_id
         #: As long as nothing in it was found wrong: one place is enough.
         self._hashes: File | None = None
         #: What is wrong, and what makes it right again where it is derived.
         self.found: list[KimberliteError] = []
         self.mends: list[Callable[[], None]] = []
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the segment is still there, in the same file."""
+        return self._native.is_current
 
     def steps(self) -> Generator[int]:
         """Bytes that were read, a piece at each step."""
@@ -172,24 +187,14 @@ class Scrub:
             if mend is not None:
                 self.mends.append(mend)
 
-    def _open(self, name: str) -> File:
-        try:
-            return self._backend.open(name, "s")
-        except FileNotFoundError:
-            raise Corrupt("it is missing", file=name) from None
-        except OSError as error:
-            if error.errno in (*UNFIT, *CANNOT_READ):
-                raise translate(error, name) from None
-            raise
-
     def _groups(self) -> Generator[int, None, bytes]:
         """In the end the index that the segment must have."""
-        source = self._open(segment_name(self._number))
+        source = opened(self._backend, segment_name(self._number))
         try:
             self._check_header(source)
             yield BLOCK + self._open_hashes()
             end = BLOCK
-            for (first, hashes), end, read in groups(source, self.native, PIECE):  # noqa: B007 (needed behind the last)
+            for (first, hashes), end, read in groups(source, self._native, PIECE):  # noqa: B007 (needed behind the last)
                 yield read + self._compare(first, hashes)
             yield from self._check_rest(source, end)
             return self._finish(source, end)
@@ -198,8 +203,8 @@ class Scrub:
             self._close_hashes()
 
     def _check_header(self, source: File) -> None:
-        if read_sound(source, 0, BLOCK) != self.native.header:
-            group, position = self.native.expected
+        if read_sound(source, 0, BLOCK) != self._native.header:
+            group, position = self._native.expected
             what = "the header is not the one that was written"
             raise Corrupt(what, file=source.name, place=0, group=group, position=position)
 
@@ -213,7 +218,7 @@ class Scrub:
 
     def _finish(self, source: File, end: int) -> bytes:
         try:
-            return self.native.finish(source.size())
+            return self._native.finish(source.size())
         except ValueError as error:
             raise Corrupt(str(error), file=source.name, place=end) from None
 
@@ -221,11 +226,11 @@ class Scrub:
 
     def _open_hashes(self) -> int:
         with self._finding(self._log.doubt):
-            self._hashes = self._open(HASHES)
+            self._hashes = opened(self._backend, HASHES)
             if read_sound(self._hashes, 0, HASHES_HEADER) != hashes_header(self._database_id):
                 raise Corrupt(f"its header is wrong; {AT_THE_NEXT_START}", file=HASHES, place=0)
-            if not self.native.is_rooted:
-                _, position = self.native.expected
+            if not self._native.is_rooted:
+                _, position = self._native.expected
                 what = f"so much before this position is wrong that nothing tells what is right; {AT_THE_NEXT_START}"
                 raise Corrupt(what, file=HASHES, position=position)
             return HASHES_HEADER
@@ -262,7 +267,7 @@ class Scrub:
             self.mends.append(write)
             return
         with self._finding(write):
-            source = self._open(name)
+            source = opened(self._backend, name)
             try:
                 for place in range(0, len(right) + 1, PIECE):
                     found = read_sound(source, place, PIECE)
@@ -277,6 +282,44 @@ class Scrub:
                     yield len(found)
             finally:
                 source.close()
+
+
+class Past:
+    """The hashes of what was dropped: nothing makes them again."""
+
+    is_current = True
+
+    def __init__(self, backend: Backend, native: _native.Log) -> None:
+        self._backend, self._native = backend, native
+        self.found: list[KimberliteError] = []
+        self.mends: list[Callable[[], None]] = []
+
+    def steps(self) -> Generator[int]:
+        if not self._native.first:
+            return
+        try:
+            file = opened(self._backend, PAST)
+            try:
+                for data in past.check(file, self._native, PIECE // 64):
+                    if bytes(32) in data:
+                        # From here on some were nowhere when they were to be kept.
+                        return
+                    yield len(data)
+            finally:
+                file.close()
+        except KimberliteError as error:
+            self.found.append(error)
+
+
+def opened(backend: Backend, name: str) -> File:
+    try:
+        return backend.open(name, "s")
+    except FileNotFoundError:
+        raise Corrupt("it is missing", file=name) from None
+    except OSError as error:
+        if error.errno in (*UNFIT, *CANNOT_READ):
+            raise translate(error, name) from None
+        raise
 
 
 def difference(one: bytes, other: bytes) -> int:

@@ -12,7 +12,7 @@ import pytest
 
 from kimberlite import Corrupt, KimberliteError, Log, Receipt, Unavailable
 from kimberlite.log import checkpoint, packing, scrub
-from kimberlite.log.names import CHECKPOINT, HASHES, index_name, segment_name
+from kimberlite.log.names import CHECKPOINT, HASHES, PAST, index_name, segment_name
 from kimberlite.log.scrub import Scrubber
 from kimberlite.storage.backend import BLOCK
 from tests.log import simulated
@@ -210,6 +210,40 @@ async def test_a_wrong_hash_is_found_and_made_again_at_the_next_start(either: Ma
             assert found(db) == []
         assert machine.disk.files()[HASHES] == right
         assert machine.verify(receipts[-1]).notes == []
+
+
+async def test_what_is_wrong_in_the_hashes_of_what_was_dropped_is_found(either: Machine) -> None:
+    receipts = await filled(either)
+    async with either.open(segment_bytes=SEGMENT, pack=0, scrub=0) as db:
+        await db.retain(before=receipts[-1].first_position)
+        end = BLOCK + 32 * (2 * db._native.first - db._native.first.bit_count())
+    assert end > BLOCK + 2000
+    # Where a hash lies, from which others follow, the place of one of those may be said.
+    for place in (BLOCK, BLOCK + 33, BLOCK + 64, BLOCK + 1000, end - 1):
+        machine = either.image()
+        machine.flip(PAST, place)
+        async with machine.open(segment_bytes=SEGMENT, pack=0, scrub=FAST) as db:
+            await passed(db, machine)
+            [error] = found(db)
+            assert isinstance(error, Corrupt)
+            assert error.file == PAST
+            assert error.place is None or place - 32 < error.place < place + 256
+            machine.flip(PAST, place)
+            await passed(db, machine)
+            assert len(found(db)) == 1
+            await db.append("s", b"and on")
+            # Nothing else hangs on it.
+            assert not db._native.doubted
+    machine = either.image()
+    machine.backend().unlink(PAST)
+    async with machine.open(segment_bytes=SEGMENT, pack=0, scrub=FAST) as db:
+        await passed(db, machine)
+        assert [str(error) for error in found(db)] == [f"{PAST}: it is missing"]
+    # A full disk may have left a hole in it.
+    either.write(PAST, BLOCK + 320, bytes(320))
+    async with either.open(segment_bytes=SEGMENT, pack=0, scrub=FAST) as db:
+        await passed(db, either)
+        assert found(db) == []
 
 
 @pytest.mark.parametrize("pack", [0, 1.0], ids=["padded", "packed"])
