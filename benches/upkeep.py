@@ -1,8 +1,8 @@
 """What upkeep costs whoever appends: the same load without it, and while segments are packed, scrubbed and dropped.
 
 A log is filled with segments that are mostly padding. Every slice appends to a copy of it, with another kind of upkeep
-at work from before its clock begins until after it ends; slices take turns in a shuffled order. What is dropped was
-packed before, if anything is.
+at work from before its clock begins until after it ends; slices with and without take turns. What is dropped was packed
+before, if anything is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import uvloop
 
@@ -32,10 +32,12 @@ from kimberlite.log.options import MIB, Options
 from kimberlite.log.upkeep import Upkeep
 
 SIZE: Final = 256
+#: Of the segments that are packed and dropped; what is appended goes to one of the usual size.
+SEGMENT: Final = 8 * MIB
 #: Seconds before the clock begins: scrubbing does not begin at once.
 WARM: Final = scrub.LATER + 0.3
 #: MiB of mostly padding that are packed in a second by whoever has nothing else to do, generously.
-PACKED: Final = 300
+PACKED: Final = 150
 #: Seconds between two droppings.
 EVERY: Final = 0.25
 #: Of the rate without, that is left with all of it; and of the slowest of a hundred without, that it may take.
@@ -70,21 +72,28 @@ class Outcome:
     dropped: float
     #: Segments that were not packed yet when it ended: none if there was nothing more to do.
     left: float
-    #: Records a second of the slowest round and of the fastest, and the 99th percentile of the best and of the worst.
-    low: float
-    high: float
-    p99_low_ns: float
-    p99_high_ns: float
+    #: Of what it is without upkeep in the same round: the median over the rounds, the least and the most.
+    rate: float = 1.0
+    rate_low: float = 1.0
+    rate_high: float = 1.0
+    p99: float = 1.0
+    p99_low: float = 1.0
+    p99_high: float = 1.0
 
 
-async def fill(path: Path, segment: int, segments: int) -> list[int]:
+async def fill(path: Path, segments: int) -> list[int]:
     """The first position of each segment but the last."""
     records = [os.urandom(SIZE)] * 4096
-    async with kimberlite.open(path, segment_bytes=segment, pack=0, scrub=0, depth=8) as db:
+    async with kimberlite.open(path, segment_bytes=SEGMENT, pack=0, scrub=0, depth=8) as db:
         while len(list((path / "segments").iterdir())) <= segments:
             await db.append("padding", records, sync="record")
     names = sorted((path / "segments").iterdir())[:segments]
-    return [struct.unpack_from("<Q", name.read_bytes()[:56], 48)[0] for name in names]
+    return [struct.unpack_from("<Q", first_bytes(name), 48)[0] for name in names]
+
+
+def first_bytes(name: Path) -> bytes:
+    with name.open("rb") as file:
+        return file.read(56)
 
 
 def copied(path: Path, to: Path) -> None:
@@ -111,12 +120,11 @@ async def drop(db: Log, upkeep: Upkeep, firsts: Sequence[int], *, packed: bool) 
             await db.retain(before=firsts[number])
 
 
-async def append(path: Path, segment: int, firsts: Sequence[int], cell: Cell, work: str, seconds: float) -> Outcome:
+async def append(path: Path, firsts: Sequence[int], cell: Cell, work: str, seconds: float) -> Outcome:
     packs, scrubs, drops = (work in (kind, EVERYTHING) for kind in WORKS[1:4])
     defaults, took = Options(), list[int]()
     async with kimberlite.open(
         path,
-        segment_bytes=segment,
         pack=defaults.pack if packs else 0,
         scrub=defaults.scrub if scrubs else 0,
     ) as db:
@@ -149,78 +157,79 @@ async def append(path: Path, segment: int, firsts: Sequence[int], cell: Cell, wo
             with contextlib.suppress(asyncio.CancelledError):
                 await dropping
         assert not upkeep.findings.found
-    rate, p99 = len(took) * cell.batch / elapsed, quantile(took, 0.99)
-    return Outcome(cell, work, rate, quantile(took, 0.5), p99, scrubbed, packed, dropped, left, rate, rate, p99, p99)
+    rate, p50, p99 = len(took) * cell.batch / elapsed, quantile(took, 0.5), quantile(took, 0.99)
+    return Outcome(cell, work, rate, p50, p99, scrubbed, packed, dropped, left)
 
 
-def measure(
-    directory: Path, works: Sequence[str], seconds: float, rounds: int, segment: int, segments: int
-) -> list[Outcome]:
+def measure(directory: Path, works: Sequence[str], seconds: float, rounds: int, segments: int) -> list[Outcome]:
     filled = directory / "filled"
-    firsts = uvloop.run(fill(filled, segment, segments))
-    turns = [(cell, work) for cell in CELLS for work in works]
-    found: dict[tuple[Cell, str], list[Outcome]] = {turn: [] for turn in turns}
+    firsts = uvloop.run(fill(filled, segments))
+    found: dict[tuple[Cell, str], list[Outcome]] = {(cell, work): [] for cell in CELLS for work in works}
     for number in range(rounds):
-        for cell, work in random.Random(number).sample(turns, len(turns)):
-            path = directory / "db"
-            copied(filled, path)
-            found[cell, work].append(uvloop.run(append(path, segment, firsts, cell, work, seconds)))
-            shutil.rmtree(path)
-            print(f"round {number + 1}/{rounds}: {cell.label()}, {work}", flush=True)
-    return [middle(each) for each in found.values()]
+        shuffled = random.Random(number)
+        for cell in shuffled.sample(CELLS, len(CELLS)):
+            # One behind the other, so that what the machine does meanwhile happens to all of them.
+            for work in shuffled.sample(works, len(works)):
+                path = directory / "db"
+                copied(filled, path)
+                found[cell, work].append(uvloop.run(append(path, firsts, cell, work, seconds)))
+                shutil.rmtree(path)
+                print(f"round {number + 1}/{rounds}: {cell.label()}, {work}", flush=True)
+    return [middle(each, found[cell, NOTHING]) for (cell, _), each in found.items()]
 
 
-def middle(outcomes: Sequence[Outcome]) -> Outcome:
+def middle(outcomes: Sequence[Outcome], without: Sequence[Outcome]) -> Outcome:
     """Medians over the rounds."""
     names = ("records_per_s", "p50_ns", "p99_ns", "scrubbed", "packed", "dropped", "left")
-    medians = {name: statistics.median(getattr(each, name) for each in outcomes) for name in names}
-    rates, slowest = [each.records_per_s for each in outcomes], [each.p99_ns for each in outcomes]
+    medians: dict[str, Any] = {name: statistics.median(getattr(each, name) for each in outcomes) for name in names}
+    pairs = list(zip(outcomes, without, strict=True))
+    rates = [each.records_per_s / beside.records_per_s for each, beside in pairs]
+    slowest = [each.p99_ns / beside.p99_ns for each, beside in pairs]
     return replace(
         outcomes[0],
         **medians,
-        low=min(rates),
-        high=max(rates),
-        p99_low_ns=min(slowest),
-        p99_high_ns=max(slowest),
+        rate=statistics.median(rates),
+        rate_low=min(rates),
+        rate_high=max(rates),
+        p99=statistics.median(slowest),
+        p99_low=min(slowest),
+        p99_high=max(slowest),
     )
 
 
 def table(found: Sequence[Outcome]) -> Table:
-    without = {each.cell: each for each in found if each.upkeep == NOTHING}
-    rows = []
-    for each in found:
-        beside = without[each.cell]
-        rows.append(
-            (
-                f"{each.cell.label()}, {each.upkeep}",
-                f"{each.records_per_s:,.0f}",
-                f"{each.low:,.0f} to {each.high:,.0f}",
-                f"{each.records_per_s / beside.records_per_s:.2f}",
-                microseconds(each.p50_ns),
-                microseconds(each.p99_ns),
-                f"{microseconds(each.p99_low_ns)} to {microseconds(each.p99_high_ns)}",
-                f"{each.p99_ns / beside.p99_ns:.2f}",
-                f"{each.scrubbed / MIB:.1f}",
-                f"{each.packed:.0f}",
-                f"{each.left:.0f}",
-                f"{each.dropped:.0f}",
-            )
+    rows = tuple(
+        (
+            f"{each.cell.label()}, {each.upkeep}",
+            f"{each.records_per_s:,.0f}",
+            f"{each.rate:.2f}",
+            f"{each.rate_low:.2f} to {each.rate_high:.2f}",
+            microseconds(each.p50_ns),
+            microseconds(each.p99_ns),
+            f"{each.p99:.2f}",
+            f"{each.p99_low:.2f} to {each.p99_high:.2f}",
+            f"{each.scrubbed / MIB:.1f}",
+            f"{each.packed:.0f}",
+            f"{each.left:.0f}",
+            f"{each.dropped:.0f}",
         )
+        for each in found
+    )
     headings = (
         "clients × batch × size, upkeep",
         "records/s",
-        "of the rounds",
         f"÷ without, aim ≥ {AIM_RATE:g}",
+        "of the rounds",
         "p50 µs",
         "p99 µs",
-        "p99 of the rounds",
-        f"÷ without, aim ≤ {AIM_P99:g}",
+        f"p99 ÷ without, aim ≤ {AIM_P99:g}",
+        "of the rounds'",
         "MiB scrubbed",
-        "packed",
+        f"packed, of {SEGMENT // MIB} MiB",
         "to be packed",
         "dropped",
     )
-    return Table("Appends while segments are packed, scrubbed and dropped", headings, tuple(rows))
+    return Table("Appends while segments are packed, scrubbed and dropped", headings, rows)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -228,7 +237,6 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=3.0, help="of each slice")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--each", action="store_true", help="every kind of upkeep by itself, besides")
-    parser.add_argument("--segment-mib", type=int, default=64, metavar="MIB", help="of a segment")
     parser.add_argument(
         "--segments", type=int, metavar="COUNT", help="that there are to be packed, and enough if not said"
     )
@@ -238,10 +246,9 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     options = arguments().parse_args()
     works = WORKS if options.each else (NOTHING, EVERYTHING)
-    segment = options.segment_mib * MIB
-    segments = options.segments or int(PACKED * (WARM + options.seconds)) // options.segment_mib + 1
+    segments = options.segments or int(PACKED * (WARM + options.seconds) * MIB) // SEGMENT + 1
     with tempfile.TemporaryDirectory(prefix="bench-", dir=options.directory) as name:
-        found = measure(Path(name), works, options.seconds, options.rounds, segment, segments)
+        found = measure(Path(name), works, options.seconds, options.rounds, segments)
         where = machine(Path(name))
     publish(where, [table(found)], {"upkeep": found}, options)
 
