@@ -158,8 +158,8 @@ class History:
         self.expected.asked = self.expected.first
         audit(self.disk, self.master, self.expected, whole=True)
 
-    def close_and_reopen(self, calls: Sequence[Call]) -> None:
-        """A clean close, with appends under way. A reader beside it stays."""
+    def close_and_reopen(self, calls: Sequence[Call], lose: Sequence[str] = ()) -> None:
+        """A clean close, with appends under way. A reader beside it stays, unless derived files are deleted then."""
         self._decide()
         sents = self._prepared(calls, strict=False)
 
@@ -168,9 +168,14 @@ class History:
             await asyncio.sleep(0)
             await self.log.close()
             await asyncio.gather(*tasks, *(tail.task for tail in self.tails))
+            if lose and self.beside is not None:
+                await self.beside.log.close()
 
         self.run(work())
         self.tails = []
+        self.beside = None if lose else self.beside
+        for name in [name for name in self.disk.files() if name.startswith(tuple(lose))]:
+            MemoryBackend(self.disk).unlink(name)
         for sent in sents:
             self._settle(sent, sent.outcome, (*REFUSALS, Closed), calm=False)
         self._recover(power=False)

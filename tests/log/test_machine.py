@@ -63,6 +63,8 @@ options = st.builds(
     pack=st.sampled_from([0.0, 0.5, 1.0]),
 )
 
+#: What follows from the log.
+DERIVED = ("checkpoint", "hashes", "index/", "producers")
 #: The verbs that fail.
 VERBS = ("submit", "submit", "submit", "submit_sync", "submit_sync", "write", "sync", "allocate", "rename", "open")
 
@@ -172,9 +174,11 @@ class Engine(RuleBasedStateMachine):
         """What is before some record that was seen, or before the end."""
         return Retaining(at % (len(self.history.expected.rows) + 1))
 
-    @rule(calls=st.just([]) | bursts, at=places, turns=st.integers(0, 12))
-    def retain(self, calls: list[Call], at: int, turns: int) -> None:
+    @rule(calls=st.just([]) | bursts, at=places, turns=st.integers(0, 12), beside=st.booleans())
+    def retain(self, calls: list[Call], at: int, turns: int, beside: bool) -> None:
         self.history.step(calls, turns=turns, retaining=self.some(at))
+        if beside:
+            self.history.open_beside()
 
     @rule(at=places)
     def retain_what_would_go(self, at: int) -> None:
@@ -247,14 +251,19 @@ class Engine(RuleBasedStateMachine):
 
     # ---- opening
 
-    @rule(calls=st.just([]) | bursts, options=options, order=st.none() | SEEDS)
-    def reopen(self, calls: list[Call], options: Options, order: int | None) -> None:
-        self.reopened(calls, options, order)
+    @rule(
+        calls=st.just([]) | bursts,
+        options=options,
+        order=st.none() | SEEDS,
+        lose=st.sampled_from([(), (), ("checkpoint",), ("producers",), DERIVED]),
+    )
+    def reopen(self, calls: list[Call], options: Options, order: int | None, lose: tuple[str, ...]) -> None:
+        self.reopened(calls, options, order, lose)
 
-    def reopened(self, calls: list[Call], options: Options, order: int | None) -> None:
+    def reopened(self, calls: list[Call], options: Options, order: int | None, lose: tuple[str, ...] = ()) -> None:
         self.history.options = options
         self.history.rng = None if order is None else Random(order)
-        self.history.close_and_reopen(calls)
+        self.history.close_and_reopen(calls, lose)
 
     @rule(calls=bursts)
     def open_beside(self, calls: list[Call]) -> None:
