@@ -23,7 +23,7 @@ from kimberlite.log.clock import Clock
 from kimberlite.log.committer import Committer
 from kimberlite.log.creation import keep_reserve
 from kimberlite.log.description import size_of
-from kimberlite.log.names import INDEX, SEGMENTS, index_name, segment_name, segment_number
+from kimberlite.log.names import DIRECTORIES, INDEX, SEGMENTS, segment_name
 from kimberlite.log.options import Options
 from kimberlite.log.packing import Packer
 from kimberlite.log.refusals import refusal
@@ -196,11 +196,8 @@ def position_goes(before: int | None, after: int) -> bool:
 
 def unlink_before(backend: Backend, number: int) -> None:
     """What is left of segments that were dropped."""
-    for name in backend.list(SEGMENTS):
-        dropped = segment_number(name)
-        if dropped is not None and dropped < number:
-            backend.unlink(segment_name(dropped))
-            if backend.exists(index_name(dropped)):
-                backend.unlink(index_name(dropped))
-    backend.sync_directory(SEGMENTS)
-    backend.sync_directory(INDEX)
+    for directory in (SEGMENTS, INDEX):
+        for name in backend.list(directory):
+            if DIRECTORIES[directory].fullmatch(name) and int(name[:20]) < number:
+                backend.unlink(f"{directory}/{name}")
+        backend.sync_directory(directory)

@@ -34,6 +34,8 @@ def audit(disk: Disk, master: Master | None, expected: Expected, *, whole: bool)
     if whole:
         assert (log.tree_size, report.records) == (seen, seen)
         assert report.root == log.root
+        numbers = [int(name.partition("/")[2][:20]) for name in files if name.startswith(("segments/", "index/"))]
+        assert min(numbers) >= log.segment
     check_receipts(files, log, master, expected)
     return log
 
