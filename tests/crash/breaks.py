@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from kimberlite.log import checkpoint, committer, creation, opening, recovery
+from kimberlite.log import checkpoint, committer, creation, opening, recovery, retention
 from kimberlite.log.committer import Committer
 from kimberlite.log.flights import Flight
 from kimberlite.log.keyring import Keyring
@@ -18,6 +18,7 @@ from kimberlite.log.log import Log
 from kimberlite.log.names import MARKS, PREPARE, QUARANTINE, SEGMENTS, prepared_name, segment_name
 from kimberlite.log.opening import Opener
 from kimberlite.log.recovery import Loader
+from kimberlite.log.retention import Retention
 from kimberlite.log.streams import Streams
 from kimberlite.log.tail import Prepared
 from kimberlite.records import Receipt
@@ -304,6 +305,44 @@ def _producers() -> list[Patch]:
     return [(checkpoint.Derived, "_load_producers", lambda self, resume: True)]
 
 
+def _dropped() -> list[Patch]:
+    """The files of segments go before the record that says so is durable."""
+    say = Retention._say_anyhow
+
+    async def late(self: Retention, retained: bytes) -> int:
+        number = int.from_bytes(retained[:8], "little")
+        await self._backend.run(lambda: retention.unlink_before(self._backend, number))
+        return await say(self, retained)
+
+    return [(Retention, "_say_anyhow", late)]
+
+
+def _covered() -> list[Patch]:
+    """They go before a mark covers that record."""
+
+    async def none(self: Committer, group: int) -> bool:
+        return True
+
+    return [(Committer, "mark", none)]
+
+
+def _held() -> list[Patch]:
+    """A checkpoint may be taken of a log that says what its state does not have yet."""
+    say = Retention._say_anyhow
+
+    async def taken(self: Retention, retained: bytes) -> int:
+        self._checkpointer.held = False
+        return await say(self, retained)
+
+    return [(Retention, "_say_anyhow", taken)]
+
+
+def _packed() -> list[Patch]:
+    """A packed segment takes its name before its bytes are on the disk."""
+    sync = MemoryFile.sync
+    return [(MemoryFile, "sync", lambda self: None if self.name.endswith(".pack") else sync(self))]
+
+
 #: By the rule that is gone. No crash can show that of `copies`, `quarantine` or `segment`: the disk's calls do.
 RULES: Final[dict[str, Callable[[], list[Patch]]]] = {
     "watermark": _watermark,
@@ -331,6 +370,10 @@ RULES: Final[dict[str, Callable[[], list[Patch]]]] = {
     "producers": _producers,
     "chain": _chain,
     "padding": lambda: [(Physical, "block", 2 * BLOCK)],
+    "dropped": _dropped,
+    "covered": _covered,
+    "held": _held,
+    "packed": _packed,
 }
 
 

@@ -37,6 +37,7 @@ class Group(NamedTuple):
     durable_upto: int
     #: Without its padding.
     size: int
+    position: int
 
 
 class Found(NamedTuple):
@@ -55,12 +56,14 @@ def groups_of(name: str, data: bytes) -> list[Group]:
     """Those that follow one another from the start of a segment, as their headers say."""
     found: list[Group] = []
     place = BLOCK
-    while place + BLOCK <= len(data):
-        magic, length, _, number, _, _, _, durable_upto = GROUP.unpack_from(data, place)
+    # Of a packed segment they follow each other closely.
+    quantum = 8 if data[10:11] == b"\1" else BLOCK
+    while place + GROUP.size <= len(data):
+        magic, length, _, number, position, _, _, durable_upto = GROUP.unpack_from(data, place)
         if magic != MAGIC or (found and number != found[-1].number + 1):
             break
-        padded = -(-length // BLOCK) * BLOCK
-        found.append(Group(name, place, padded, number, durable_upto, length))
+        padded = min(-(-length // quantum) * quantum, len(data) - place)
+        found.append(Group(name, place, padded, number, durable_upto, length, position))
         place += padded
     return found
 
@@ -92,7 +95,7 @@ def _flip(rng: Random, files: dict[str, bytearray], groups: list[Group]) -> bool
 def _fill(rng: Random, files: dict[str, bytearray], groups: list[Group]) -> bool:
     """Sectors, blocks or whole groups become zeros or noise."""
     for group in groups:
-        size = rng.choice((SECTOR, BLOCK, group.length))
+        size = min(rng.choice((SECTOR, BLOCK, group.length)), group.length)
         place = group.place + rng.randrange(group.length // size) * size
         files[group.name][place : place + size] = bytes(size) if rng.random() < 0.5 else rng.randbytes(size)
     return True
@@ -101,7 +104,7 @@ def _fill(rng: Random, files: dict[str, bytearray], groups: list[Group]) -> bool
 def _swap(rng: Random, files: dict[str, bytearray], groups: list[Group]) -> bool:
     """Two blocks change places, or two groups of one length."""
     one, other = rng.choice(groups), rng.choice(groups)
-    size = one.length if one.length == other.length else BLOCK
+    size = one.length if one.length == other.length else min(BLOCK, one.length, other.length)
     here = one.place + rng.randrange(one.length // size) * size
     there = other.place + rng.randrange(other.length // size) * size
     first, second = files[one.name][here : here + size], files[other.name][there : there + size]
@@ -131,12 +134,13 @@ def _cut(rng: Random, files: dict[str, bytearray], groups: list[Group]) -> bool:
 KINDS: Final[dict[str, Kind]] = {"flip": _flip, "fill": _fill, "swap": _swap, "repeat": _repeat, "cut": _cut}
 
 
-def damaged(rng: Random, disk: Disk, found: Found, covered: int) -> tuple[Disk, str] | None:
-    """A copy with up to three groups damaged that a watermark covers, or should; None if there are none."""
+def damaged(rng: Random, disk: Disk, found: Found, covered: int, first: int) -> tuple[Disk, str] | None:
+    """A copy with up to three groups damaged that a watermark covers, or should; None if there are none. What is before
+    position `first` may be dropped."""
     name = rng.choice(tuple(KINDS))
     # What is cut off takes the watermarks behind it along.
     upto = max(covered, found.mark if name == "cut" else found.watermark)
-    under = [group for group in found.groups if group.number <= upto]
+    under = [group for group in found.groups if group.number <= upto and group.position >= first]
     if not under:
         return None
     start = max(0, len(under) - 3) if rng.random() < 0.5 else rng.randrange(len(under))
@@ -184,7 +188,7 @@ async def trial(state: State, history: History, world: World, rng: Random) -> tu
     """Damages a copy of one state; whether that was tried and refused, and what was not."""
     counts, missed = Counter[str](), list[str]()
     found = find(state.disk)
-    made = None if found is None else damaged(rng, state.disk, found, state.covered)
+    made = None if found is None else damaged(rng, state.disk, found, state.covered, state.asked)
     if made is None:
         return counts, missed
     disk, what = made

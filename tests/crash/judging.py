@@ -8,7 +8,7 @@ from random import Random
 from typing import Final
 
 from kimberlite.crypto.master import load_master
-from kimberlite.errors import Conflict
+from kimberlite.errors import Conflict, Duplicate, Invalid
 from kimberlite.log.log import Log
 from kimberlite.log.verify import verify
 from kimberlite.records import Receipt, Record
@@ -46,7 +46,11 @@ class Verdict:
 
 
 def compare(found: list[Record], state: State, history: History) -> dict[int, Record]:
-    """Holds a log that was read against the history; the first record of every batch that is in it."""
+    """Holds a log that was read against the history; the first record of every batch that is in it, or was dropped."""
+    first_kept = found[0].position if found else 0
+    if not state.first <= first_kept <= state.asked:
+        raise Wrong("lost", f"it begins at {first_kept}: {state.first} was dropped, and {state.asked} was to be")
+    found = history.whole(found)
     if len(found) < state.promised:
         raise Wrong("lost", f"{state.promised} positions were promised and {len(found)} are there")
     lengths: Counter[str] = Counter()
@@ -111,8 +115,11 @@ async def judge(state: State, history: History, world: World, rng: Random) -> Ve
 
 async def _judge(state: State, history: History, world: World, rng: Random, verdict: Verdict) -> None:
     disk = state.disk
+    if state.asked and not state.level:
+        await _read_beside(state, history, world)
     disk.trace = []
     child = State(disk, state.promised, state.lengths, state.same, 0, state.level + 1, flying=state.flying)
+    child.first, child.asked = state.first, state.asked
 
     def cut() -> None:
         if rng.random() < CHANCE:
@@ -131,8 +138,9 @@ async def _judge(state: State, history: History, world: World, rng: Random, verd
         found = await everything(db)
         first = compare(found, state, history)
         # What it served is promised from here on, and the mark that it wrote covers it.
-        child.promised = len(found)
-        child.same = min(state.same, len(found))
+        child.first = child.asked = found[0].position if found else 0
+        child.promised = child.first + len(found)
+        child.same = min(state.same, child.promised)
         child.covered = history.last_group(child.same)
         await _retry(db, history, first, child, rng)
         await _append(db, history, rng)
@@ -142,6 +150,18 @@ async def _judge(state: State, history: History, world: World, rng: Random, verd
     verify(MemoryBackend(disk), None if world.key is None else load_master(world.key))
     for what in violations(disk.trace, state.flying):
         raise Wrong("order", what)
+
+
+async def _read_beside(state: State, history: History, world: World) -> None:
+    """A reader judges nothing behind a watermark, and misses nothing in front of it."""
+    try:
+        db = await world.open(state.disk.copy(), None, read_only=True)
+    except Invalid:
+        # Its making was cut off.
+        return
+    found = await everything(db)
+    await db.close()
+    compare(found, replace(state, promised=0, lengths={}, first=0), history)
 
 
 def _quarantined(disk: Disk) -> int:
@@ -174,8 +194,14 @@ async def _retry(db: Log, history: History, first: dict[int, Record], child: Sta
     lost = next((i for i, s in enumerate(sent) if s.number not in first), len(sent))
     for each in sent[max(0, lost - 2) : lost + 2]:
         before = db.durable_position
-        receipts = await _repeat(db, each, several=stream == SEVERAL)
         where = first.get(each.number)
+        try:
+            receipts = await _repeat(db, each, several=stream == SEVERAL)
+        except Duplicate:
+            if where is None or where.position >= child.first:
+                raise
+            # There is no receipt of what was dropped.
+            continue
         if where is None:
             if receipts[0].first_position < before:
                 raise Wrong("lost", f"{producer} is told that its lost batch {each.number} is there")

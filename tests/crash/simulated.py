@@ -56,6 +56,7 @@ class Tally:
 
     def note(self, verdict: Verdict, state: State, seed: int) -> None:
         self.counts["states"] += 1
+        self.counts.update(f"{what} hit" for what in state.amid)
         self.counts[f"level {state.level}"] += 1
         self.counts["torn"] += verdict.torn
         if verdict.kind != "sound":
@@ -120,7 +121,7 @@ class Workload:
             state = states.pop()
             image = distinct(state.disk)
             (self.tally.empty if is_empty(state.disk) else self.images).add(image)
-            claim = (image, state.promised, state.flying, *sorted(state.lengths.items()))
+            claim = (image, state.promised, state.first, state.asked, state.flying, *sorted(state.lengths.items()))
             if claim in self.sound:
                 # The same bytes and the same promises: what was seen to be so is not opened again.
                 self.tally.counts.update({"states": 1, "repeated": 1, f"level {state.level}": 1})
@@ -194,6 +195,7 @@ def report(tally: Tally, seconds: float) -> str:
         f"({counts['repeated']} with the same promises as one before)\n"
         f"{total / seconds:.0f} states/s ({total / max(tally.seconds, 1e-9):.0f} a second of a processor)\n"
         f"{counts['torn'] / max(1, total):.1%} with a torn tail; {nested} crashed in one, two, three recoveries\n"
+        f"{counts['retention hit']} cuts in the middle of retention, {counts['packing hit']} of packing\n"
         f"{lost}\n"
         f"damage under a watermark: {refused} refused of {counts['tried']} tried "
         f"({counts['refused open']} when opened, {counts['refused later']} behind a checkpoint)"

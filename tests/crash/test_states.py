@@ -23,6 +23,8 @@ QUICK = [
     "close-mark",
     "together",
     "padding",
+    "dropped",
+    "packed",
 ]
 
 
@@ -42,6 +44,11 @@ def test_recoveries_are_cut_too_and_their_recoveries(tally: Tally) -> None:
     assert all(tally.counts[f"level {level}"] > 50 for level in (1, 2, 3))
     assert tally.counts["torn"] > 0.03 * tally.counts["states"]
     assert tally.distinct > 0.8 * tally.counts["states"]
+
+
+def test_dropping_and_packing_are_cut_in_the_middle(tally: Tally) -> None:
+    assert tally.counts["retention hit"] > 20
+    assert tally.counts["packing hit"] > 5
 
 
 def test_damage_under_a_watermark_is_always_refused(tally: Tally) -> None:

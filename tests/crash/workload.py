@@ -75,6 +75,11 @@ class State:
     resting: bool = False
     #: Segments that a write was on its way to.
     flying: frozenset[str] = frozenset()
+    #: Positions below this were dropped, and below `asked` they may be.
+    first: int = 0
+    asked: int = 0
+    #: What the database was doing for itself.
+    amid: frozenset[str] = frozenset()
 
 
 class History:
@@ -89,6 +94,9 @@ class History:
         #: Positions below this were acknowledged as durable.
         self.promised = 0
         self.covered = 0
+        #: What was read before some of it was dropped, and where that was asked to end.
+        self.rows: list[Record] = []
+        self.asked = 0
         self._next = first
 
     def batch(self, rng: Random, streams: Iterable[str]) -> Sent:
@@ -116,8 +124,13 @@ class History:
         groups = [r.group for sent in self.answered for r in sent.receipts if r.last_position < below]
         return max(groups, default=0)
 
+    def whole(self, found: list[Record]) -> list[Record]:
+        """With what was dropped in front of it."""
+        return self.rows[: found[0].position] + found if found else []
+
     def cut_to(self, found: list[Record]) -> None:
         """The log lost what is not in `found`, and goes on from there."""
+        found = self.rows = self.whole(found)
         kept = {number_of(record) for record in found if record.stream}
         self.sent = {number: sent for number, sent in self.sent.items() if number in kept}
         self.answered = [s for s in self.answered if s.receipts[-1].last_position < len(found)]
@@ -164,14 +177,15 @@ class World:
                 idle=0.0005,
                 compression=rng.choice((None, None, 1)),
                 checkpoint_records=rng.choice((20, 100_000, 100_000)),
+                pack=rng.choice((0.0, 0.5, 1.0)),
             ),
         )
 
-    async def open(self, disk: Disk, rng: Random | None, fault: Fault | None = None) -> Log:
+    async def open(self, disk: Disk, rng: Random | None, fault: Fault | None = None, *, read_only: bool = False) -> Log:
         return await open_log(
             "simulated",
             create=True,
-            read_only=False,
+            read_only=read_only,
             key_file=self.key,
             backend=MemoryBackend(disk, rng, fault),
             origin=None,
@@ -205,6 +219,7 @@ class Session:
     def __init__(self, world: World, history: History, base: State) -> None:
         self.world, self.history, self.disk = world, history, base.disk
         history.promised, history.lengths, history.covered = base.promised, dict(base.lengths), base.covered
+        history.asked, self.first, self.retaining = base.asked, base.first, False
         self.rng = Random(world.rng.random())
         self.states: list[State] = []
         self.chance = self.rng.choice((0.05, 0.1, 0.3))
@@ -228,6 +243,10 @@ class Session:
         seen = 0 if self.db is None else self.db.durable_position
         left = State(disk, max(history.promised, seen), dict(history.lengths), NO_END, history.covered)
         left.flying = flying(self.disk)
+        self.first = max(self.first, 0 if self.db is None else self.db._native.first)
+        left.first, left.asked = self.first, max(self.first, history.asked)
+        packing = any(name.endswith(".pack") for name in self.disk.tree)
+        left.amid = frozenset(["retention"] * self.retaining + ["packing"] * packing)
         return left
 
     async def begin(self) -> list[Record]:
@@ -238,7 +257,26 @@ class Session:
     async def work(self) -> None:
         """The clients, one after another or side by side."""
         clients = range(self.rng.randrange(1, 6))
-        await asyncio.gather(*(self._client(number) for number in clients))
+        dropping = self._drop_some() if self.rng.random() < 0.6 else turns(0)
+        await asyncio.gather(*(self._client(number) for number in clients), dropping)
+
+    async def _drop_some(self) -> None:
+        """Now and then what is before some record, which was read before."""
+        assert self.db is not None
+        for _ in range(self.rng.randrange(1, 4)):
+            await turns(self.rng.choice((0, 20, 200)))
+            try:
+                self.history.rows = self.history.whole(await everything(self.db))
+                before = self.rng.randrange(len(self.history.rows) + 1)
+                self.history.asked = max(self.history.asked, before)
+                self.retaining = True
+                self.first = max(self.first, (await self.db.retain(before=before)).first)
+            except UnknownOutcome:
+                if not self.failed:
+                    raise
+                return
+            finally:
+                self.retaining = False
 
     async def finish(self) -> None:
         """Idle until all is marked, or not; then a clean close, or not before the power goes."""
