@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kimberlite.arguments import Sync
 from kimberlite.errors import KimberliteError
-from kimberlite.log import checkpoint, committer, keyring, opening
+from kimberlite.log import checkpoint, committer, keyring, opening, packing, past, retention
 from kimberlite.log.log import Log
 from kimberlite.log.names import SEGMENTS
 from kimberlite.log.opening import Injected, open_log
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 Engine = Literal["threads", "uring"]
-Manner = Literal["usual", "quiet", "large", "loose"]
+Manner = Literal["usual", "quiet", "large", "loose", "keeping"]
 #: Stream, first offset, first position, seed, records.
 Ack = tuple[str, int, int, int, int]
 Say = Callable[[Any], None]
@@ -70,11 +70,12 @@ class Writer:
     engine: Engine
     seed: int
     #: `quiet`: one client that pauses, so that there is time for marks. `large`: groups of 100 KB and more, some in
-    #: flight together. `loose`: large ones that mostly nobody waits for.
+    #: flight together. `loose`: large ones that mostly nobody waits for. `keeping`: small segments, packed and dropped.
     manner: Manner = "usual"
 
     async def open(self, rng: Random) -> Log:
-        options = Options(segment_bytes=MIB, depth=rng.randrange(1, 9), checkpoint_records=200, idle=0.001)
+        size = MIB // 4 if self.manner == "keeping" else MIB
+        options = Options(segment_bytes=size, depth=rng.randrange(1, 9), checkpoint_records=200, idle=0.001, pack=0.9)
         return await open_log(
             self.path, create=True, read_only=False, key_file=self.key, backend=self.engine, origin=None, anchor=None,
             options=options, injected=Injected(),
@@ -88,16 +89,26 @@ class Writer:
         say(["torn", sum("torn" in note for note in (await db.info())["notes"])])
         say(["begin", "work"])
         # Large groups are in flight together: one can land without the one before it.
-        heavy = self.manner in ("large", "loose") or rng.random() < 0.5
+        heavy = self.manner in ("large", "loose") or (self.manner != "keeping" and rng.random() < 0.5)
         clients = 1 if self.manner == "quiet" else rng.randrange(1, 9)
-        await asyncio.gather(*(self._client(db, Random(rng.random()), say, heavy) for _ in range(clients)))
+        working = [self._client(db, Random(rng.random()), say, heavy) for _ in range(clients)]
+        await asyncio.gather(*working, *([self._drop(db, rng, say)] if self.manner == "keeping" else []))
+
+    async def _drop(self, db: Log, rng: Random, say: Say) -> None:
+        """Drops about the older half, again and again."""
+        while True:
+            await asyncio.sleep(rng.random() * 0.05)
+            first = (await db.info())["first_position"]
+            before = rng.randrange(first, first + (db.durable_position - first) * 2 // 3 + 1)
+            say(["asked", before])
+            say(["dropped", (await db.retain(before=before)).first])
 
     async def _client(self, db: Log, rng: Random, say: Say, heavy: bool) -> None:
         while True:
             policy = "os" if self.manner == "loose" and rng.random() < 0.9 else rng.choice(POLICIES)
             count = 1 if policy == "record" else rng.randrange(1, 9)
             stream = f"s{rng.randrange(40)}" if rng.random() < 0.9 else f"new{rng.randrange(10**6)}"
-            records = rng.getrandbits(48) & (~15 if heavy and rng.random() < 0.7 else -1)
+            records = rng.getrandbits(48) & (~15 if heavy and rng.random() < 0.7 else -1) | (self.manner == "keeping")
             r = await db.append(stream, payloads(records, count), sync=policy)
             if r.durable:
                 say(["ack", [stream, r.first_offset, r.first_position, records, count]])
@@ -105,9 +116,14 @@ class Writer:
             if self.manner == "quiet" or rng.random() < 0.1:
                 await asyncio.sleep(rng.random() * 0.01)
 
-    async def check(self, acks: list[Ack], say: Say) -> None:
-        """Opens what a cut left; says what is lost, whether it verifies and that it goes on."""
+    async def check(self, acks: list[Ack], dropped: range, say: Say) -> None:
+        """Opens what a cut left; says what is lost, whether it verifies and that it goes on. What is before the start
+        of `dropped` is gone, and before its end it may be."""
         db = await self.open(Random(self.seed))
+        first = (await db.info())["first_position"]
+        if not dropped.start <= first <= dropped.stop:
+            say(["lost", f"it begins at {first}, and {dropped} was dropped"])
+        say(["dropped", first])
         say(["torn", sum("torn" in note for note in (await db.info())["notes"])])
         for lost in await missing(db, acks):
             say(["lost", lost])
@@ -119,16 +135,24 @@ class Writer:
 
 
 async def missing(db: Log, acks: list[Ack]) -> list[Ack]:
-    """What was acknowledged and is not there as it was."""
+    """What was acknowledged, was not dropped and is not there as it was."""
     by_stream: dict[str, list[tuple[int, bytes]]] = {}
+    begins: dict[str, int] = {}
     async for record in db.read():
         of_stream = by_stream.setdefault(record.stream, [])
-        assert record.offset == len(of_stream)
+        assert record.offset == begins.setdefault(record.stream, record.offset) + len(of_stream)
         of_stream.append((record.position, record.payload))
+    first = (await db.info())["first_position"]
+    assert first > 0 or not any(begins.values())
     lost = []
     for ack in acks:
         stream, offset, position, records, count = ack
-        found = by_stream.get(stream, [])[offset : offset + count]
+        if position < first:
+            if begins.get(stream, offset + count) < offset + count:
+                lost.append(ack)
+            continue
+        at = offset - begins.get(stream, 0)
+        found = by_stream.get(stream, [])[max(0, at) : max(0, at + count)]
         if [payload for _, payload in found] != payloads(records, count) or found[0][0] != position:
             lost.append(ack)
     return lost
@@ -148,6 +172,26 @@ def report_steps(say: Say) -> None:
     """In a child only: what it does is said before and after; a mark or a group is done when it has completed."""
     for name, (owner, attribute) in STEPS.items():
         setattr(owner, attribute, reporting(say, name, getattr(owner, attribute)))
+    keep, unlink = past.keep, retention.Retention._unlink
+
+    def begin(*arguments: Any) -> None:
+        say(["begin", "retention"])
+        keep(*arguments)
+
+    def unlink_all(self: retention.Retention, number: int) -> None:
+        unlink(self, number)
+        say(["end", "retention"])
+
+    past.keep = begin  # type: ignore[assignment]
+    retention.Retention._unlink = unlink_all  # type: ignore[method-assign]
+    pack = packing.pack
+
+    def pack_all(*arguments: Any) -> Iterator[bool]:
+        say(["begin", "packing"])
+        yield from pack(*arguments)
+        say(["end", "packing"])
+
+    packing.pack = pack_all  # type: ignore[assignment]
     mark = committer.Committer._write_mark
 
     def write_mark(self: committer.Committer, *, clean: bool, done: Callable[[], None] = lambda: None) -> None:

@@ -1,7 +1,7 @@
 """That no nonce was used for two plaintexts: what encrypted runs and wrapped keys look like in every image of a log.
 
 An image may be torn, so a run may be seen with sectors of zeros in it. Two sightings of one (key, nonce) agree if
-they stand alike in their sectors and no sector is something else in each.
+no sector is something else in each.
 """
 
 from __future__ import annotations
@@ -27,18 +27,25 @@ class Sealed(NamedTuple):
     data: bytes
 
     def agrees(self, other: Sealed) -> bool:
-        if self == other:
+        if self.data == other.data:
             return True
-        if (self.shift, len(self.data)) != (other.shift, len(other.data)):
+        if len(self.data) != len(other.data):
             return False
+        # In a packed segment it stands otherwise in its sectors.
+        cuts = sorted({*self._places(), *other._places()})
         return all(
-            mine == yours or not mine.strip(b"\0") or not yours.strip(b"\0")
-            for mine, yours in zip(self._sectors(), other._sectors(), strict=True)
+            self.data[a:b] == other.data[a:b] or not self._is_there(a) or not other._is_there(a)
+            for a, b in pairwise(cuts)
         )
 
-    def _sectors(self) -> list[bytes]:
-        places = [0, *range(SECTOR - self.shift, len(self.data), SECTOR), len(self.data)]
-        return [self.data[a:b] for a, b in pairwise(places)]
+    def _places(self) -> list[int]:
+        """Where sectors begin in it, and its ends."""
+        return [0, *range(SECTOR - self.shift, len(self.data), SECTOR), len(self.data)]
+
+    def _is_there(self, at: int) -> bool:
+        """Whether the sector that this byte is in is."""
+        start = max(0, at - (at + self.shift) % SECTOR)
+        return bool(self.data[start : at - (at + self.shift) % SECTOR + SECTOR].strip(b"\0"))
 
 
 class Nonces:

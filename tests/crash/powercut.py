@@ -28,17 +28,21 @@ from tests.crash.nonces import Nonces, read_files
 #: What must never be counted.
 BAD = ("lost", "refused", "escaped", "hung", "nonces twice")
 #: What the power can go in the middle of.
-HITS = (*(f"{step} hit" for step in (*STEPS, "mark", "group", "recovery")), "torn tails")
+OTHER_STEPS = ("mark", "group", "retention", "packing")
+HITS = (*(f"{step} hit" for step in (*STEPS, *OTHER_STEPS, "recovery")), "torn tails")
 #: What a writer may end with when its disk is gone.
 OF_A_DEAD_DISK = ("UnknownOutcome: ", "Unavailable: ", "NoSpace: ")
 #: Where a cut is aimed at; None is any moment.
-TARGETS = (None, "group", "group", "group", "rotation", "vault", "checkpoint", "opening", "mark")
+TARGETS = (
+    *(None, "group", "group", "group", "rotation", "vault", "checkpoint", "opening", "mark"),
+    *("retention", "packing"),
+)
 #: How a writer gets there.
 #: Of so many cuts and more, so many at least are in the middle of each of these.
 ENOUGH, LEAST = 2000, 20
-WANTED = ("rotation", "vault", "checkpoint", "mark")
+WANTED = ("rotation", "vault", "checkpoint", "mark", "retention", "packing")
 MANNERS: dict[str | None, tuple[Manner, ...]] = dict.fromkeys(TARGETS, ("usual", "loose"))
-MANNERS |= {"mark": ("quiet",), "group": ("large", "loose")}
+MANNERS |= {"mark": ("quiet",), "group": ("large", "loose"), "retention": ("keeping",), "packing": ("keeping",)}
 
 
 class Database:
@@ -47,6 +51,8 @@ class Database:
     def __init__(self, path: Path, key: Path | None) -> None:
         self.path, self.key, self.acks = path, key, list[Ack]()
         self.nonces = Nonces()
+        #: What is before its start was dropped, and before its end it may be.
+        self.dropped = range(0)
         #: Whether the last power cut is still to be recovered from.
         self.cut_off = False
 
@@ -89,12 +95,13 @@ class Database:
         self.acks += new
         counts["acknowledged"] += len(new)
         counts.update(f"answered, {what}" for kind, what in said if kind == "by")
-        for name in (*STEPS, "mark", "group"):
+        for name in (*STEPS, *OTHER_STEPS):
             edges = [kind for kind, what in said if what == name]
             hit = edges.count("begin") > edges.count("end")
             counts[f"{name} done"] += edges.count("end")
             counts[f"{name} hit"] += hit
             counts["recovery hit"] += hit and name == "opening" and self.cut_off
+        self._drop(said)
         for kind, text in said:
             if kind == "torn":
                 counts["torn tails"] += text
@@ -103,6 +110,11 @@ class Database:
                 print(f"escaped before the cut: {text}")
             elif kind == "refused" and (ended or not text.startswith(OF_A_DEAD_DISK)):
                 self.blame(kind, f"before the cut: {text}", counts)
+
+    def _drop(self, said: list[Any]) -> None:
+        first = max([self.dropped.start, *(what for kind, what in said if kind == "dropped")])
+        asked = max([self.dropped.stop, first, *(what for kind, what in said if kind == "asked")])
+        self.dropped = range(first, asked)
 
     def _look(self, counts: Counter[str]) -> None:
         """At all that is sealed in the directory as it is now."""
@@ -114,9 +126,11 @@ class Database:
         self.nonces.twice.clear()
 
     def _check(self, writer: Writer, counts: Counter[str]) -> None:
-        checker = Child(lambda say: writer.check(self.acks, say))
+        checker = Child(lambda say: writer.check(self.acks, self.dropped, say))
         counts["hung"] += not checker.listen(60)
-        for kind, what in checker.end():
+        said = checker.end()
+        self._drop(said)
+        for kind, what in said:
             if kind in BAD:
                 self.blame(kind, what, counts)
             elif kind == "torn":
