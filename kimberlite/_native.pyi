@@ -8,11 +8,13 @@ from kimberlite.errors import KimberliteError
 from kimberlite.records import Receipt, Record
 
 __all__ = [
+    "FRAME_HEAD",
     "HEADER",
     "HEADER_HEAD",
     "KINDS",
     "LARGEST_BATCH",
     "LARGEST_BATCH_BYTES",
+    "LARGEST_FRAME",
     "LONGEST_HEADER",
     "LONGEST_PRODUCER",
     "LONGEST_REASON",
@@ -43,17 +45,23 @@ __all__ = [
     "blake3",
     "closes",
     "decode_append",
+    "decode_import",
     "decode_receipts",
     "decode_records",
+    "decode_runs",
     "derive",
     "encode",
     "encode_append",
+    "encode_import",
     "encode_message",
     "file_system",
     "header_damage",
     "key_id",
+    "open_frame",
     "pack",
+    "pick_runs",
     "punch",
+    "seal_frame",
     "unpack",
     "xaes_open",
     "xaes_seal",
@@ -61,6 +69,8 @@ __all__ = [
 
 LARGEST_BATCH: Final[int]
 LARGEST_BATCH_BYTES: Final[int]
+FRAME_HEAD: Final[int]
+LARGEST_FRAME: Final[int]
 OVERHEAD: Final[int]
 RECORD_HEADER: Final[int]
 HEADER_HEAD: Final[int]
@@ -121,6 +131,9 @@ class Batch:
     def __len__(self) -> int: ...
     @property
     def size(self) -> int: ...
+    @property
+    def last(self) -> bytes: ...
+    def behind(self, first: int) -> Batch: ...
     def split(self) -> list[Batch]: ...
 
 @final
@@ -134,8 +147,21 @@ class Request:
         future: Future[Any],
         quantum: int,
     ) -> Request: ...
+    @staticmethod
+    def importing(
+        name: str,
+        stream: int,
+        offset: int,
+        time: int | None,
+        batch: Batch | None,
+        gap: str | None,
+        future: Future[Any],
+        quantum: int,
+    ) -> Request: ...
     @property
     def bound(self) -> int: ...
+    @property
+    def time(self) -> int | None: ...
     @property
     def durable(self) -> bool: ...
     def refuse(self, error: Exception) -> None: ...
@@ -147,6 +173,10 @@ class Pool:
     def bytes(self) -> int: ...
     @property
     def first(self) -> tuple[int, int]: ...
+    @property
+    def time(self) -> int | None: ...
+    @property
+    def ripe(self) -> bool: ...
     def clear(self) -> list[Request]: ...
     def push(self, request: Request) -> None: ...
     due: bool
@@ -455,6 +485,12 @@ def decode_append(
     kind: int, body: bytes
 ) -> tuple[list[tuple[str, Batch, int | None]], tuple[bytes, int] | tuple[bytes, int, int] | None, str | None]: ...
 def decode_records(body: bytes, reverse: bool) -> list[Record]: ...
+def encode_import(stream: str, offset: int, time: int | None, batch: Batch | None, gap: str | None) -> bytes: ...
+def decode_import(body: bytes) -> tuple[str, int, int | None, Batch | None, str | None] | None: ...
+def decode_runs(body: bytes) -> list[tuple[str, int, int, Batch]]: ...
+def pick_runs(body: bytes, streams: list[str] | None, reverse: bool = False) -> tuple[bytes, int, int, int]: ...
+def seal_frame(kind: int, body: bytes, previous: bytes) -> bytes: ...
+def open_frame(head: bytes, text: bytes, previous: bytes) -> tuple[int, bytes] | None: ...
 def pack(value: object) -> bytes: ...
 def unpack(body: bytes) -> Any: ...
 def encode(records: object) -> Batch: ...

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from operator import length_hint
 from typing import Any, Final, Generic, Literal, Self, TypeVar
 
-from kimberlite import api
+from kimberlite import api, importing
 from kimberlite.arguments import Producer, Records, Sync, checked_batches
 from kimberlite.client.client import Client
 from kimberlite.errors import Closed, Invalid, KimberliteError
@@ -88,6 +88,28 @@ class Batches(Iterator[list[Record]]):
 
     def close(self) -> None:
         self._iteration.close()
+
+
+class Import:
+    """What `kimberlite.importing.Import` does."""
+
+    def __init__(self, database: Database, into: importing.Import) -> None:
+        self._database, self._into = database, into
+
+    def add(self, stream: str, offset: int, time: int, records: Records, *, of: str | None = None) -> None:
+        self._database._call(self._into.add(stream, offset, time, at_hand(records), of=of))
+
+    def gap(self, stream: str, offset: int, time: int, reason: str, *, of: str | None = None) -> None:
+        self._database._call(self._into.gap(stream, offset, time, reason, of=of))
+
+    def finish(self) -> None:
+        self._database._call(self._into.finish())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._database._call(self._into.__aexit__(kind))
 
 
 class Answer(Generic[T]):
@@ -198,6 +220,12 @@ class Database:
             return self._log.tail(stream, start=start, system=system)
 
         return Iteration(self, self._call(begin()))
+
+    def importing(self, *, new_times: bool = False) -> Import:
+        async def begin() -> importing.Import:
+            return self._log.importing(new_times=new_times)
+
+        return Import(self, self._call(begin()))
 
     def get(self, position: int) -> Record:
         return self._call(self._log.get(position))

@@ -21,7 +21,7 @@ LAYERS = [
     ["wire"],
     ["log"],
     ["storage", "crypto"],
-    ["iterators", "producer"],
+    ["iterators", "producer", "importing"],
     ["arguments"],
     ["_native"],
     ["records"],

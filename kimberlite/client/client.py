@@ -29,12 +29,14 @@ from kimberlite.arguments import (
 )
 from kimberlite.client.appends import Part
 from kimberlite.client.connection import Connection
+from kimberlite.client.importing import Importing
 from kimberlite.client.reading import CREDIT, Incoming, RemoteReader, RemoteTail
 from kimberlite.errors import (
     Invalid,
     KimberliteError,
     ProtocolError,
 )
+from kimberlite.importing import Import
 from kimberlite.records import Dropping, Erasure, Receipt, Record, StreamInfo
 from kimberlite.wire.messages import Kind, Reading, Retaining
 
@@ -272,6 +274,25 @@ class Client:
     def durable_position(self) -> int:
         """Positions below this are durable and visible; there may be more that this client has not heard of."""
         return self._connection.durable
+
+    # ---- moving
+
+    def runs(
+        self,
+        stream: str | None = None,
+        *,
+        start: int | datetime | None = None,
+        until: int | datetime | None = None,
+    ) -> AsyncIterator[bytes]:
+        """What `read` gives, as arrays of runs that `docs/protocol.md` draws: for whoever passes them on."""
+        return self.read(stream, start=start, until=until).runs()
+
+    def importing(self, *, new_times: bool = False) -> Import:
+        """Takes records of another log with their offsets and, unless they are to get `new_times`, their times. It does
+        not outlive the connection."""
+        self._connection.check()
+        importing = Importing(self._connection)
+        return Import(importing.enter, importing.settle, new_times=bool(new_times))
 
     # ---- lifetime
 

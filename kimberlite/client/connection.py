@@ -132,6 +132,10 @@ class Connection:
         if self._incoming.pop(incoming.id, None) is not None:
             self.tell(Kind.STOP, incoming.id, _native.pack(None))
 
+    def answered(self, incoming: Incoming) -> None:
+        """Nothing more comes of this."""
+        self._incoming.pop(incoming.id, None)
+
     async def request(self, kind: Kind, body: bytes, take: Callable[[Incoming], Any]) -> Any:
         """The answer to a request that may be asked again."""
         while True:
@@ -149,7 +153,7 @@ class Connection:
                     raise
                 await asyncio.sleep(PAUSE)
             finally:
-                self._incoming.pop(incoming.id, None)
+                self.answered(incoming)
 
     # ---- links
 

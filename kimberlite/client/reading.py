@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -70,6 +71,21 @@ class RemoteRecords(Records):
             self._incoming = self._connection.ask(self.kind, self._asked.pack())
 
     async def _more(self) -> list[Record]:
+        body = await self._body()
+        if body is None:
+            return []
+        records = _native.decode_records(body, self._asked.reverse)
+        self._went_on(len(records), records[-1].offset, records[-1].position)
+        return records
+
+    async def runs(self) -> AsyncIterator[bytes]:
+        """The records as they are sent."""
+        while (body := await self._body()) is not None:
+            self._went_on(*_native.pick_runs(body, None, self._asked.reverse)[1:])
+            yield body
+
+    async def _body(self) -> bytes | None:
+        """The next message of records; None at the end."""
         while not self._ended:
             self._connection.check()
             if self._incoming is None:
@@ -93,19 +109,16 @@ class RemoteRecords(Records):
                 self._ended = True
             else:
                 self._connection.tell(Kind.CREDIT, self._incoming.id, _native.pack(HEADER + len(body)))
-                records = _native.decode_records(body, self._asked.reverse)
-                self._went_on(records)
-                return records
-        return []
+                return body
+        return None
 
     def _began(self, at: int | None) -> None:
         if at is not None:
             self._asked = replace(self._asked, start=at)
 
-    def _went_on(self, records: list[Record]) -> None:
-        last = records[-1]
-        at = last.position if self._asked.stream is None else last.offset
-        left = None if self._asked.limit is None else self._asked.limit - len(records)
+    def _went_on(self, records: int, offset: int, position: int) -> None:
+        at = position if self._asked.stream is None else offset
+        left = None if self._asked.limit is None else self._asked.limit - records
         if self._asked.reverse:
             self._asked = replace(self._asked, until=at, limit=left)
         else:

@@ -222,7 +222,7 @@ class Committer:
             return False
         if not flights.writing:
             return True
-        return len(flights.writing) < depth and self.pool.bytes >= self.options.group_bytes
+        return len(flights.writing) < depth and self.pool.ripe
 
     def _take(self) -> tuple[list[_native.Request], int]:
         """The requests of the next group, and its bound: what fits, of one policy."""
@@ -233,9 +233,14 @@ class Committer:
     def _declare(self, bound: int) -> None:
         """A group of nothing but declarations."""
         self.log.declare(bound - OVERHEAD)
-        flight = self._seal(bound, self.clock(), durable=True, closing=False)
+        flight = self._seal(bound, self._time(), durable=self.pool.time is None, closing=False)
         self._write(flight)
         self.log.finish(flight.sealed)
+
+    def _time(self) -> int:
+        """Of a group in front of the first that waits: if that keeps its time, the log's is not to be later."""
+        now, kept = self.clock(), self.pool.time
+        return now if kept is None else min(kept, now)
 
     def _commit(self, requests: list[_native.Request], bound: int) -> None:
         # One time for all of the group: what is kept of producers must not be of another time, or go back.
@@ -245,7 +250,8 @@ class Committer:
             self._refuse(refused)
             self._taken = []
             return
-        flight = self._seal(bound, now, durable=requests[0].durable, closing=False)
+        kept = requests[0].time
+        flight = self._seal(bound, now if kept is None else kept, durable=requests[0].durable, closing=False)
         flight.acks, flight.refused = accepted, refused
         self._taken = []
         if refused:
@@ -545,7 +551,7 @@ class Committer:
         prepared = await self.tail.make_next()
         await self.quiet()
         self.rotating = True
-        flight = self._seal(2 * BLOCK, self.clock(), durable=True, closing=True)
+        flight = self._seal(2 * BLOCK, self._time(), durable=True, closing=True)
         self._write(flight)
         self.log.finish(flight.sealed)
         await self.quiet()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final
@@ -38,12 +38,13 @@ from kimberlite.errors import (
     Unavailable,
     UnknownOutcome,
 )
+from kimberlite.importing import Import
 from kimberlite.iterators import Listing
 from kimberlite.log.committer import Committer, Part
 from kimberlite.log.description import erasures
 from kimberlite.log.erasure import Eraser
 from kimberlite.log.options import Options
-from kimberlite.log.reading import B, Following, Read, Reader, Reading, Run, Tail, looked_again, reading_disk
+from kimberlite.log.reading import B, Following, Read, Reader, Reading, Run, Tail, looked_again, reading_disk, runs_of
 from kimberlite.log.refusals import translate
 from kimberlite.log.streams import Streams
 from kimberlite.log.tasks import begin
@@ -365,6 +366,45 @@ class Log:
             with reading_disk:
                 self._refresh()
         return Following(self, read, name, checked_bound(start), system=bool(system), run=run or self._backend.run)
+
+    # ---- moving
+
+    def runs(
+        self,
+        stream: str | None = None,
+        *,
+        start: int | datetime | None = None,
+        until: int | datetime | None = None,
+    ) -> AsyncIterator[bytes]:
+        """What `read` gives, as arrays of runs that `docs/protocol.md` draws: for whoever passes them on."""
+        read = partial(self._native.read_frame, 0)
+        return runs_of(self._reading(read, stream, start, until, None, reverse=False, system=False))
+
+    def importing(self, *, new_times: bool = False) -> Import:
+        """Takes records of another log with their offsets and, unless they are to get `new_times`, their times."""
+        self._writer()
+        return Import(self._enter_import, self._settle, new_times=bool(new_times))
+
+    async def _enter_import(
+        self, stream: str, offset: int, time: int | None, batch: _native.Batch | None, gap: str | None
+    ) -> asyncio.Future[Any]:
+        committer, streams = self._writer()
+        if self._native.stream(stream) is None or stream in streams.entering:
+            await streams.create([stream])
+        if committer.crowded:
+            await committer.turn()
+        future: asyncio.Future[Any] = self._loop.create_future()
+        number = streams.number(stream)
+        request = _native.Request.importing(stream, number, offset, time, batch, gap, future, self._quantum)
+        if not committer.fits(request):
+            raise LimitExceeded("this does not fit in a segment")
+        committer.enter(request)
+        return future
+
+    async def _settle(self) -> None:
+        """Returns when all that was answered is durable."""
+        committer, _ = self._writer()
+        await committer.quiet()
 
     # ---- keeping
 

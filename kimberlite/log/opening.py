@@ -358,7 +358,8 @@ class Opener:
             return
         buffer = _native.Buffer(2 * BLOCK)
         group = log.sealed()[0]
-        sealed = log.seal(end.segment, end.place, group - 1, self.injected.clock(), True, buffer)
+        # The log's time stays what it was: what was being imported may go on.
+        sealed = log.seal(end.segment, end.place, group - 1, 0, True, buffer)
         end.file.write(end.place, memoryview(buffer)[: sealed.padded])
         end.file.sync()
         log.finish(sealed)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sized
+from collections.abc import AsyncIterator, Awaitable, Callable, Sized
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
+from kimberlite import _native
 from kimberlite.errors import Unavailable
 from kimberlite.iterators import Records
 from kimberlite.records import Record, Time
@@ -200,6 +201,12 @@ class Following(Generic[B]):
                 read = partial(self._read, number, start, end, False, BATCH_RECORDS, BATCH_BYTES, self._system)
                 batch, left, _ = await looked_again(self._log, self._run, read)
         return batch, left
+
+
+async def runs_of(reading: Reading[_native.Frame]) -> AsyncIterator[bytes]:
+    """The bodies of its messages."""
+    while (frame := await reading.more()) is not None:
+        yield frame.data[_native.HEADER :]
 
 
 class Reader(Records):

@@ -66,6 +66,16 @@ class Serving:
         answer = await log._enter(batches, expect, producer, policy, several=several)
         return answer if several else _listed(answer)
 
+    def enter_import(
+        self, stream: str, offset: int, time: int | None, batch: _native.Batch | None, gap: str | None
+    ) -> Awaitable[asyncio.Future[Any]]:
+        """The answer to come, when what is imported is in line."""
+        return self._log._enter_import(checked_name(stream), offset, time, batch, gap)
+
+    async def settle(self) -> None:
+        """Returns when all that was answered is durable."""
+        await self._log._settle()
+
     def repeated(
         self, parts: Parts, producer: Sender, sync: str | None, error: KimberliteError, *, several: bool
     ) -> asyncio.Future[list[Receipt]]:

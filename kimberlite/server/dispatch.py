@@ -85,6 +85,9 @@ class Dispatch:
         self._in_line: asyncio.Future[None] | None = None
         #: Held by requests that cost the loop something: one of them at a time.
         self._turn = asyncio.Lock()
+        #: Held by what is imported until it is in line; and why nothing more is until the end, if so.
+        self._importing = asyncio.Lock()
+        self._not_imported: KimberliteError | None = None
         #: Held by what reads off the loop, so many at a time: of others each has its turn in between.
         self._reading = asyncio.Semaphore(READING)
         self._does: Final[dict[int, Callable[[int, bytes], Awaitable[None]]]] = {
@@ -96,6 +99,7 @@ class Dispatch:
             Kind.RETAIN: self._retain,
             Kind.ERASE: self._erase,
             Kind.ROTATE: self._rotate,
+            Kind.IMPORT: self._import,
         }
 
     def take(self, kind: int, id: int, body: bytes) -> None:
@@ -390,6 +394,27 @@ class Dispatch:
         key_id = await self._server.rotate()
         LOG.warning("the vault is under master key %s from here on", key_id)
         self._reply(Kind.RESULT, id, _native.pack(key_id))
+
+    async def _import(self, id: int, body: bytes) -> None:
+        try:
+            async with self._importing:
+                said = _native.decode_import(body)
+                if said is None:
+                    self._not_imported = None
+                    await self._serving.settle()
+                else:
+                    self._connection.access.check("maintain", said[0])
+                    self._server.check_writable()
+                    if self._not_imported is not None:
+                        raise Invalid(f"what came before it was refused: {self._not_imported}")
+                    future = await self._serving.enter_import(*said)
+            if said is not None:
+                await future
+        except KimberliteError as error:
+            # Nothing may come behind what was refused.
+            self._not_imported = self._not_imported or error
+            raise
+        self._reply(Kind.RESULT, id, NIL)
 
     async def _verify(self, id: int, body: bytes) -> None:
         anchor = fields(body, anchor=(list, NONE))["anchor"]

@@ -36,6 +36,20 @@ impl Batch {
         self.inner.bytes.len()
     }
 
+    /// Its last record as it is stored.
+    #[getter]
+    fn last<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, self.inner.record(self.inner.ends.len() - 1))
+    }
+
+    /// Without its first records, of which it has more.
+    fn behind(&self, first: usize) -> Self {
+        let start = self.inner.start(first);
+        let ends = self.inner.ends[first..].iter().map(|end| end - start as u32).collect();
+        let batch = record::Batch { bytes: self.inner.bytes[start..].to_vec(), ends, ..record::Batch::default() };
+        Self { inner: Arc::new(batch) }
+    }
+
     /// Its records as a batch each.
     fn split(&self) -> Vec<Self> {
         let records = 0..self.inner.ends.len();

@@ -12,6 +12,7 @@ mod load;
 mod log;
 mod messages;
 mod meters;
+mod moving;
 mod pool;
 mod records;
 mod ring;
@@ -43,6 +44,11 @@ mod _native {
     const HEADER: usize = kimberlite_core::wire::HEADER;
     #[pymodule_export]
     const NOBODY: u32 = kimberlite_core::wire::kind::NOBODY;
+    /// In front of the text of a frame of an export, and of a frame's body.
+    #[pymodule_export]
+    const FRAME_HEAD: usize = kimberlite_core::wire::frames::HEAD;
+    #[pymodule_export]
+    const LARGEST_FRAME: usize = kimberlite_core::wire::frames::LARGEST;
     #[pymodule_export]
     const OVERHEAD: usize = kimberlite_core::group::OVERHEAD;
     #[pymodule_export]
@@ -65,6 +71,8 @@ mod _native {
     use super::messages::{decode_append, decode_receipts, encode_append, encode_message};
     #[pymodule_export]
     use super::meters::Meters;
+    #[pymodule_export]
+    use super::moving::{decode_import, decode_runs, encode_import, open_frame, pick_runs, seal_frame};
     #[pymodule_export]
     use super::pool::{Pool, Request};
     #[pymodule_export]

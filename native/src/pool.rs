@@ -23,6 +23,8 @@ use crate::writer::lock;
 
 /// Of the system record of an append to several streams, beside its parts.
 const SEVERAL: usize = 512;
+/// Of the system record of a gap, beside its reason.
+const GAP: usize = 256;
 /// Of a producer's batch, beside its id.
 const PRODUCER: usize = 32;
 
@@ -45,6 +47,9 @@ pub struct Request {
     /// Whether its producer counts in stream 0.
     pub several: bool,
     policy: Policy,
+    /// That its records keep.
+    #[pyo3(get)]
+    pub time: Option<u64>,
     /// Bytes of its records, and what it takes of a group at most.
     size: usize,
     #[pyo3(get)]
@@ -96,7 +101,8 @@ impl Request {
             bound += id.len() + PRODUCER + if several { SEVERAL + 16 * parts.len() } else { 0 };
         }
         let born = Instant::now();
-        Self { caller, parts, producer, since, several, policy, size, bound, born, places: OnceLock::new() }
+        let (time, places) = (None, OnceLock::new());
+        Self { caller, parts, producer, since, several, policy, time, size, bound, born, places }
     }
 
     /// The highest number of a stream that it goes to.
@@ -183,12 +189,35 @@ impl Request {
             stream: *stream,
             batch: batch.get().inner.clone(),
             expect: *expect,
+            gap: None,
         };
         let core = parts.iter().map(part).collect();
         let names = parts.into_iter().map(|(name, ..)| name.unbind()).collect();
         let since = producer.as_ref().and_then(|producer| producer.since);
         let producer = producer.map(|producer| (producer.id, producer.sequence));
         Self::build(Caller::Future { future, names }, core, Policy::named(policy), producer, since, several, quantum)
+    }
+
+    /// What is imported: records at this offset or none, behind a gap if there is a reason for one. Its answer is nobody's
+    /// receipt of durability.
+    #[staticmethod]
+    #[allow(clippy::too_many_arguments)]
+    fn importing(
+        name: Py<PyAny>,
+        stream: u32,
+        offset: u64,
+        time: Option<u64>,
+        batch: Option<Bound<'_, Batch>>,
+        gap: Option<String>,
+        future: Py<PyAny>,
+        quantum: usize,
+    ) -> Self {
+        let more = GAP + gap.as_ref().map_or(0, String::len);
+        let batch = batch.map(|batch| batch.get().inner.clone()).unwrap_or_default();
+        let part = Part { stream, batch, expect: Some(offset), gap };
+        let caller = Caller::Future { future, names: vec![name] };
+        let request = Self::build(caller, vec![part], Policy::Os, None, None, false, quantum);
+        Self { time, bound: request.bound + more, ..request }
     }
 
     /// An error that answers it may lead to a frame that leads back here.
@@ -349,6 +378,21 @@ impl Pool {
         (first.bound, self.log.streams.read().unwrap().undeclared_bound(0, first.last_stream()))
     }
 
+    /// The time that the first keeps.
+    #[getter]
+    fn time(&self) -> Option<u64> {
+        lock(&self.state).queue.front().and_then(|first| first.get().time)
+    }
+
+    /// Whether what has gathered is worth a group beside one that is being written: nothing more may join it, or it is
+    /// large enough.
+    #[getter]
+    fn ripe(&self) -> bool {
+        let state = lock(&self.state);
+        let times = state.queue.front().zip(state.queue.back()).map(|(a, b)| (a.get().time, b.get().time));
+        state.bytes >= self.group_bytes || times.is_some_and(|(first, last)| first != last)
+    }
+
     /// Empties it, and gives what was in it.
     fn clear(&self) -> Vec<Py<Request>> {
         std::mem::take(&mut *lock(&self.state)).queue.into()
@@ -363,20 +407,21 @@ impl Pool {
         state.queue.push_back(request.unbind());
     }
 
-    /// The first, and with it those of its policy that follow and fit: together they take `most` of a group, unless
+    /// The first, and with it those of its policy and time that follow and fit: together they take `most` of a group, unless
     /// the first alone takes more. Also what they take at most, declarations in front of them included.
     fn take(&self, most: usize) -> (Vec<Py<Request>>, usize) {
         let mut state = lock(&self.state);
         let streams = self.log.streams.read().unwrap();
         let (mut taken, mut bound, mut declared) = (Vec::new(), 0, 0);
-        let mut policy = None;
+        let mut first = None;
         while let Some(next) = state.queue.front().map(|next| next.get()) {
             let more = next.bound + streams.undeclared_bound(declared, next.last_stream());
-            let joins = policy == Some(next.policy) && next.policy != Policy::Alone && bound + more <= most;
-            if policy.is_some() && !joins {
+            let same = first == Some((next.policy, next.time));
+            let joins = same && next.policy != Policy::Alone && bound + more <= most;
+            if first.is_some() && !joins {
                 break;
             }
-            policy = Some(next.policy);
+            first = Some((next.policy, next.time));
             (bound, declared) = (bound + more, declared.max(next.last_stream()));
             state.bytes -= next.size;
             taken.extend(state.queue.pop_front());

@@ -21,7 +21,7 @@ from kimberlite.log.recovery import Loader, load_identity, load_keys, load_marks
 from kimberlite.log.verify import verify
 from kimberlite.storage.memory import Disk, MemoryBackend
 from tests.model import Log, Mode, Record, Row, hashes_file, read_log
-from tests.model.derived import checkpoint_file, first_of, index_file, pieces, producer_entries, receipt_key
+from tests.model.derived import checkpoint_file, index_file, length_of, pieces, producer_entries, receipt_key
 from tests.model.files import hashes_header, leaf_index, segment_name
 from tests.model.groups import BLOCK
 from tests.model.hashes import Tree, receipt_mac, tree_root
@@ -197,7 +197,7 @@ async def reading_agrees(disk: Disk, master: Master | None, log: Log, shown: Sho
             own = [as_read(row) for row in rows if row.stream == known.number]
             assert kept([record async for record in db.read(stream.name)]) == own
             said = (stream.length, stream.encrypted)
-            assert said == (first_of(log, known.number) + len(own), known.mode is Mode.ENCRYPTED)
+            assert said == (length_of(log, known.number, rows), known.mode is Mode.ENCRYPTED)
 
 
 def derived_agree(files: dict[str, bytes], master: Master | None, log: Log) -> None:

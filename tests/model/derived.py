@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from .cursor import u16, u32, u64, up_to
 from .files import RECEIPT_KEY, decode_vault, segment_name, unwrap_slot
 from .groups import BLOCK, Run, SegmentHeader, decode_group, decode_segment_header, runs_of
 from .hashes import Tree, blake, domain
 from .log import Log, Row, Sealed
+from .records import Gap, decode_system
 from .retained import encode_erasures, encode_sent, erasures_before
 
 Files = Mapping[str, bytes]
@@ -90,17 +91,28 @@ def checkpoint_file(files: Files, log: Log, number: int, producers: int, dropped
         chain = header_of(files, segment).chain()
     data = b"KIMBCKP1" + log.identity.database + u64(number) + u64(group.tree_size) + chain
     data += u64(group.timestamp) + u32(group.incarnation) + u32(len(declared)) + u64(segment) + u64(place)
+    gaps = gaps_of(rows)
     data += header_of(files, segment).salt + u64(producers) + u64(length_of(log, 0, rows))
-    data += u64(len(tree.peaks)) + u64(last_place) + group.chain + last + b"".join(tree.peaks)
+    data += u32(len(tree.peaks)) + u32(len(gaps)) + u64(last_place) + group.chain + last + b"".join(tree.peaks)
     for i, declaration in enumerate(declared):
         data += u64(length_of(log, i + 1, rows)) + u16(len(declaration)) + declaration
+    for position, gap in sorted(gaps, key=lambda each: (each[1].stream, each[0])):
+        data += u32(gap.stream) + u64(position) + u64(gap.start) + u64(gap.end)
     data += encode_erasures(erasures_before(log.erasures, group.tree_size))
     return with_mac(data + dropped, key)
 
 
-def length_of(log: Log, stream: int, rows: tuple[Row, ...]) -> int:
+def gaps_of(rows: Sequence[Row]) -> list[tuple[int, Gap]]:
+    """With the positions that say so."""
+    said = [(row.position, decode_system(row.opened, "stream 0")) for row in rows if row.stream == 0]
+    return [(position, system) for position, system in said if isinstance(system, Gap)]
+
+
+def length_of(log: Log, stream: int, rows: Sequence[Row]) -> int:
     """Of a stream at the end of the first of the rows that are left."""
-    return first_of(log, stream) + sum(row.stream == stream for row in rows)
+    ends = [row.offset + 1 for row in rows if row.stream == stream]
+    ends += [gap.end for _, gap in gaps_of(rows) if gap.stream == stream]
+    return max(ends, default=first_of(log, stream))
 
 
 def first_of(log: Log, stream: int) -> int:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from .derived import declarations, first_of, header_of, slot_keys
+from .derived import declarations, header_of, length_of, slot_keys
 from .files import segment_name
 from .hashes import Tree, index_key
 from .log import Log
@@ -31,8 +30,7 @@ def retained_of(
     for row in dropped:
         tree.grow(row.leaf)
     last = log.group(header.first_group - 1)
-    counts = Counter(row.stream for row in dropped)
-    offsets = [first_of(log, stream.number) + counts[stream.number] for stream in log.streams]
+    offsets = [length_of(log, stream.number, dropped) for stream in log.streams]
     known = [] if before is None else [left.declaration for left in before.streams]
     declared = dict.fromkeys([*known, *declarations(log.rows)])
     silent = [sent for sent in last_sent(log.sent).values() if sent.group < header.first_group]

@@ -57,6 +57,7 @@ from .records import (
     Declaration,
     Entry,
     Erased,
+    Gap,
     Many,
     Mode,
     Piece,
@@ -323,6 +324,10 @@ class _Reader:
             tree.grow(row.leaf)
         require(tuple(tree.peaks) == said.peaks, where, "another tree")
         after = Counter(row.stream for row in self.rows[kept:])
+        for row in self.rows[kept:]:
+            system = decode_system(row.opened, where) if row.stream == 0 else None
+            if isinstance(system, Gap):
+                after[system.stream] += system.end - system.start
         left = [Left(end - after[i], self.declarations[i]) for i, end in enumerate(self.offsets)]
         require(said.system == left[0].offset, where, "offset of stream 0")
         require(said.streams == tuple(left[1 : len(said.streams) + 1]), where, "streams")
@@ -440,6 +445,10 @@ class _Reader:
                 self.sent.append(Sent(*who, self.number, self.timestamp, 0))
             elif isinstance(system, Erased | Confirmed):
                 self.erase(system, self.begun_at + len(self.rows) - 1, where)
+            elif isinstance(system, Gap):
+                require(system.stream < len(self.streams), where, f"a gap of stream {system.stream}, not declared")
+                require(system.start == self.offsets[system.stream], where, "a gap that does not begin at the end")
+                self.offsets[system.stream] = system.end
 
     def erase(self, said: Erased | Confirmed, position: int, where: str) -> None:
         stream = next((stream for stream in self.streams[1:] if stream.number == said.stream), None)

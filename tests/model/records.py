@@ -179,7 +179,17 @@ class Confirmed:
     master_id: bytes
 
 
-System = Declaration | Many | Piece | Erased | Confirmed
+@dataclass(frozen=True)
+class Gap:
+    """A stream goes on behind offsets that no record has."""
+
+    stream: int
+    start: int
+    end: int
+    reason: str
+
+
+System = Declaration | Many | Piece | Erased | Confirmed | Gap
 
 
 def encode_system(system: System) -> bytes:
@@ -192,6 +202,8 @@ def encode_system(system: System) -> bytes:
             return front
         reason = system.reason.encode()
         return front + u16(len(reason)) + reason
+    if isinstance(system, Gap):
+        return u16(6) + u32(system.stream) + u64(system.start) + u64(system.end) + system.reason.encode()
     if isinstance(system, Declaration):
         require(len(system.random) == 16, "declaration", "16 random bytes")
         name = system.name.encode()
@@ -218,6 +230,12 @@ def decode_system(record: Record, where: str) -> System:
         system = _erased(cursor)
     elif kind == 5:
         system = Confirmed(cursor.number(4, "stream"), cursor.take(32, "declaration"), cursor.take(16, "master key"))
+    elif kind == 6:
+        stream, start, end = (cursor.number(size, "gap") for size in (4, 8, 8))
+        require(stream > 0 and start < end < 1 << 63, where, "a gap of nothing, or of stream 0")
+        size = len(record.payload) - cursor.place
+        require(size <= 255, where, "a reason of more than 255 bytes")
+        system = Gap(stream, start, end, cursor.text(size, "reason"))
     else:
         raise ModelError(where, f"system record of kind {kind}, which format 1 does not describe")
     cursor.end()

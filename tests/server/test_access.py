@@ -39,8 +39,10 @@ REQUESTS: dict[Kind, tuple[Any, Action, str | None]] = {
     Kind.INFO: (None, "inspect", None),
     Kind.VERIFY: ({"anchor": None}, "inspect", None),
     Kind.METRICS: (None, "inspect", None),
+    Kind.RETAIN: ({"before": 0}, "maintain", None),
     Kind.ERASE: ({"stream": "s", "reason": "no"}, "maintain", "s"),
     Kind.ROTATE: (None, "maintain", None),
+    Kind.IMPORT: (["s", 1, None, [b"no"], None], "maintain", "s"),
 }
 
 

@@ -109,7 +109,9 @@ HEAVY = {
 
 
 @pytest.mark.parametrize("body", HEAVY.values(), ids=HEAVY)
-@pytest.mark.parametrize("kind", [Kind.HELLO, Kind.APPEND, Kind.APPEND_MANY, Kind.READ, Kind.GET, Kind.INFO, 77])
+@pytest.mark.parametrize(
+    "kind", [Kind.HELLO, Kind.APPEND, Kind.APPEND_MANY, Kind.READ, Kind.GET, Kind.INFO, Kind.IMPORT, 77]
+)
 async def test_what_is_no_message_ends_its_connection_and_delays_nobody(
     tmp_path: Path, kind: int, body: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:

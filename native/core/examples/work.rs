@@ -191,7 +191,7 @@ impl Appending {
 
     /// From a batch to its receipt's MAC; `kept` in the file, if it is to be read.
     fn append(&mut self, batch: &Batch, kept: bool) {
-        let part = Part { stream: self.stream, batch: Arc::new(batch.clone()), expect: None };
+        let part = Part { stream: self.stream, batch: Arc::new(batch.clone()), expect: None, gap: None };
         let mut out = vec![0; OVERHEAD + 4096 + bound(batch, QUANTUM)];
         self.log.admit(&[part], None, false, self.group).expect("there is nothing wrong with it");
         let mut sealed = self.log.seal(&self.segment, self.place, self.group - 1, self.group, false, &mut out);

@@ -8,6 +8,7 @@ pub const SEVERAL: u16 = 2;
 pub const RETAINED: u16 = 3;
 pub const ERASED: u16 = 4;
 pub const CONFIRMED: u16 = 5;
+pub const GAP: u16 = 6;
 
 /// Bytes of the reason of an erasure.
 pub const LONGEST_REASON: usize = 1024;
@@ -160,6 +161,40 @@ impl Confirmed {
     }
 }
 
+/// A stream goes on at another offset than the next: those from and up to are no record's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    pub stream: u32,
+    pub from: u64,
+    pub to: u64,
+    pub reason: String,
+}
+
+impl Gap {
+    const HEAD: usize = 22;
+    /// Bytes of a reason.
+    pub const LONGEST: usize = 255;
+
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = GAP.to_le_bytes().to_vec();
+        out.extend(self.stream.to_le_bytes());
+        out.extend(self.from.to_le_bytes());
+        out.extend(self.to.to_le_bytes());
+        out.extend(self.reason.as_bytes());
+        out
+    }
+
+    fn decode(payload: &[u8]) -> Checked<Self> {
+        ensure(payload.len() >= Self::HEAD, "a system record is cut short")?;
+        let (stream, from, to) = (u32_at(payload, 2), u64_at(payload, 6), u64_at(payload, 14));
+        let sound = stream > 0 && from < to && to < 1 << 63 && payload.len() <= Self::HEAD + Self::LONGEST;
+        ensure(sound, "a gap is malformed")?;
+        let reason = String::from_utf8(payload[Self::HEAD..].to_vec());
+        let reason = reason.map_err(|_| Damage("the reason of a gap is not UTF-8"))?;
+        Ok(Self { stream, from, to, reason })
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum System {
     Declaration(Declaration),
@@ -167,6 +202,7 @@ pub enum System {
     Retained(Piece),
     Erased(Erased),
     Confirmed(Confirmed),
+    Gap(Gap),
 }
 
 impl System {
@@ -178,6 +214,7 @@ impl System {
             RETAINED => Ok(Self::Retained(Piece::decode(payload)?)),
             ERASED => Ok(Self::Erased(Erased::decode(payload)?)),
             CONFIRMED => Ok(Self::Confirmed(Confirmed::decode(payload)?)),
+            GAP => Ok(Self::Gap(Gap::decode(payload)?)),
             _ => Err(Damage("a system record of an unknown kind")),
         }
     }

@@ -133,6 +133,7 @@ fn records_and_system_records_of_any_bytes_are_refused_or_sound() {
             Ok(System::Retained(piece)) => piece.encode() == bytes,
             Ok(System::Erased(erased)) => erased.encode() == bytes,
             Ok(System::Confirmed(confirmed)) => confirmed.encode() == bytes,
+            Ok(System::Gap(gap)) => gap.encode() == bytes,
             Err(_) => false,
         });
     }
@@ -197,7 +198,7 @@ fn segment() -> (SegmentHeader, Vec<u8>, Log) {
             let payload = [b'x'; 300];
             (0..3).for_each(|_| batch.push(&Record { key: None, headers: b"", event_time: None, payload: &payload }));
             room += bound(&batch, 128);
-            let parts = [Part { stream, batch: Arc::new(batch), expect: None }];
+            let parts = [Part { stream, batch: Arc::new(batch), expect: None, gap: None }];
             log.admit(&parts, Some((b"id", sequence)), false, 7).unwrap();
         }
         let mut bytes = vec![0; room];

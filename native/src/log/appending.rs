@@ -31,7 +31,7 @@ impl Log {
     ) -> PyResult<Option<Request>> {
         let Ok(known) = name.to_str() else { return Ok(None) };
         let Some(stream) = self.inner.streams.read().unwrap().number(known) else { return Ok(None) };
-        let part = Part { stream, batch: checked_batch(py, records)?, expect: None };
+        let part = Part { stream, batch: checked_batch(py, records)?, expect: None, gap: None };
         let name = name.clone().into_any().unbind();
         Ok(Some(Request::single(name, part, policy, future, self.inner.database.quantum)))
     }
@@ -49,7 +49,11 @@ impl Log {
         for request in requests {
             let asked = request.get();
             let producer = asked.producer.as_ref().map(|(id, sequence)| (&id[..], *sequence));
-            match self.inner.admit_again(&asked.parts, producer, asked.since, asked.several, now) {
+            let admitted = match asked.time {
+                Some(time) => self.inner.admit_at(&asked.parts, time, now),
+                None => self.inner.admit_again(&asked.parts, producer, asked.since, asked.several, now),
+            };
+            match admitted {
                 Ok(Admission::New(places)) => {
                     asked.places.set(places).expect("an append is admitted once");
                     accepted.push(request);
@@ -192,8 +196,9 @@ impl Log {
             let places = request.places.get().expect("it was admitted");
             receipts.clear();
             for (part, (offset, position)) in request.parts.iter().zip(places) {
-                let last = part.batch.ends.len() as u64 - 1;
-                receipt.stream = part.stream;
+                // One that has none is answered for the record of its gap.
+                let last = (part.batch.ends.len() as u64).saturating_sub(1);
+                receipt.stream = if part.batch.ends.is_empty() { 0 } else { part.stream };
                 (receipt.first_offset, receipt.last_offset) = (*offset, offset + last);
                 (receipt.first_position, receipt.last_position) = (*position, position + last);
                 receipts.push(receipt);

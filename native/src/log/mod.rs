@@ -80,6 +80,10 @@ impl Log {
                 };
                 errors::dropped(py, &format!("{what} was dropped"), first)
             }
+            Failure::Skipped { stream, first } => {
+                let name = self.inner.streams.read().unwrap().info[stream as usize].name.clone();
+                errors::dropped(py, &format!("stream {name:?} has a gap there, and goes on at offset {first}"), first)
+            }
             Failure::NoKey { stream } => self.refused(py, Refused::NoKey { stream }),
             Failure::Erased(run) => self.refused(py, Refused::Erased { stream: run.stream }),
         }
@@ -104,6 +108,12 @@ impl Log {
             Refused::Forgotten => {
                 errors::raise(py, "Duplicate", "appended before; its receipt is no longer remembered")
             }
+            Refused::Past { last } => {
+                let what =
+                    format!("the log's time is {last} already, and goes not back: these records cannot keep theirs");
+                errors::raise(py, "Invalid", &what)
+            }
+            Refused::Future => errors::raise(py, "Invalid", "it is not that late yet by this database's clock"),
             Refused::NoKey { stream } => {
                 errors::raise(py, "KeyUnavailable", &format!("the key of stream {:?} is missing", name(stream)))
             }

@@ -399,7 +399,7 @@ impl Session {
             return Ok(Taken::Refused("INVALID", what.into()));
         }
         let caller = Caller::Client { session: slf.clone().unbind(), id: header.id, weight: header.length };
-        let part = Part { stream, batch: Arc::new(part.batch), expect: part.expect };
+        let part = Part { stream, batch: Arc::new(part.batch), expect: part.expect, gap: None };
         let producer = producer.map(|(id, sequence)| (id.to_vec(), sequence));
         let quantum = self.log.database.quantum;
         let request = Request::build(caller, vec![part], Policy::named(sync), producer, since, false, quantum);

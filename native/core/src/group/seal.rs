@@ -97,6 +97,8 @@ pub struct Sealed {
     pub chain: Hash,
     pub incarnation: u32,
     pub runs: Vec<SealedRun>,
+    /// Streams that a gap moves, and where they go on.
+    pub gaps: Vec<(u32, u64)>,
     /// Of the runs, one after another: a batch, its first record and the one behind its last.
     pieces: Vec<(Arc<Batch>, usize, usize)>,
 }
@@ -233,6 +235,7 @@ impl Sealer {
             chain: self.chain,
             incarnation: self.incarnation,
             runs,
+            gaps: vec![],
             pieces,
         }
     }

@@ -30,7 +30,7 @@ impl Hasher for Spread {
 
 type Streams<T> = HashMap<u32, T, BuildHasherDefault<Spread>>;
 
-/// A stream's runs in order, and the offsets they have together.
+/// A stream's runs in order, and between which offsets they lie.
 struct StreamRuns {
     runs: Vec<u32>,
     first: u64,
@@ -38,7 +38,7 @@ struct StreamRuns {
 }
 
 /// Groups are appended whole and in order. Positions are contiguous from the segment's first, and
-/// so are the offsets of each stream. `records` is published after all columns, so
+/// the offsets of each stream rise. `records` is published after all columns, so
 /// a position that is visible has its run. Look-ups by position, group and time take no lock.
 pub struct SegmentIndex {
     header: SegmentHeader,
@@ -129,7 +129,7 @@ impl SegmentIndex {
             ensure(run.place >= place, "a run's place is not behind the one before")?;
             let expected = ends.get(&run.stream).copied();
             let expected = expected.or_else(|| streams.get(&run.stream).map(|stream| stream.next));
-            ensure(expected.is_none_or(|next| next == run.offset), "a stream's offsets have a gap")?;
+            ensure(expected.is_none_or(|next| next <= run.offset), "a stream's offsets go back")?;
             let next = run.offset.checked_add(run.records as u64);
             ends.insert(run.stream, next.ok_or(Damage("a stream's offsets run over"))?);
             let end = run.place.checked_add(run.length);

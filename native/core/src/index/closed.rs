@@ -146,15 +146,17 @@ impl ClosedIndex {
 
     fn judge_stream(&self, at: usize, numbers: &[[u8; 4]]) -> Checked<()> {
         let entry = self.entry(at);
-        let mut offset = entry.first;
+        let (mut offset, mut most) = (entry.first, entry.first);
         let numbers = numbers.iter().map(|number| u32::from_le_bytes(*number));
         ensure(numbers.clone().is_sorted_by(|a, b| a < b), "a stream's runs are out of order")?;
         for number in numbers {
             let run = self.run(number as usize);
-            let run = run.filter(|run| run.stream == entry.stream && run.offset == offset);
+            // The first run has the first offset; before others there may be gaps.
+            let run = run.filter(|run| run.stream == entry.stream && (offset..=most).contains(&run.offset));
             let run = run.ok_or(Damage("a stream's runs do not follow each other"))?;
-            let next = offset.checked_add(run.records as u64);
+            let next = run.offset.checked_add(run.records as u64);
             offset = next.ok_or(Damage("a stream's offsets run over"))?;
+            most = u64::MAX;
         }
         ensure(offset == entry.next, "a stream ends elsewhere")
     }

@@ -32,7 +32,7 @@ pub struct GroupEntry {
     pub place: u32,
 }
 
-/// What a segment has of a stream: the offsets from `first` up to `next`.
+/// What a segment has of a stream: the offsets from `first` up to `next`, but for gaps between runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamEntry {
     pub stream: u32,
@@ -40,8 +40,8 @@ pub struct StreamEntry {
     pub next: u64,
 }
 
-/// The look-ups that every form of a segment's index answers. The offsets of a stream have no gap,
-/// so its runs are numbered from 0 in each segment: that number is a run's *ordinal*.
+/// The look-ups that every form of a segment's index answers. The runs of a stream are numbered from 0 in each
+/// segment: that number is a run's *ordinal*.
 pub trait Lookup: Send + Sync {
     /// Bytes of memory, about.
     fn size(&self) -> usize;
@@ -56,7 +56,7 @@ pub trait Lookup: Send + Sync {
 
     fn run_of_position(&self, position: u64) -> Option<RunEntry>;
 
-    /// Which of the stream's runs has this offset.
+    /// Which of the stream's runs has this offset, or is the last before the gap that it is in.
     fn ordinal(&self, stream: u32, offset: u64) -> Option<usize>;
 
     fn run_of_stream(&self, stream: u32, ordinal: usize) -> Option<RunEntry>;
@@ -74,16 +74,17 @@ pub trait Lookup: Send + Sync {
     fn streams(&self) -> Vec<StreamEntry>;
 
     fn run_of_offset(&self, stream: u32, offset: u64) -> Option<RunEntry> {
-        self.run_of_stream(stream, self.ordinal(stream, offset)?)
+        let run = self.run_of_stream(stream, self.ordinal(stream, offset)?)?;
+        (offset - run.offset < run.records as u64).then_some(run)
     }
 
     /// The stream's next run in this segment.
     fn run_after(&self, run: &RunEntry) -> Option<RunEntry> {
-        self.run_of_offset(run.stream, run.offset + run.records as u64)
+        self.run_of_stream(run.stream, self.ordinal(run.stream, run.offset)? + 1)
     }
 
     fn run_before(&self, run: &RunEntry) -> Option<RunEntry> {
-        self.run_of_offset(run.stream, run.offset.checked_sub(1)?)
+        self.run_of_stream(run.stream, self.ordinal(run.stream, run.offset)?.checked_sub(1)?)
     }
 
     /// The position of the first record that is not older than this.

@@ -78,6 +78,9 @@ fn grow(chance: &mut Chance, groups: u64) -> (SegmentIndex, Model) {
             let offset = offsets[stream as usize];
             runs.push(RunEntry { position: model.next, offset, stream, records, place, length });
             offsets[stream as usize] += records as u64;
+            if chance.below(6) == 0 {
+                offsets[stream as usize] += chance.below(5);
+            }
             model.next += records as u64;
             place += length;
         }
@@ -127,7 +130,8 @@ fn agree_on_stream(index: &dyn Lookup, model: &Model, stream: u32) {
     for offset in (first.saturating_sub(2)..next + 2).chain([0, u64::MAX]) {
         assert_eq!(index.run_of_offset(stream, offset), model.run_of_offset(stream, offset));
         let rest = runs.iter().filter(|run| run.offset + run.records as u64 > offset);
-        let rest: Vec<_> = rest.copied().collect();
+        let found = model.run_of_offset(stream, offset.max(first)).is_some();
+        let rest: Vec<_> = rest.filter(|_| found).copied().collect();
         assert_eq!(runs_from(index, stream, offset.max(first)).collect::<Vec<_>>(), rest);
     }
     for pair in runs.windows(2) {
@@ -167,7 +171,7 @@ fn a_group_that_does_not_follow_changes_nothing() {
     let runs = [
         [RunEntry { records: 0, ..run }, second],
         [RunEntry { position: run.position + 1, ..run }, second],
-        [RunEntry { offset: run.offset + 1, ..run }, second],
+        [RunEntry { offset: run.offset - 1, ..run }, second],
         [RunEntry { place: 4096, ..run }, second],
         [RunEntry { length: u32::MAX, ..run }, second],
         [RunEntry { records: u32::MAX, ..run }, second],
@@ -192,7 +196,7 @@ fn ask(index: &ClosedIndex) {
     }
     for entry in index.streams() {
         let records = runs_from(index, entry.stream, entry.first).map(|run| run.records as u64);
-        assert_eq!(records.sum::<u64>(), entry.next - entry.first);
+        assert!(records.sum::<u64>() <= entry.next - entry.first);
     }
     index.group_at_or_after(51);
     index.group_of_number(u64::MAX);

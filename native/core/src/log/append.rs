@@ -6,14 +6,14 @@ use std::sync::atomic::Ordering;
 use super::batches::several_head;
 use super::erased::Said;
 use super::segment::Index;
-use super::{End, Log, Segment};
+use super::{End, Log, Segment, Skipped};
 use crate::format::{CLOSING, Checked, Damage, Hash, SegmentHeader, put};
 use crate::group::{self, Digest, Placed, Sealed};
 use crate::index::{GroupEntry, RunEntry};
 use crate::keys::{Key, domain};
 use crate::producers::{Producers, Verdict};
 use crate::record::{Batch, Producer, Record};
-use crate::system::{Several, System};
+use crate::system::{Gap, Several, System};
 
 /// One stream's share of an append.
 pub struct Part {
@@ -21,6 +21,19 @@ pub struct Part {
     pub batch: Arc<Batch>,
     /// The offset its first record must get.
     pub expect: Option<u64>,
+    /// Why the stream is moved to that offset first, if it is not as long. Then there need be no records.
+    pub gap: Option<String>,
+}
+
+impl Part {
+    /// Whether it may go where the stream ends now.
+    fn fits(&self, length: u64) -> bool {
+        match self.expect {
+            None => true,
+            Some(expect) if self.gap.is_none() => expect == length,
+            Some(expect) => length < expect || length == expect && !self.batch.ends.is_empty(),
+        }
+    }
 }
 
 /// Why nothing was admitted, and nothing consumed.
@@ -48,6 +61,11 @@ pub enum Refused {
     },
     /// A system record that does not fit to the log.
     Unfit(&'static str),
+    /// Of records that keep their time: the log's is later, or it is not that late yet.
+    Past {
+        last: u64,
+    },
+    Future,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -105,7 +123,7 @@ impl Log {
         }
         for part in parts {
             let length = streams.info[part.stream as usize].forming;
-            if part.expect.is_some_and(|expect| expect != length) {
+            if !part.fits(length) {
                 return Err(Refused::Expected { stream: part.stream, length });
             }
         }
@@ -119,7 +137,9 @@ impl Log {
             producers.apply(named.stream, &named.id, sequence, &named.digest, group, time);
             if named.stream == 0 {
                 let declarations: Vec<_> = parts.iter().flat_map(|part| streams.undeclared(part.stream)).collect();
-                declarations.iter().for_each(|payload| tail.system(&mut streams, payload));
+                for payload in &declarations {
+                    tail.system(&mut streams, payload);
+                }
                 let parts = parts
                     .iter()
                     .map(|part| (part.stream, streams.info[part.stream as usize].forming, part.batch.ends.len() as u32))
@@ -132,8 +152,22 @@ impl Log {
             }
         }
         let declarations: Vec<_> = parts.iter().flat_map(|part| streams.undeclared(part.stream)).collect();
-        declarations.iter().for_each(|payload| tail.system(&mut streams, payload));
-        Ok(Admission::New(parts.iter().map(|part| tail.add(&mut streams, part.stream, part.batch.clone())).collect()))
+        for payload in &declarations {
+            tail.system(&mut streams, payload);
+        }
+        Ok(Admission::New(parts.iter().map(|part| tail.place(&mut streams, part)).collect()))
+    }
+
+    /// The same for records that keep their time, which is that of all of the group. A gap has none.
+    pub fn admit_at(&self, parts: &[Part], time: u64, now: u64) -> Result<Admission, Refused> {
+        let last = self.tail.lock().unwrap().sealer.timestamp;
+        if time < last && parts.iter().any(|part| !part.batch.ends.is_empty()) {
+            return Err(Refused::Past { last });
+        }
+        if time > now {
+            return Err(Refused::Future);
+        }
+        self.admit(parts, None, false, now)
     }
 
     /// The group that an append is in already, if it is in one; or why nobody can know, or tell. Of what was not appended
@@ -163,7 +197,9 @@ impl Log {
         let mut tail = self.tail.lock().unwrap();
         let mut streams = self.streams.write().unwrap();
         let (declarations, bound) = streams.undeclared_within(most);
-        declarations.iter().for_each(|payload| tail.system(&mut streams, payload));
+        for payload in &declarations {
+            tail.system(&mut streams, payload);
+        }
         bound
     }
 
@@ -200,7 +236,8 @@ impl Log {
         let forming = std::mem::take(&mut tail.forming);
         let flags = if closing { CLOSING } else { 0 };
         let salt = &segment.header.salt;
-        let sealed = tail.sealer.seal(&self.database, &forming, salt, place, durable_upto, now, flags, out);
+        let mut sealed = tail.sealer.seal(&self.database, &forming, salt, place, durable_upto, now, flags, out);
+        sealed.gaps = std::mem::take(&mut tail.gaps);
         (tail.last_place, tail.last_chain) = (place, sealed.chain);
         sealed
     }
@@ -239,8 +276,10 @@ impl Log {
             incarnation: sealed.incarnation,
         };
         let mut streams = self.streams.write().unwrap();
-        for run in &sealed.runs {
-            streams.info[run.stream.number as usize].durable = run.first_offset + run.records as u64;
+        let runs = sealed.runs.iter().map(|run| (run.stream.number, run.first_offset + run.records as u64));
+        for (stream, next) in runs.chain(sealed.gaps.iter().copied()) {
+            let durable = &mut streams.info[stream as usize].durable;
+            *durable = next.max(*durable);
         }
         self.durable.store(sealed.first_position + sealed.records as u64, Ordering::Release);
         *self.end.lock().unwrap() = end;
@@ -353,6 +392,20 @@ impl Receipt {
 }
 
 impl super::Tail {
+    /// Offset and position of its first record, or of what says that there is a gap if it has none.
+    fn place(&mut self, streams: &mut super::Streams, part: &Part) -> (u64, u64) {
+        let from = streams.info[part.stream as usize].forming;
+        if let Some((to, reason)) = part.expect.zip(part.gap.clone()).filter(|(to, _)| *to > from) {
+            let said = self.system(streams, &Gap { stream: part.stream, from, to, reason }.encode());
+            streams.skip(part.stream as usize, Skipped { position: said.1, from, to });
+            self.gaps.push((part.stream, to));
+            if part.batch.ends.is_empty() {
+                return said;
+            }
+        }
+        self.add(streams, part.stream, part.batch.clone())
+    }
+
     fn add(&mut self, streams: &mut super::Streams, stream: u32, batch: Arc<Batch>) -> (u64, u64) {
         let forming = &mut streams.info[stream as usize].forming;
         let places = (*forming, self.position);
@@ -362,9 +415,9 @@ impl super::Tail {
         places
     }
 
-    fn system(&mut self, streams: &mut super::Streams, payload: &[u8]) {
+    fn system(&mut self, streams: &mut super::Streams, payload: &[u8]) -> (u64, u64) {
         let mut batch = Batch::default();
         batch.push(&Record { key: None, headers: &[], event_time: None, payload });
-        self.add(streams, 0, Arc::new(batch));
+        self.add(streams, 0, Arc::new(batch))
     }
 }

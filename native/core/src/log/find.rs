@@ -3,13 +3,20 @@
 use std::io;
 use std::sync::Arc;
 
-use super::{Failure, Log, Segment, Span, Window};
+use super::{Failure, Log, Segment, Skipped, Span, Window};
 use crate::index::StreamEntry;
 
 impl Log {
-    /// Where a stream's offset, which is durable, is in the log, as the indexes have it.
+    /// Where a stream's offset, which is durable, is in the log, as the indexes have it; of one in a gap, what says so.
     pub fn position_of(&self, stream: u32, offset: u64) -> Result<u64, Failure> {
-        self.position_near(stream, offset, 0)
+        match self.gap_at(stream, offset) {
+            Some(gap) => Ok(gap.position),
+            None => self.position_near(stream, offset, 0),
+        }
+    }
+
+    pub(super) fn gap_at(&self, stream: u32, offset: u64) -> Option<Skipped> {
+        self.streams.read().unwrap().info.get(stream as usize)?.gap_at(offset)
     }
 
     /// The same, looked for in this segment before others.
@@ -109,6 +116,9 @@ impl Log {
                 }
             }
             let mut place = |offset| {
+                if let Some(gap) = self.gap_at(stream, offset) {
+                    return Ok(Some(gap.position));
+                }
                 let found = self.located(stream, offset, &mut window, 0);
                 readable(found.map(|(run, within)| run.opened.header.first_position + within as u64))
             };

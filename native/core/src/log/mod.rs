@@ -34,7 +34,7 @@ pub use retention::Search;
 pub use scrub::Scrub;
 pub use segment::{Descriptor, Index, Segment, Source, UNREADABLE, Unindexed, checked, closes, derived_mac};
 pub use snapshot::Resume;
-pub use streams::{Info, Streams};
+pub use streams::{Info, Skipped, Streams};
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -99,6 +99,8 @@ pub struct End {
 struct Tail {
     sealer: Sealer,
     forming: Vec<Placed>,
+    /// Of these, each stream that a gap moves, and where it goes on.
+    gaps: Vec<(u32, u64)>,
     /// Position after what is forming.
     position: u64,
     /// Place of the last group in the active segment, 0 while it has none; and the last group's chain.
@@ -111,7 +113,14 @@ impl Log {
         let (chain, seeded) = (database.identity, entropy.is_seeded());
         let sealer = Sealer { group: 1, position: 0, chain, timestamp: 0, incarnation: 0, level, entropy };
         Self {
-            tail: Mutex::new(Tail { sealer, forming: vec![], position: 0, last_place: 0, last_chain: chain }),
+            tail: Mutex::new(Tail {
+                sealer,
+                forming: vec![],
+                gaps: vec![],
+                position: 0,
+                last_place: 0,
+                last_chain: chain,
+            }),
             producers: Mutex::new(Producers::new()),
             last_piece: Mutex::new(NO_PIECE),
             streams: RwLock::new(Streams::new(database.identity)),

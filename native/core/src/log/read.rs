@@ -52,6 +52,11 @@ pub enum Failure {
         stream: Option<u32>,
         first: u64,
     },
+    /// It is in a gap, and the stream goes on there.
+    Skipped {
+        stream: u32,
+        first: u64,
+    },
     /// The file of producers names a batch that this group has not.
     ProducersDamaged {
         group: u64,
@@ -413,8 +418,27 @@ impl Log {
         right.or_else(again)
     }
 
+    /// The span without the gap that it begins, or reversed ends, with. Who begins behind the first offset of a gap has
+    /// been somewhere else before.
+    fn over(&self, mut span: Span) -> Result<Span, Failure> {
+        while let Some(stream) = span.stream.filter(|_| span.start < span.end) {
+            let wanted = if span.reverse { span.end - 1 } else { span.start };
+            match self.gap_at(stream, wanted) {
+                None => break,
+                Some(gap) if span.reverse => span.end = gap.from,
+                Some(gap) if gap.from == wanted => span.start = gap.to,
+                Some(gap) => return Err(Failure::Skipped { stream, first: gap.to }),
+            }
+        }
+        Ok(span)
+    }
+
     /// The next run of a span, from its start or, reversed, from its end; and the span that is left.
     pub fn next(&self, span: Span, window: &mut Window) -> Result<Option<(Found, Span)>, Failure> {
+        self.next_over(self.over(span)?, window)
+    }
+
+    fn next_over(&self, span: Span, window: &mut Window) -> Result<Option<(Found, Span)>, Failure> {
         if span.start >= span.end {
             return Ok(None);
         }
@@ -457,7 +481,8 @@ impl Log {
         let mut window = Window::default();
         let (mut records, mut bytes) = (0, 0);
         while records < limit && bytes < size {
-            let next = match self.next(span, &mut window) {
+            span = self.over(span)?;
+            let next = match self.next_over(span, &mut window) {
                 // Of the whole log the others are read all the same.
                 Err(Failure::Erased(run)) if span.stream.is_none() => {
                     let end = run.first_position + run.records as u64;

@@ -13,7 +13,7 @@ use crate::format::{
 };
 use crate::group::{self, Expected, Group, Stream, hash_leaves};
 use crate::keys::{Key, TAG};
-use crate::system::{Declaration, Piece, System};
+use crate::system::{Declaration, Gap, Piece, System};
 
 /// How far it came, and why not further.
 #[derive(Debug, PartialEq, Eq)]
@@ -140,6 +140,7 @@ impl Log {
                         said.declared.push((declaration, payload.to_vec(), key));
                     }
                     System::Retained(piece) => said.pieces.push(piece),
+                    System::Gap(gap) => said.gaps.push((run.header.first_position + i as u64, gap)),
                     System::Several(_) => {}
                     erasing @ (System::Erased(_) | System::Confirmed(_)) => {
                         said.erasing.push((run.header.first_position + i as u64, erasing));
@@ -150,7 +151,8 @@ impl Log {
         Ok(said)
     }
 
-    /// The streams that a group declares and erases, and the offsets that its runs go on from.
+    /// The streams that a group declares and erases, and the offsets that its runs go on from: a gap is one where it
+    /// stands.
     fn follow(&self, group: &Group, said: &mut Said) -> Checked<()> {
         let mut streams = self.streams.write().unwrap();
         for (declaration, payload, key) in std::mem::take(&mut said.declared) {
@@ -162,11 +164,15 @@ impl Log {
             }
         }
         let mut erasing = said.erasing.iter().peekable();
+        let mut gaps = said.gaps.iter().peekable();
         for run in &group.runs {
             let number = run.header.stream as usize;
             let end = run.header.first_position + run.header.records as u64;
             while let Some((position, system)) = erasing.next_if(|(position, _)| *position < end) {
                 streams.hear(system, erased::Said { position: *position, timestamp: group.header.timestamp })?;
+            }
+            while let Some((position, gap)) = gaps.next_if(|(position, _)| *position < run.header.first_position) {
+                streams.follow_gap(*position, gap)?;
             }
             let info = streams.info.get(number).ok_or(Damage("a run's stream was never declared"))?;
             ensure(info.erased.is_none(), "a record of a stream stands behind its erasure")?;
@@ -174,7 +180,7 @@ impl Log {
             let next = info.forming + run.header.records as u64;
             streams.set_next(number, next);
         }
-        Ok(())
+        gaps.try_for_each(|(position, gap)| streams.follow_gap(*position, gap))
     }
 
     /// Leaf hashes and producers of a group.
@@ -270,6 +276,8 @@ struct Said {
     /// Of erasures, with their positions.
     erasing: Vec<(u64, System)>,
     pieces: Vec<Piece>,
+    /// With their positions.
+    gaps: Vec<(u64, Gap)>,
 }
 
 struct Contents {

@@ -7,7 +7,7 @@ use super::read::MOST_LEAVES;
 use super::replay::Replayed;
 use super::retained::{Collector, Dropped, Left, Retained};
 use super::walk::Walk;
-use super::{End, Failure, Log, Segment};
+use super::{End, Failure, Info, Log, Segment};
 use crate::format::{Checked, Damage, GROUP_HEADER, GroupHeader, Hash, SegmentHeader, ensure};
 use crate::group::{self, Database, Stream};
 use crate::keys::{Key, NONCE, TAG, Xaes, domain};
@@ -34,7 +34,7 @@ impl Log {
         let Some(kept) = segments.get(&number).filter(|_| number > from) else { return Ok(None) };
         let header = kept.header;
         let dropped: Vec<_> = segments.range(from..number).map(|(_, segment)| segment.clone()).collect();
-        let (system, streams) = self.left(&dropped)?;
+        let (system, streams) = self.left(&dropped, header.first_position)?;
         let last = self.last_group(dropped.last().expect("there is one"), header.first_group - 1)?;
         let position = header.first_position;
         let peaks = self.peaks_at(position, MOST_LEAVES).ok_or(Failure::HashesDamaged { position })?;
@@ -82,11 +82,15 @@ impl Log {
     }
 
     /// Where stream 0 and all others go on behind these segments.
-    fn left(&self, dropped: &[Arc<Segment>]) -> Result<(u64, Vec<Left>), Failure> {
+    fn left(&self, dropped: &[Arc<Segment>], position: u64) -> Result<(u64, Vec<Left>), Failure> {
         let (mut firsts, declarations): (Vec<_>, Vec<_>) = {
             let streams = self.streams.read().unwrap();
             let declared = streams.info.iter().take_while(|info| info.declared);
-            declared.map(|info| (info.first, info.declaration.clone())).unzip()
+            let behind_gaps = |info: &Info| {
+                let before = info.skipped.iter().rfind(|gap| gap.position < position);
+                before.map_or(info.first, |gap| gap.to)
+            };
+            declared.map(|info| (behind_gaps(info), info.declaration.clone())).unzip()
         };
         for segment in dropped {
             for entry in self.index(segment)?.lookup(segment)?.streams() {
@@ -144,6 +148,7 @@ impl Log {
         streams.info[0].first = retained.system;
         for (info, left) in streams.info.iter_mut().skip(1).zip(&retained.streams) {
             info.first = left.first;
+            info.skipped.retain(|gap| gap.position >= retained.position);
         }
         *self.retained.write().unwrap() = Some(retained.clone());
         self.first.store(retained.position, Ordering::Release);

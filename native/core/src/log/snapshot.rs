@@ -6,8 +6,8 @@ use super::erased;
 use super::reread::State;
 use super::retained::Reader;
 use super::segment::{Index, NO_KEY, checked, derived_mac};
-use super::{End, Failure, Log, Retained, Segment};
-use crate::format::{Checked, Damage, GroupHeader, Hash, SegmentHeader, u16_at, u32_at, u64_at};
+use super::{End, Failure, Info, Log, Retained, Segment, Skipped};
+use crate::format::{Checked, Damage, GroupHeader, Hash, SegmentHeader, put, u16_at, u32_at, u64_at};
 use crate::index::Lookup;
 use crate::keys::{Key, TAG};
 use crate::system::{Declaration, System};
@@ -15,6 +15,16 @@ use crate::tree::{Tree, root_from_peaks};
 
 const MAGIC: &[u8; 8] = b"KIMBCKP1";
 const FIXED: usize = 232;
+const GAP: usize = 28;
+
+fn gap_row(stream: u32, gap: &Skipped) -> [u8; GAP] {
+    let mut row = [0; GAP];
+    put(&mut row, 0, stream.to_le_bytes());
+    put(&mut row, 4, gap.position.to_le_bytes());
+    put(&mut row, 12, gap.from.to_le_bytes());
+    put(&mut row, 20, gap.to.to_le_bytes());
+    row
+}
 
 /// Where a replay goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +65,9 @@ impl Log {
         out.extend(salt);
         out.extend(producers.to_le_bytes());
         out.extend(streams.info[0].forming.to_le_bytes());
-        out.extend((tree.peaks().len() as u64).to_le_bytes());
+        out.extend((tree.peaks().len() as u32).to_le_bytes());
+        let gaps: usize = streams.info.iter().map(|info| info.skipped.len()).sum();
+        out.extend((gaps as u32).to_le_bytes());
         out.extend(tail.last_place.to_le_bytes());
         out.extend(tail.last_chain);
         out.extend(*self.last_piece.lock().unwrap());
@@ -65,6 +77,9 @@ impl Log {
             out.extend(info.forming.to_le_bytes());
             out.extend((info.declaration.len() as u16).to_le_bytes());
             out.extend(&info.declaration);
+        }
+        for (stream, info) in (0u32..).zip(&streams.info) {
+            info.skipped.iter().for_each(|gap| out.extend(gap_row(stream, gap)));
         }
         erased::encode(&mut out, &streams.erasures_before(tail.sealer.position));
         out.extend(self.retained().map(|retained| retained.encode()).unwrap_or_default());
@@ -120,7 +135,7 @@ impl Log {
             return Ok(false);
         }
         let mut rest = &bytes[FIXED..bytes.len() - 32];
-        let (mut peaks, count) = (Vec::new(), u64_at(bytes, 152));
+        let (mut peaks, count) = (Vec::new(), u32_at(bytes, 152));
         for _ in 0..count.min(64) {
             let Some((peak, more)) = rest.split_first_chunk::<32>() else { return Ok(false) };
             peaks.push(*peak);
@@ -138,6 +153,10 @@ impl Log {
             let Some(more) = rest.strip_prefix(&entry[..]) else { return Ok(false) };
             rest = more;
         }
+        let Some((gaps, rest)) = rest.split_at_checked(GAP * u32_at(bytes, 156) as usize) else { return Ok(false) };
+        if !self.had_gaps(gaps, position) {
+            return Ok(false);
+        }
         let mut erasures = Vec::new();
         erased::encode(&mut erasures, &self.streams.read().unwrap().erasures_before(position));
         let Some(rest) = rest.strip_prefix(&erasures[..]) else { return Ok(false) };
@@ -149,6 +168,16 @@ impl Log {
             (Some(before), Some(now)) => before.segment < now.segment || *before == **now,
             (Some(_), None) => false,
         })
+    }
+
+    /// Whether these rows are the gaps before a position, of those that were not dropped since.
+    fn had_gaps(&self, rows: &[u8], position: u64) -> bool {
+        let streams = self.streams.read().unwrap();
+        let gaps =
+            (0u32..).zip(&streams.info).flat_map(|(stream, info)| info.skipped.iter().map(move |gap| (stream, gap)));
+        let known = gaps.filter(|(_, gap)| gap.position < position).map(|(stream, gap)| gap_row(stream, gap));
+        let rows = rows.as_chunks::<GAP>().0.iter().filter(|row| u64_at(&row[..], 4) >= self.first());
+        known.eq(rows.copied())
     }
 
     /// Makes an empty log what it was when the checkpoint was taken.
@@ -169,7 +198,7 @@ impl Log {
             taken
         };
         let mut peaks = Vec::new();
-        for _ in 0..u64_at(bytes, 152).min(64) {
+        for _ in 0..u32_at(bytes, 152).min(64) {
             peaks.push(take(32)?.try_into().unwrap());
         }
         let system = u64_at(bytes, 144);
@@ -183,6 +212,12 @@ impl Log {
             streams.add(&declaration, payload, key.as_ref(), true)?;
             let number = declaration.stream as usize;
             streams.set_next(number, u64_at(head, 0));
+        }
+        for _ in 0..u32_at(bytes, 156) {
+            let row = take(GAP)?;
+            let info = streams.info.get_mut(u32_at(row, 0) as usize);
+            let info = info.ok_or(Damage("the checkpoint names a gap of no stream"))?;
+            info.skipped.push(Skipped { position: u64_at(row, 4), from: u64_at(row, 12), to: u64_at(row, 20) });
         }
         let mut rest = Reader(&bytes[at.min(bytes.len())..]);
         streams.set_erasures(&erased::decode(&mut rest)?)?;
@@ -234,7 +269,7 @@ impl Log {
     pub fn reaches(&self, segment: &Segment) -> bool {
         let Index::Active(index) = &*segment.index() else { return false };
         let streams = self.streams.read().unwrap();
-        let length = |stream: u32| streams.info.get(stream as usize).map(|info| info.durable);
+        let length = |stream: u32| streams.info.get(stream as usize).map(Info::recorded);
         let end = self.tail.lock().unwrap().position;
         index.next_position() == end && index.ends().iter().all(|&(stream, end)| length(stream) == Some(end))
     }

@@ -4,13 +4,21 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::erased::Erasure;
-use crate::format::{Checked, Hash, ensure};
+use crate::format::{Checked, Damage, Hash, ensure};
 use crate::group::Stream;
 use crate::keys::Key;
-use crate::system::Declaration;
+use crate::system::{Declaration, Gap};
 
 /// Of a declaration in a group, beside itself: record and batch headers and, at worst, a run of its own.
 const DECLARED: usize = 256;
+
+/// Offsets that no record has, half open, and the position of the record that says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Skipped {
+    pub position: u64,
+    pub from: u64,
+    pub to: u64,
+}
 
 /// What is known of a stream beside what sealing needs.
 pub struct Info {
@@ -18,6 +26,8 @@ pub struct Info {
     pub declaration: Vec<u8>,
     /// Offsets below this were dropped.
     pub first: u64,
+    /// In their order.
+    pub skipped: Vec<Skipped>,
     /// The offset after what is forming, and after what is durable.
     pub forming: u64,
     pub durable: u64,
@@ -25,6 +35,20 @@ pub struct Info {
     pub declared: bool,
     /// Said by a record that is in the log, or in the group that is forming.
     pub erased: Option<Erasure>,
+}
+
+impl Info {
+    /// The gap that an offset is in.
+    pub fn gap_at(&self, offset: u64) -> Option<Skipped> {
+        let at = self.skipped.partition_point(|gap| gap.to <= offset);
+        self.skipped.get(at).filter(|gap| gap.from <= offset).copied()
+    }
+
+    /// The offset after the last durable record.
+    pub fn recorded(&self) -> u64 {
+        let durable = self.skipped.iter().rev().filter(|gap| gap.to <= self.durable);
+        durable.fold(self.durable, |end, gap| if gap.to == end { gap.from } else { end })
+    }
 }
 
 /// Numbers count from 0, the system's, without a gap; a name has one number for ever.
@@ -36,8 +60,9 @@ pub struct Streams {
 
 impl Streams {
     pub fn new(identity: Hash) -> Self {
-        let (name, declaration) = (String::new(), vec![]);
-        let info = Info { name, declaration, first: 0, forming: 0, durable: 0, declared: true, erased: None };
+        let (name, declaration, skipped) = (String::new(), vec![], vec![]);
+        let (forming, durable) = (0, 0);
+        let info = Info { name, declaration, first: 0, skipped, forming, durable, declared: true, erased: None };
         Self { list: vec![Arc::new(Stream::new(0, identity, false, None))], info: vec![info], names: HashMap::new() }
     }
 
@@ -57,6 +82,7 @@ impl Streams {
             name: declaration.name.clone(),
             declaration: encoded.to_vec(),
             first: 0,
+            skipped: vec![],
             forming: 0,
             durable: 0,
             declared,
@@ -68,6 +94,22 @@ impl Streams {
     /// A stream's length when the log was loaded.
     pub fn set_next(&mut self, number: usize, next: u64) {
         (self.info[number].forming, self.info[number].durable) = (next, next);
+    }
+
+    /// A gap: the stream goes on behind it.
+    pub fn skip(&mut self, number: usize, gap: Skipped) {
+        self.info[number].forming = gap.to;
+        self.info[number].skipped.push(gap);
+    }
+
+    /// The same for one that the log has.
+    pub fn follow_gap(&mut self, position: u64, gap: &Gap) -> Checked<()> {
+        let number = gap.stream as usize;
+        let info = self.info.get(number).ok_or(Damage("a gap's stream was never declared"))?;
+        ensure(gap.from == info.forming, "a gap does not begin where its stream ends")?;
+        self.skip(number, Skipped { position, from: gap.from, to: gap.to });
+        self.set_next(number, gap.to);
+        Ok(())
     }
 
     /// What declarations that are in no group yet take of one at most: those that must be there before a record of

@@ -93,7 +93,7 @@ impl<'a> Part<'a> {
 
 const NO_RECORDS: &str = "there are no records to append";
 
-fn take_batch(cursor: &mut Cursor) -> Result<Batch, Refused> {
+pub(super) fn take_batch(cursor: &mut Cursor) -> Result<Batch, Refused> {
     let count = cursor.array()?;
     if count == 0 {
         return Err(Refused::Invalid(NO_RECORDS));

@@ -26,6 +26,7 @@ kinds! {
     RETAIN = 14
     ERASE = 15
     ROTATE = 16
+    IMPORT = 17
 
     WELCOME = 65
     RECEIPTS = 66

@@ -1,6 +1,8 @@
 //! The protocol's bytes, as pure functions: `docs/protocol.md` draws them.
 pub mod append;
 pub mod cursor;
+pub mod frames;
+pub mod import;
 pub mod inbox;
 pub mod kind;
 pub mod receipts;

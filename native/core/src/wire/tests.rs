@@ -1,9 +1,10 @@
 use super::append::{Append, Part, Refused, put_one, put_several};
 use super::cursor::{Cursor, DEEPEST, MOST_NODES, Make, Malformed, Parsed, Put, Value, make};
+use super::import::{Import, pick_runs, put_import, take_runs};
 use super::inbox::{Inbox, Unfit};
 use super::receipts::{Ending, Place, put_answer, put_ending, put_place, take_answer, take_ending, take_place};
 use super::records::{RunHead, Runs, take_record};
-use super::{HEADER, Header, put_message};
+use super::{HEADER, Header, frames, put_message};
 use crate::record::{Batch, LARGEST_BATCH, Record, append_header};
 
 struct Nothing;
@@ -280,4 +281,85 @@ fn what_is_announced_costs_nothing_before_it_arrives() {
     assert_eq!(inbox.next(), Ok(None));
     inbox.make_room();
     assert_eq!(inbox.capacity(), 64);
+}
+
+#[test]
+fn what_is_imported_arrives_as_it_was_sent() {
+    let batch = records();
+    let cases = [(Some(7), Some(&batch), None), (None, Some(&batch), Some("lost")), (Some(0), None, Some(""))];
+    for (time, records, gap) in cases {
+        let mut body = Vec::new();
+        put_import(&mut body, "tenant/orders", 1 << 62, time, records, gap);
+        check(&body).unwrap();
+        let taken = Import::take(&body).unwrap().unwrap();
+        assert_eq!((taken.stream, taken.offset, taken.time, taken.gap), ("tenant/orders", 1 << 62, time, gap));
+        assert_eq!(taken.batch.map(|batch| batch.bytes), records.map(|batch| batch.bytes.clone()));
+        for length in (0..body.len()).step_by(body.len() / 500 + 1) {
+            assert!(matches!(Import::take(&body[..length]), Err(Refused::Malformed(_))), "{length}");
+        }
+        assert!(Import::take(&[&body[..], &[0xc0]].concat()).is_err());
+    }
+    assert!(matches!(Import::take(&[0xc0]), Ok(None)));
+    let refused = |gap: Option<&str>| {
+        let mut body = Vec::new();
+        put_import(&mut body, "s", 1, None, None, gap);
+        Import::take(&body).unwrap_err()
+    };
+    assert!(matches!(refused(None), Refused::Malformed(_)));
+    assert!(matches!(refused(Some(&"x".repeat(256))), Refused::Invalid(_)));
+}
+
+#[test]
+fn runs_that_follow_each_other_are_one_and_some_are_picked() {
+    let record = |payload| Record { key: None, headers: &[], event_time: None, payload };
+    let runs = [("a", 5, 10, 7, 2), ("a", 7, 12, 7, 1), ("b", 0, 13, 7, 1), ("a", 8, 14, 8, 3), ("a", 12, 17, 8, 1)];
+    let mut message = Runs::default();
+    for (stream, offset, position, time, count) in runs {
+        message.push(stream, (offset, position), time, vec![record(b"x"); count].into_iter());
+    }
+    let message = message.message(1);
+    let body = &message[HEADER..];
+    let joined: Vec<_> = take_runs(body)
+        .unwrap()
+        .iter()
+        .map(|run| (run.head.stream, run.head.offset, run.head.timestamp, run.batch.ends.len()))
+        .collect();
+    assert_eq!(joined, [("a", 5, 7, 3), ("b", 0, 7, 1), ("a", 8, 8, 3), ("a", 12, 8, 1)]);
+    let all = pick_runs(body, false, |_| true).unwrap();
+    assert_eq!((&all.body[..], all.records, all.last), (body, 8, (12, 17)));
+    let some = pick_runs(body, false, |stream| stream == "b").unwrap();
+    assert_eq!((some.records, some.last), (1, (12, 17)));
+    assert_eq!(take_runs(&some.body).unwrap().len(), 1);
+    for length in 0..body.len() {
+        assert!(take_runs(&body[..length]).is_err() && pick_runs(&body[..length], true, |_| true).is_err());
+    }
+    for place in 0..body.len() {
+        for value in 0..=255 {
+            let mut altered = body.to_vec();
+            altered[place] = value;
+            drop(take_runs(&altered));
+            drop(pick_runs(&altered, value % 2 == 0, |_| true));
+            drop(Import::take(&altered));
+        }
+    }
+}
+
+#[test]
+fn a_frame_opens_behind_the_one_it_was_sealed_behind() {
+    let body: Vec<u8> = (0..100_000u32).map(|i| (i / 100) as u8).collect();
+    let frame = frames::seal(2, &body, &[1; 32]);
+    assert!(frame.len() < body.len() / 10);
+    let opened = |frame: &[u8], previous: &[u8; 32]| {
+        let (head, text) = frame.split_first_chunk().unwrap();
+        frames::open(head, text, previous)
+    };
+    assert_eq!(opened(&frame, &[1; 32]), Some((2, body)));
+    assert_eq!(opened(&frame, &[2; 32]), None);
+    for place in 0..frame.len() {
+        let mut altered = frame.clone();
+        altered[place] ^= 0x10;
+        assert_eq!(opened(&altered, &[1; 32]), None, "byte {place}");
+    }
+    assert_eq!(opened(&frame[..frame.len() - 1], &[1; 32]), None);
+    assert_eq!(opened(&frames::seal(0, b"", &[0; 32]), &[0; 32]), Some((0, vec![])));
 }

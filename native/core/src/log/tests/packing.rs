@@ -153,7 +153,9 @@ fn who_reads_a_segment_that_is_packed_beneath_them_looks_again() {
         }
         for segment in world.log.newest_first().iter().skip(1) {
             segment.unload();
-            assert!(segment.header.packed.is_some());
+            let number = segment.header.number as usize;
+            let empty = world.header(number + 1).first_position == segment.header.first_position;
+            assert!(empty || segment.header.packed.is_some());
         }
         agree(&world, &world.log);
     }

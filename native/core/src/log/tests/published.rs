@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::world::{Random, Sender, Shape, World};
 use crate::format::Hash;
 use crate::log::indexes::Indexes;
-use crate::log::{Admission, Found, Index, Log, MOST_LEAVES, Refused, Segment, Span, Window};
+use crate::log::{Admission, Failure, Found, Index, Log, MOST_LEAVES, Part, Refused, Segment, Span, Window};
 use crate::record::Batch;
 use crate::system::Declaration;
 use crate::tree;
@@ -56,6 +56,11 @@ fn any_stream(world: &mut World) -> u32 {
 }
 
 fn append(world: &mut World) {
+    if world.random.one_in(6) {
+        let stream = any_stream(world);
+        let count = 1 + world.random.below(20);
+        world.skip(stream, count);
+    }
     let id = b"producer "[..world.random.below(4) as usize + 1].to_vec();
     let named = world.random.one_in(2);
     let first = any_stream(world);
@@ -85,6 +90,12 @@ fn try_what_is_refused(world: &mut World) {
         assert_eq!(world.refuse(&parts, Some(less), None, false), refused);
     }
     assert_eq!(world.refuse(&parts, None, Some((b"nobody", 1)), false), Err(Refused::Sequence { expected: 0 }));
+    for (expect, batch) in [(length, Batch::default()), (length.wrapping_sub(1), parts[0].1.clone())] {
+        if expect <= length {
+            let part = Part { stream, batch: Arc::new(batch), expect: Some(expect), gap: Some(String::new()) };
+            assert_eq!(world.log.admit(&[part], None, false, 0), refused);
+        }
+    }
     for (sender, sent) in std::mem::take(&mut world.sent) {
         let several = sender.0 == 0;
         let id = &sender.1[..];
@@ -126,10 +137,10 @@ pub fn agree(world: &World, log: &Log) {
         for stream in 0..world.lengths.len() as u32 {
             let wanted: Vec<u64> =
                 positions.iter().copied().filter(|&at| world.kept[at as usize].stream == stream).collect();
-            let all = Span { stream: Some(stream), start: 0, end: wanted.len() as u64, reverse };
-            assert_eq!(scan(world, log, all), in_order(&wanted, reverse));
             let length = log.streams.read().unwrap().info.get(stream as usize).map_or(0, |info| info.durable);
-            assert_eq!(length, wanted.len() as u64);
+            assert_eq!(length, world.length_before(stream, world.published as u64));
+            let all = Span { stream: Some(stream), start: 0, end: length, reverse };
+            assert_eq!(scan(world, log, all), in_order(&wanted, reverse));
         }
     }
 }
@@ -184,14 +195,24 @@ fn part_of_a_span_is_the_same_part_of_the_whole() {
     let mut random = Random(9);
     for _ in 0..400 {
         let stream = random.one_in(2).then(|| random.below(world.lengths.len() as u64) as u32);
-        let whole: Vec<u64> = (0..world.published as u64)
-            .filter(|&at| stream.is_none_or(|stream| world.kept[at as usize].stream == stream))
+        let length = stream.map_or(world.published as u64, |stream| world.length_before(stream, u64::MAX));
+        let start = random.below(length + 1);
+        let end = start + random.below(length - start + 1);
+        let span = Span { stream, start, end, reverse: random.one_in(2) };
+        let inside = world.gaps.iter().find(|gap| stream == Some(gap.0) && gap.1 < start && start < gap.2);
+        if let Some(gap) = inside.filter(|_| start < end && !span.reverse) {
+            let found = world.log.next(span, &mut Window::default());
+            assert!(matches!(found, Err(Failure::Skipped { stream, first }) if (stream, first) == (gap.0, gap.2)));
+            continue;
+        }
+        let part: Vec<u64> = (0..world.published as u64)
+            .filter(|&at| {
+                let kept = &world.kept[at as usize];
+                let place = if stream.is_some() { kept.offset } else { at };
+                stream.is_none_or(|stream| kept.stream == stream) && (start..end).contains(&place)
+            })
             .collect();
-        let start = random.below(whole.len() as u64 + 1);
-        let end = start + random.below(whole.len() as u64 - start + 1);
-        let reverse = random.one_in(2);
-        let part = &whole[start as usize..end as usize];
-        assert_eq!(scan(&world, &world.log, Span { stream, start, end, reverse }), in_order(part, reverse));
+        assert_eq!(scan(&world, &world.log, span), in_order(&part, span.reverse));
     }
 }
 
@@ -222,7 +243,8 @@ fn indexes_take_turns_in_memory_and_lead_to_the_same() {
     assert_eq!(loaded(), 1);
     // What an index that was dropped had of streams is known, but not if it was not believed.
     let known = |segment: &Segment| segment.index().stream(0).is_some();
-    assert!(closed.iter().all(|segment| known(segment)));
+    let empty = |number: usize| world.header(number + 1).first_position == world.header(number).first_position;
+    assert!(closed.iter().enumerate().all(|(number, segment)| empty(number) || known(segment)));
     let damaged =
         closed.iter().find(|segment| matches!(&*segment.index(), Index::Closed { file: Some(_), .. })).unwrap();
     damaged.distrust();
@@ -234,8 +256,8 @@ fn all_are_found(world: &World) {
     let published = &world.kept[..world.published];
     for position in (0..=world.published as u64).step_by(3) {
         for stream in 0..world.lengths.len() as u32 {
-            let before = published[..position as usize].iter().filter(|kept| kept.stream == stream).count();
-            assert_eq!(world.log.offset_at(stream, position).unwrap(), before as u64);
+            let before = world.length_before(stream, position);
+            assert_eq!(world.log.offset_at(stream, position).unwrap(), before);
         }
     }
     let times: Vec<u64> = published.iter().map(|kept| kept.timestamp).collect();

@@ -10,7 +10,7 @@ use crate::group::{self, Database, OVERHEAD, Placed, Sealed, bound};
 use crate::keys::{Entropy, GroupKey, Key, StreamKeys};
 use crate::log::{Admission, Index, Log, Part, Refused, Secrets, Segment, Source, derived_mac};
 use crate::record::{Batch, Record};
-use crate::system::{Declaration, Several};
+use crate::system::{Declaration, Gap, Several};
 
 pub const IDENTITY: Hash = [2; 32];
 pub const RECEIPT: Key = [3; 32];
@@ -81,6 +81,8 @@ pub struct World {
     pub sealed: usize,
     pub published: usize,
     pub lengths: Vec<u64>,
+    /// Stream, from, up to, and the position of what says so.
+    pub gaps: Vec<(u32, u64, u64, u64)>,
     pub sent: BTreeMap<Sender, Vec<Sent>>,
     pub place: u64,
     pub cuts: Vec<Cut>,
@@ -108,6 +110,7 @@ impl World {
             sealed: 0,
             published: 0,
             lengths: vec![0],
+            gaps: vec![],
             sent: BTreeMap::new(),
             place: 0,
             cuts: vec![],
@@ -175,12 +178,7 @@ impl World {
         // A clock may go back, log time may not.
         let now = self.random.below(2 * self.time + 1);
         let admitted = self.log.admit(&offered, producer, several, now);
-        for (stream, _) in &parts {
-            for number in self.declared + 1..=*stream as usize {
-                self.declared = number;
-                self.keep_system(&self.declarations[number].clone());
-            }
-        }
+        parts.iter().for_each(|(stream, _)| self.keep_declarations(*stream));
         if let (true, Some((id, sequence))) = (several, producer) {
             self.keep_system(&self.several(&parts, id, sequence).encode());
         }
@@ -211,6 +209,38 @@ impl World {
             tail.forming.push(Placed { stream: streams.list[0].clone(), offset, batch: Arc::new(batch) });
         }
         self.keep_system(payload);
+    }
+
+    fn keep_declarations(&mut self, upto: u32) {
+        for number in self.declared + 1..=upto as usize {
+            self.declared = number;
+            self.keep_system(&self.declarations[number].clone());
+        }
+    }
+
+    /// Moves a stream on, with nothing at so many offsets.
+    pub fn skip(&mut self, stream: u32, count: u64) {
+        if self.kept.len() == self.sealed {
+            self.room = OVERHEAD + self.log.streams.read().unwrap().undeclared_bound(0, u32::MAX);
+        }
+        self.room += 512;
+        let from = self.lengths[stream as usize];
+        let (to, reason) = (from + count, "lost".to_owned());
+        let part = Part { stream, batch: Arc::default(), expect: Some(to), gap: Some(reason.clone()) };
+        let admitted = self.log.admit(&[part], None, false, 0);
+        self.keep_declarations(stream);
+        let place = (self.lengths[0], self.kept.len() as u64);
+        self.keep_system(&Gap { stream, from, to, reason }.encode());
+        self.gaps.push((stream, from, to, place.1));
+        self.lengths[stream as usize] = to;
+        assert_eq!(admitted, Ok(Admission::New(vec![place])));
+    }
+
+    /// How long a stream was where a position is.
+    pub fn length_before(&self, stream: u32, position: u64) -> u64 {
+        let before = self.kept.iter().take(position as usize).rfind(|kept| kept.stream == stream);
+        let gap = self.gaps.iter().rfind(|gap| gap.0 == stream && gap.3 < position);
+        before.map_or(0, |kept| kept.offset + 1).max(gap.map_or(0, |gap| gap.2))
     }
 
     /// The system record of an append to several streams, spelled out.
@@ -339,6 +369,7 @@ pub fn offer(parts: &[(u32, Batch)], expect: impl Fn(&u32) -> Option<u64>) -> Ve
         stream: *stream,
         batch: Arc::new(batch.clone()),
         expect: expect(stream),
+        gap: None,
     };
     parts.iter().map(part).collect()
 }
