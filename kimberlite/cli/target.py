@@ -7,12 +7,15 @@ import re
 from pathlib import Path
 from typing import Final
 
-from kimberlite import sync
+from kimberlite import api, sync
+from kimberlite.client.client import Connecting
 from kimberlite.errors import Invalid
+from kimberlite.log.opening import Opening
 
 URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9.-]*(?:://|\+unix:)")
 #: Seconds for which a daemon that does not answer is asked again.
 RETRY: Final = 10.0
+WITH_DAEMON: Final = "--key-file is for a directory: the daemon has the keys"
 
 
 def is_url(target: str) -> bool:
@@ -56,7 +59,19 @@ def open_writer(arguments: argparse.Namespace, *, create: bool = True) -> sync.D
     return sync.open(directory(arguments.target), create=create, key_file=arguments.key_file)
 
 
+def opened(arguments: argparse.Namespace, *, write: bool) -> Opening | Connecting:
+    """The database on the loop that runs."""
+    if is_url(arguments.target):
+        if arguments.key_file is not None:
+            raise Invalid(WITH_DAEMON)
+        return api.connect(arguments.target, retry=RETRY)
+    path = directory(arguments.target)
+    if not write and not path.is_dir():
+        raise Invalid(f"there is no database at {path}")
+    return api.open(path, create=write, read_only=not write, key_file=arguments.key_file)
+
+
 def connected(arguments: argparse.Namespace) -> sync.Database:
     if arguments.key_file is not None:
-        raise Invalid("--key-file is for a directory: the daemon has the keys")
+        raise Invalid(WITH_DAEMON)
     return sync.connect(arguments.target, retry=RETRY)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from kimberlite.cli.main import main
+from tests.cli.exported import FORMS, fill
 
 PACKAGE = Path(__file__).parents[2]
 
@@ -91,3 +92,15 @@ def ledger(path: Path, call: Call, tmp_path: Path) -> Path:
 def key(tmp_path: Path, call: Call) -> Path:
     assert call("keys", "init", tmp_path / "key").status == 0
     return tmp_path / "key"
+
+
+@pytest.fixture(params=FORMS)
+def form(request: pytest.FixtureRequest) -> list[str]:
+    """The flags for one form of an export."""
+    return FORMS[request.param]
+
+
+@pytest.fixture
+def source(path: Path) -> Path:
+    fill(path)
+    return path

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kimberlite import sync
+from tests.cli.conftest import Call, command, environment
+from tests.cli.exported import lengths, records
+
+
+def test_lines_are_what_read_prints_between_a_head_and_an_end(source: Path, call: Call, tmp_path: Path) -> None:
+    outcome = call("export", source, tmp_path / "out", "--json")
+    assert (outcome.status, outcome.json()) == (0, {"file": str(tmp_path / "out"), "records": 201})
+    data = (tmp_path / "out").read_bytes()
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o600
+    head, streams, *lines, end = data.splitlines(keepends=True)
+    assert b"".join(lines) == call("read", source, "--json").out
+    with sync.open(source, read_only=True) as db:
+        info = db.info()
+    said = json.loads(head)["export"]
+    assert abs(said.pop("time") - time.time_ns()) < 600e9
+    assert said == {
+        "version": 1,
+        "database": info["database_id"],
+        "origin": info["origin"],
+        "asked": {"streams": None, "start": None, "until": None},
+        "until": info["durable_position"],
+    }
+    assert json.loads(streams) == {"lengths": [["a", 101], ["b/ü", 65], ["c", 65], ["gone", 7]]}
+    before = data[: -len(end)]
+    assert json.loads(end) == {"end": {"records": 201, "sha256": hashlib.sha256(before).hexdigest()}}
+    assert call("export", source, "-").out.splitlines(keepends=True)[1:-1] == [streams, *lines]
+
+
+def test_an_export_goes_into_another_database_and_is_the_same(
+    source: Path, form: list[str], call: Call, process: Call, key: Path, tmp_path: Path
+) -> None:
+    file, other, third = tmp_path / "out", tmp_path / "other", tmp_path / "third"
+    assert call("export", source, file, *form).status == 0
+    outcome = call("import", other, file, "--json")
+    assert (outcome.status, outcome.json()) == (0, {"records": 201, "passed_over": 0, "gaps": 2})
+    assert records(other) == records(source)
+    assert lengths(other) == lengths(source)
+    assert call("verify", other).status == 0
+    again = call("import", other, file, "--json").json()
+    assert again == {"records": 0, "passed_over": 201, "gaps": 0}
+    # Through pipes, into one that is encrypted.
+    piped = process("import", third, "-", "--key-file", key, "--json", stdin=call("export", other, "-", *form).out)
+    assert piped.json() == {"records": 201, "passed_over": 0, "gaps": 2}
+    with sync.open(third, read_only=True, key_file=key) as db:
+        assert [(*record[:6], record.timestamp) for record in db.read()] == records(source)
+        assert all(info.encrypted for info in db.streams())
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        (["--stream", "c"], lambda row: row[4] == "c"),
+        (["--stream", "c", "--stream", "a", "--stream", "c"], lambda row: row[4] in "ac"),
+        (["--stream", "c", "--start", 10, "--until", 60], lambda row: row[4] == "c" and 10 <= row[5] < 60),
+        (["--stream", "nobody"], lambda row: False),
+        (["--start", "2999-01-01T00:00:00Z"], lambda row: False),
+        (["--until", "2999-01-01T00:00:00Z"], lambda row: True),
+    ],
+)
+def test_some_of_the_records(
+    source: Path, form: list[str], call: Call, tmp_path: Path, flags: list[Any], wanted: Any
+) -> None:
+    assert call("export", source, tmp_path / "out", *form, *flags).status == 0
+    assert call("import", tmp_path / "other", tmp_path / "out").status == 0
+    assert records(tmp_path / "other") == list(filter(wanted, records(source)))
+
+
+def test_one_that_was_cut_off_anywhere_goes_on(source: Path, form: list[str], call: Call, tmp_path: Path) -> None:
+    file, part = tmp_path / "out", tmp_path / "out.part"
+    assert call("export", source, file, *form).status == 0
+    whole = file.read_bytes()
+    for cut in [*range(0, len(whole), len(whole) // 40), len(whole) - 1, len(whole)]:
+        for junk in (b"", bytes(5000), b"junk\n" if cut else b""):
+            file.unlink(missing_ok=True)
+            part.write_bytes(whole[:cut] + (junk if cut < len(whole) else b""))
+            with sync.open(source) as db:
+                # What comes meanwhile is not of it.
+                db.append("later", b"x")
+            outcome = call("export", source, file, *form, "--json")
+            assert (outcome.status, not part.exists()) == (0, True), outcome.err
+            other = tmp_path / f"other {cut} {len(junk)}"
+            assert call("import", other, file).status == 0
+            found = [row for row in records(other) if row[4] != "later"]
+            assert found == [row for row in records(source) if row[4] != "later"]
+
+
+def test_a_part_of_something_else_is_left_alone(source: Path, call: Call, tmp_path: Path) -> None:
+    file, part = tmp_path / "out", tmp_path / "out.part"
+    call("export", source, file)
+    whole = file.read_bytes()
+    assert call("export", source, file).status == 64
+    file.unlink()
+    other = tmp_path / "db2"
+    with sync.open(other) as db:
+        db.append("a", b"x")
+    part.write_bytes(whole[:-10])
+    for target, *flags in [(other,), (source, "--stream", "a"), (source, "--binary"), (source, "--start", 1)]:
+        outcome = call("export", target, file, *flags)
+        assert outcome.status == 64, outcome
+        assert b"take it away" in outcome.err
+        assert part.read_bytes() == whole[:-10]
+    assert call("export", tmp_path / "nowhere", tmp_path / "none").status == 64
+    assert not (tmp_path / "none.part").exists()
+    assert call("export", source, tmp_path / "no" / "where").status == 64
+
+
+def test_one_that_is_killed_goes_on(path: Path, form: list[str], call: Call, tmp_path: Path) -> None:
+    with sync.open(path) as db:
+        for i in range(40):
+            db.append("ab"[i % 2], [os.urandom(100) for _ in range(5000)], sync="os")
+    file, part = tmp_path / "out", tmp_path / "out.part"
+    reached = 0
+    for _ in range(3):
+        running = subprocess.Popen(command("export", path, file, *form), env=environment(), stdout=subprocess.DEVNULL)
+        while running.poll() is None and (not part.exists() or part.stat().st_size < reached + (4 << 20)):
+            time.sleep(0.001)
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+        reached = part.stat().st_size if part.exists() else reached
+    assert reached > 4 << 20
+    assert call("export", path, file, *form).status == 0
+    assert call("import", tmp_path / "other", file, "--json").json()["records"] == 200_000
+    assert records(tmp_path / "other") == records(path)
+
+
+def test_appends_go_on_beside_it_and_two_do_not_write_one_file(ledger: Path, call: Call, tmp_path: Path) -> None:
+    with sync.open(ledger) as db:
+        assert call("export", ledger, tmp_path / "out", "--json").json()["records"] == 5
+        db.append("a", b"six")
+        assert call("export", ledger, tmp_path / "again", "--json").json()["records"] == 6
+    import fcntl
+
+    with open(tmp_path / "third.part", "ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert call("export", ledger, tmp_path / "third").status == 75
