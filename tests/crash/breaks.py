@@ -6,11 +6,12 @@ The engine has no switch for any of this. A rule is a patch of the Python that k
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from kimberlite.log import checkpoint, committer, creation, opening, recovery, retention
+from kimberlite.log.checkpoint import Checkpointer
 from kimberlite.log.committer import Committer
 from kimberlite.log.flights import Flight
 from kimberlite.log.keyring import Keyring
@@ -18,7 +19,6 @@ from kimberlite.log.log import Log
 from kimberlite.log.names import MARKS, PREPARE, QUARANTINE, SEGMENTS, prepared_name, segment_name
 from kimberlite.log.opening import Opener
 from kimberlite.log.recovery import Loader
-from kimberlite.log.retention import Retention
 from kimberlite.log.streams import Streams
 from kimberlite.log.tail import Prepared
 from kimberlite.records import Receipt
@@ -307,14 +307,15 @@ def _producers() -> list[Patch]:
 
 def _dropped() -> list[Patch]:
     """The files of segments go before the record that says so is durable."""
-    say = Retention._say_anyhow
+    say = Committer.say_anyhow
 
-    async def late(self: Retention, retained: bytes) -> int:
-        number = int.from_bytes(retained[:8], "little")
-        await self._backend.run(lambda: retention.unlink_before(self._backend, number))
-        return await say(self, retained)
+    async def late(self: Committer, payloads: Sequence[bytes]) -> int:
+        # Behind the head of its first piece.
+        number = int.from_bytes(payloads[0][42:50], "little")
+        await self.backend.run(lambda: retention.unlink_before(self.backend, number))
+        return await say(self, payloads)
 
-    return [(Retention, "_say_anyhow", late)]
+    return [(Committer, "say_anyhow", late)]
 
 
 def _covered() -> list[Patch]:
@@ -328,13 +329,17 @@ def _covered() -> list[Patch]:
 
 def _held() -> list[Patch]:
     """A checkpoint may be taken of a log that says what its state does not have yet."""
-    say = Retention._say_anyhow
+    published, take = Checkpointer.published, Checkpointer._take
 
-    async def taken(self: Retention, retained: bytes) -> int:
-        self._checkpointer.held = False
-        return await say(self, retained)
+    def told(self: Checkpointer) -> None:
+        self.held = False
+        published(self)
 
-    return [(Retention, "_say_anyhow", taken)]
+    async def taken(self: Checkpointer) -> None:
+        self.held = False
+        await take(self)
+
+    return [(Checkpointer, "published", told), (Checkpointer, "_take", taken)]
 
 
 def _packed() -> list[Patch]:
