@@ -420,7 +420,7 @@ class Opener:
                 await streams.drain()
                 await committer.close()
                 await tail.stop()
-                await self.backend.run(lambda: self._close_files(committer, checkpointer))
+                await self.backend.run(lambda: self._close_files(committer, checkpointer, retention))
             except BaseException as error:
                 # Whoever still waits is told.
                 committer.poison(error)
@@ -459,11 +459,12 @@ class Opener:
         except OSError as error:
             raise translate(error, "at the close, with everything durable") from error
 
-    def _close_files(self, committer: Committer, checkpointer: Checkpointer) -> None:
+    def _close_files(self, committer: Committer, checkpointer: Checkpointer, retention: Retention) -> None:
         tail = committer.tail
         tail.file.truncate(tail.place)
         tail.file.sync()
         checkpointer.write_last()
+        retention.note()
 
     async def _open_reader(self) -> Log:
         follower, identity = await self.backend.run(self._follow)

@@ -90,7 +90,6 @@ class Retention:
         self._timer.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        await self._note()
 
     def _begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = begin(work, "kimberlite-retain", self._committer.poison)
@@ -107,15 +106,15 @@ class Retention:
             if self._rule != Rule():
                 outcome = await self._drop(self._rule)
                 self.waits = str(outcome) if isinstance(outcome, KimberliteError) else None
-            await self._note()
+            await self._backend.run(self.note)
         finally:
             self._looking = None
 
-    async def _note(self) -> None:
+    def note(self) -> None:
         """What time it is, for a later start."""
         if self._clock.stale:
             with contextlib.suppress(OSError):
-                await self._backend.run(self._clock.keep)
+                self._clock.keep()
 
     async def _drop(
         self, rule: Rule, *, dry_run: bool = False, confirm_clock: bool = False
