@@ -375,6 +375,21 @@ async def test_a_segment_that_is_packed_or_dropped_beneath_it_is_looked_at_again
         assert machine.verify(receipts[-1]).notes == []
 
 
+async def test_what_was_erased_is_scrubbed_like_the_rest(encrypted: Machine) -> None:
+    await filled(encrypted)
+    async with encrypted.open(segment_bytes=SEGMENT, pack=0, scrub=FAST) as db:
+        await db.erase("s", reason="asked to")
+        await passed(db, encrypted)
+        assert found(db) == []
+        encrypted.flip(segment_name(1), 2 * BLOCK + 300)
+        await passed(db, encrypted)
+        assert len(found(db)) == 1
+    encrypted.flip(segment_name(1), 2 * BLOCK + 300)
+    async with encrypted.open(segment_bytes=SEGMENT, pack=0, scrub=FAST) as db:
+        await passed(db, encrypted)
+        assert found(db) == []
+
+
 async def test_nothing_is_judged_while_a_segment_is_being_packed(either: Machine) -> None:
     await filled(either)
     async with either.open(segment_bytes=SEGMENT, pack=0, scrub=FAST) as db:
