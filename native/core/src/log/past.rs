@@ -45,7 +45,9 @@ impl Log {
 
     /// What goes on behind so many leaves; None if their hashes are not there.
     pub fn proving(&self, size: u64) -> Option<Proving> {
-        Proving::new(size, self.peaks_at(size, MOST_LEAVES)?).ok()
+        // Of what was dropped last they are known though the file cannot be read.
+        let known = self.retained().filter(|said| said.position == size).map(|said| said.peaks.clone());
+        Proving::new(size, known.or_else(|| self.peaks_at(size, MOST_LEAVES))?).ok()
     }
 
     /// As the file has it; it is believed in nothing.
