@@ -103,7 +103,10 @@ class Outcome:
     """What one run acknowledged, and what went wrong that a caller could not have expected."""
 
     def __init__(self) -> None:
-        self.acknowledged: list[tuple[str, int, bytes]] = []
+        #: Stream, offset, payload, position.
+        self.acknowledged: list[tuple[str, int, bytes, int]] = []
+        #: What is before its start was dropped, and before its end it may be.
+        self.dropped = range(0)
         self.wrong: list[str] = []
         self.refused = 0
         #: Whether the handle has answered UNKNOWN_OUTCOME.
@@ -131,7 +134,14 @@ class Outcome:
         if was_dead:
             self.wrong.append("a dead handle acknowledged an append")
         if receipt.durable:
-            self.acknowledged += [(stream, receipt.first_offset + i, p) for i, p in enumerate(payloads)]
+            first, at = receipt.first_offset, receipt.first_position
+            self.acknowledged += [(stream, first + i, p, at + i) for i, p in enumerate(payloads)]
+
+    async def drop(self, db: Log) -> None:
+        """The older half of what there is."""
+        before = db.durable_position // 2
+        self.dropped = range(self.dropped.start, max(before, self.dropped.stop))
+        self.dropped = range((await db.retain(before=before)).first, self.dropped.stop)
 
     async def probe(self, db: Log, effect: Effect) -> None:
         """Whether the handle is as dead or alive as the fault that it met must leave it."""
@@ -153,7 +163,7 @@ async def read(db: Log) -> None:
 
 
 async def workload(opened: Callable[[], Opened], effect: Callable[[], tuple[bool, Effect]], outcome: Outcome) -> None:
-    """Create, append until it rotates and takes checkpoints, rest, close, open again, append, close.
+    """Create, append until it rotates and takes checkpoints, rest, drop what is old, close, open again, append, close.
 
     `effect` is whether the fault has been met, and what it must do to a handle.
     """
@@ -176,6 +186,7 @@ async def workload(opened: Callable[[], Opened], effect: Callable[[], tuple[bool
             await asyncio.gather(*appends)
             await asyncio.sleep(0.002)
         await outcome.attempt("read", read(db))
+        await outcome.attempt("retain", outcome.drop(db))
         await outcome.probe(db, None if met_before else effect()[1])
         await outcome.attempt("close", db.close())
 
@@ -183,12 +194,15 @@ async def workload(opened: Callable[[], Opened], effect: Callable[[], tuple[bool
 async def judge(opened: Callable[[], Opened], outcome: Outcome) -> None:
     """The process crashed or gave up, and the disk works again: all that was acknowledged is there, and it goes on."""
     db = await asyncio.wait_for(opened(), PATIENCE)
-    found: dict[str, list[bytes]] = {}
+    found: dict[int, tuple[str, int, bytes]] = {}
     async for record in db.read():
-        found.setdefault(record.stream, []).append(record.payload)
-    for stream, offset, payload in outcome.acknowledged:
-        if found.get(stream, [])[offset : offset + 1] != [payload]:
-            outcome.wrong.append(f"lost: {stream} offset {offset} of {len(found.get(stream, []))}")
+        found[record.position] = (record.stream, record.offset, record.payload)
+    first = (await db.info())["first_position"]
+    if not outcome.dropped.start <= first <= outcome.dropped.stop:
+        outcome.wrong.append(f"it begins at {first}, and {outcome.dropped} was dropped")
+    for stream, offset, payload, position in outcome.acknowledged:
+        if (found.get(position) != (stream, offset, payload)) != (position < first):
+            outcome.wrong.append(f"lost: {stream} offset {offset}, position {position} from {first} on")
     await db.append("after", b"x")
     await db.close()
 
