@@ -255,6 +255,7 @@ class Opener:
         if log.dropped[0] > 0:
             # Some may be left, if the process that dropped them was cut off.
             unlink_before(self.backend, log.dropped[0])
+            derived.replayed = [segment for segment in derived.replayed if segment.number >= log.dropped[0]]
         clean = marks.newest.clean and marks.newest.group == log.sealed()[0] - 1 and end.torn_upto is None
         self._discard_prepared()
         segment, tail = self._go_on(log, end, clean=clean)

@@ -415,7 +415,8 @@ impl Log {
         let found = tree::peak_nodes(size).map(|(level, at)| by_file(level, at)).collect::<Option<Vec<_>>>();
         let right = found.filter(|peaks| tree::leads_to(size, peaks, (now, &known), by_file));
         let again = || tree::peak_nodes(size).map(|node| self.made_again(node, most)).collect();
-        right.or_else(again)
+        // Whoever may make none again has no doubts.
+        right.or_else(|| if most > 0 { again() } else { None })
     }
 
     /// The span without the gap that it begins, or reversed ends, with. Who begins behind the first offset of a gap has
