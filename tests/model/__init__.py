@@ -2,7 +2,7 @@
 
 from .batches import AppendMany, Batch, Operation, Said, Sender
 from .cursor import ModelError
-from .dropping import retained_of, without
+from .dropping import past_file, retained_of, without
 from .files import Identity, Mark
 from .log import Log, Row, Sealed, Stream, hashes_file
 from .reading import read_log
@@ -31,6 +31,7 @@ __all__ = [
     "encode_system",
     "hashes_file",
     "pack_segment",
+    "past_file",
     "pieces_of",
     "read_log",
     "retained_of",

@@ -37,6 +37,7 @@ from tests.model import (
     Said,
     Sender,
     encode_system,
+    past_file,
     pieces_of,
     read_log,
     retained_of,
@@ -312,6 +313,7 @@ def model_drops(
                 groups.append([drawn.operation(), piece])
         groups += drawn.groups() if rng.random() < 0.5 else []
         files, gone = write(), range(rng.choice((said.segment, said.segment, rng.randrange(said.segment + 1))))
+        files["past"] = past_file(log, said.position)
     return without(files, gone)
 
 

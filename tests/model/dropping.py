@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from .derived import declarations, header_of, length_of, slot_keys
-from .files import segment_name
+from .files import hashes_header, leaf_index, segment_name
 from .hashes import Tree, index_key
 from .log import Log
 from .records import Mode
@@ -56,6 +56,11 @@ def _joined(drops: tuple[Drop, ...], end: int, rule: str, now: int) -> tuple[Dro
     if drops and drops[-1].rule == rule:
         return (*drops[:-1], replace(drops[-1], end=end, last=now))
     return (*drops, Drop(drops[-1].end if drops else 0, end, now, now, rule))
+
+
+def past_file(log: Log, position: int) -> bytes:
+    """`past` when what is before this position is dropped, of a log that was read from its beginning."""
+    return hashes_header(log.identity.database, b"KIMBPST1") + log.hashes[: 32 * leaf_index(position)]
 
 
 def without(files: Mapping[str, bytes], segments: range) -> dict[str, bytes]:
