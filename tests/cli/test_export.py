@@ -147,3 +147,26 @@ def test_appends_go_on_beside_it_and_two_do_not_write_one_file(ledger: Path, cal
     with open(tmp_path / "third.part", "ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert call("export", ledger, tmp_path / "third").status == 75
+
+
+def test_what_was_erased_or_dropped_is_left_out_and_its_offsets_stay_taken(
+    path: Path, form: list[str], call: Call, key: Path, tmp_path: Path
+) -> None:
+    with sync.open(path, key_file=key, segment_bytes=1 << 16) as db:
+        for i in range(60):
+            db.append("ab"[i % 2], [b"%d" % i * 500])
+        db.append("c", b"gone")
+        db.retain(before=40)
+        db.erase("c", reason="a ticket")
+    file, other = tmp_path / "out", tmp_path / "other"
+    assert call("export", path, file, "--key-file", key, *form).status == 0
+    done = call("import", other, file, "--json").json()
+    with sync.open(path, read_only=True, key_file=key) as db:
+        wanted = [(*record[:6], record.timestamp) for record in db.read()]
+        first = {stream: next(iter(db.read(stream))).offset for stream in "ab"}
+    assert min(first.values()) > 0
+    assert records(other) == wanted
+    assert done == {"records": len(wanted), "passed_over": 0, "gaps": 3}
+    assert lengths(other) == {"a": 30, "b": 30, "c": 1}
+    assert call("export", path, tmp_path / "c", "--key-file", key, "--stream", "c", *form).status != 0
+    assert call("export", path, tmp_path / "sealed", *form).status == 77
