@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from kimberlite import _native
-from kimberlite.errors import Unavailable
+from kimberlite.errors import Dropped, Unavailable
 from kimberlite.iterators import Records
 from kimberlite.records import Record, Time
 
@@ -98,6 +98,18 @@ class Reading(Generic[B]):
         if self._span is None:
             await log._refreshed()
             self._span = await self._begin()
+        try:
+            return await self._next()
+        except Dropped:
+            if self._start is not None or not self._first:
+                raise
+            # It was to begin with what is left, and that has changed since.
+            self._span = await self._begin()
+            return await self._next()
+
+    async def _next(self) -> B | None:
+        log = self._log
+        assert self._span is not None, "it has begun"
         number, start, end = self._span
         while start < end and self._left > 0 and not self.closed:
             log._check()

@@ -324,3 +324,28 @@ async def test_hashes_that_are_wrong_are_not_kept_as_if_they_were_right(machine:
     machine.backend().unlink(HASHES)
     async with opening(machine) as db:
         assert (await db.retain(before=receipts[40].first_position)).segments > 0
+
+
+@pytest.mark.parametrize("start", [None, 0])
+async def test_what_is_read_from_the_beginning_begins_with_what_is_left(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, start: int | None
+) -> None:
+    receipts = await filled(machine)
+    async with opening(machine) as db:
+        records = db.read("s", start=start)
+        begin = records._reading._begin
+
+        async def late() -> tuple[int | None, int, int]:
+            """A dropping comes between the first step of a read and its second."""
+            span = await begin()
+            await db.retain(before=receipts[40].first_position)
+            return span
+
+        monkeypatch.setattr(records._reading, "_begin", late)
+        if start is not None:
+            with pytest.raises(Dropped):
+                await payloads(records)
+            return
+        found = await payloads(records)
+        assert found == [b"%d" % i for i in range(COUNT - len(found), COUNT)]
+        assert 0 < len(found) < COUNT - 10
