@@ -55,6 +55,12 @@ impl Batch {
         let records = 0..self.inner.ends.len();
         records.map(|i| Self { inner: Arc::new(record::Batch::of(self.inner.record(i))) }).collect()
     }
+
+    /// They, one after another.
+    #[getter]
+    fn stored<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.inner.bytes)
+    }
 }
 
 fn invalid(message: impl AsRef<str>) -> PyErr {

@@ -66,7 +66,10 @@ mod _native {
     #[pymodule_export]
     use super::load::Swarm;
     #[pymodule_export]
-    use super::log::{Frame, Log, Packing, Proving, Resume, Scrub, Sealed, Search, Segment, closes, header_damage};
+    use super::log::{
+        Frame, Log, Packing, Proving, Resume, Salvage, Scrub, Sealed, Search, Segment, closes, encode_repair,
+        header_damage,
+    };
     #[pymodule_export]
     use super::messages::{decode_append, decode_receipts, encode_append, encode_message};
     #[pymodule_export]

@@ -164,7 +164,7 @@ impl SegmentHeader {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct GroupHeader {
     pub length: u32,
     pub flags: u32,
@@ -179,7 +179,7 @@ pub struct GroupHeader {
 }
 
 impl GroupHeader {
-    const MAGIC: &[u8; 8] = b"KIMBGRP1";
+    pub const MAGIC: &[u8; 8] = b"KIMBGRP1";
 
     pub fn encode(&self, out: &mut [u8], salt: &Hash, place: u64) {
         put(out, 0, *Self::MAGIC);
@@ -206,6 +206,12 @@ impl GroupHeader {
             check(salt, &bytes[..HASHED], place) == bytes[HASHED..GROUP_HEADER],
             "the group header's check is wrong",
         )?;
+        Self::unchecked(bytes)
+    }
+
+    /// What stands there, if the numbers make sense together: nothing says that it was sealed so.
+    pub fn unchecked(bytes: &[u8]) -> Checked<Self> {
+        ensure(bytes.len() >= GROUP_HEADER, "the group header is cut short")?;
         let header = Self {
             length: u32_at(bytes, 8),
             flags: u32_at(bytes, 12),

@@ -9,6 +9,7 @@ pub mod log;
 pub mod producers;
 pub mod record;
 pub mod salts;
+pub mod salvage;
 pub mod sha256;
 pub mod system;
 pub mod tree;

@@ -49,12 +49,18 @@ impl<'a> Record<'a> {
         out.extend_from_slice(self.payload);
     }
 
+    /// How long the record is that starts these bytes.
+    pub fn measure(bytes: &[u8]) -> Checked<usize> {
+        ensure(bytes.len() >= RECORD_HEADER, "a record is cut short")?;
+        let length = RECORD_HEADER + [1, 5, 9].map(|at| u32_at(bytes, at) as usize).iter().sum::<usize>();
+        ensure(length <= bytes.len(), "a record is cut short")?;
+        Ok(length)
+    }
+
     /// The record that starts these bytes, and its length.
     pub fn decode(bytes: &'a [u8]) -> Checked<(Self, usize)> {
-        ensure(bytes.len() >= RECORD_HEADER, "a record is cut short")?;
-        let (key, headers, payload) = (u32_at(bytes, 1) as usize, u32_at(bytes, 5) as usize, u32_at(bytes, 9) as usize);
-        let length = RECORD_HEADER + key + headers + payload;
-        ensure(length <= bytes.len(), "a record is cut short")?;
+        let length = Self::measure(bytes)?;
+        let (key, headers) = (u32_at(bytes, 1) as usize, u32_at(bytes, 5) as usize);
         let event_time = i64::from_le_bytes(bytes[13..21].try_into().unwrap());
         let flags = bytes[0];
         ensure(flags & !(HAS_KEY | HAS_EVENT_TIME) == 0, "unnamed flags of a record are set")?;

@@ -2,6 +2,7 @@
 
 use crate::format::{Checked, Damage, Hash, ensure, u16_at, u32_at, u64_at};
 use crate::keys::domain;
+use crate::salvage::Repaired;
 
 pub const DECLARATION: u16 = 1;
 pub const SEVERAL: u16 = 2;
@@ -197,6 +198,7 @@ impl Gap {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum System {
+    Repaired(Repaired),
     Declaration(Declaration),
     Several(Several),
     Retained(Piece),
@@ -209,6 +211,7 @@ impl System {
     pub fn decode(payload: &[u8]) -> Checked<Self> {
         ensure(payload.len() >= 2, "a system record is cut short")?;
         match u16_at(payload, 0) {
+            Repaired::KIND => Ok(Self::Repaired(Repaired::decode(payload)?)),
             DECLARATION => declaration(payload),
             SEVERAL => several(payload),
             RETAINED => Ok(Self::Retained(Piece::decode(payload)?)),

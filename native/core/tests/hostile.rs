@@ -14,6 +14,7 @@ use kimberlite_core::log::{
 };
 use kimberlite_core::producers::{Limits, Producers};
 use kimberlite_core::record::{Batch, Record, append_header};
+use kimberlite_core::salvage::Repaired;
 use kimberlite_core::system::{Confirmed, Declaration, Erased, Piece, Several, System};
 
 thread_local! {
@@ -124,10 +125,13 @@ fn records_and_system_records_of_any_bytes_are_refused_or_sound() {
     let parts = vec![(1, 2, 3), (4, 5, 6), (u32::MAX, u64::MAX, u32::MAX)];
     let several = Several { producer: [1; 16], sequence: 9, digest: [2; 16], parts }.encode();
     let piece = Piece { number: 1, pieces: 2, whole: [3; 32], bytes: b"of a retention record".to_vec() }.encode();
+    let (before, after, lost) = (4, 5, vec![(6, 7), (8, u64::MAX)]);
+    let repaired = Repaired { salvaged: true, database: [4; 16], when: 3, before, after, kept: 9, lost }.encode();
     let erased = Erased { stream: 3, declared: [4; 32], master: [5; 16], reason: "on request".into() }.encode();
     let confirmed = Confirmed { stream: 3, declared: [4; 32], master: [6; 16] }.encode();
-    for (seed, good) in (2..).zip([declaration().encode(), several, piece, erased, confirmed]) {
+    for (seed, good) in (2..).zip([declaration().encode(), several, piece, erased, confirmed, repaired]) {
         fuzz(seed, 20_000, 4, &good, |bytes| match System::decode(bytes) {
+            Ok(System::Repaired(repaired)) => repaired.encode() == bytes,
             Ok(System::Declaration(declaration)) => declaration.encode() == bytes,
             Ok(System::Several(several)) => several.encode() == bytes,
             Ok(System::Retained(piece)) => piece.encode() == bytes,

@@ -7,6 +7,7 @@ mod packing;
 mod reading;
 mod replaying;
 mod retention;
+mod salvage;
 mod scrub;
 mod sealed;
 mod segment;
@@ -27,6 +28,7 @@ pub use self::derived::Proving;
 pub use self::packing::Packing;
 pub use self::reading::Frame;
 pub use self::retention::Search;
+pub use self::salvage::{Salvage, encode_repair};
 pub use self::scrub::Scrub;
 use self::sealed::Finisher;
 pub use self::sealed::Sealed;
@@ -195,6 +197,24 @@ impl Log {
     fn durable_group<'py>(&self, py: Python<'py>) -> (u64, Bound<'py, PyBytes>) {
         let end = self.inner.end();
         (end.group, PyBytes::new(py, &end.chain))
+    }
+
+    /// Of all streams, by number.
+    #[getter]
+    fn declarations<'py>(&self, py: Python<'py>) -> Vec<Bound<'py, PyBytes>> {
+        let streams = self.inner.streams.read().unwrap();
+        streams.info.iter().skip(1).map(|info| PyBytes::new(py, &info.declaration)).collect()
+    }
+
+    /// Of the groups that are sealed from here on.
+    #[getter]
+    fn incarnation(&self) -> u32 {
+        self.inner.incarnation()
+    }
+
+    /// Groups from here on have at least this one.
+    fn raise_incarnation(&self, incarnation: u32) {
+        self.inner.raise_incarnation(incarnation);
     }
 
     /// When it was sealed; 0 if there is none.

@@ -33,6 +33,12 @@ impl Packing {
         (expected.number, expected.position)
     }
 
+    /// The new segment's header, without what only a packed one has.
+    #[getter]
+    fn header<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.inner.lock().unwrap().header().encode())
+    }
+
     /// Header and index of the packed segment, when all is taken; `after` is the header of the segment behind it.
     #[allow(clippy::type_complexity)]
     fn finish<'py>(&self, py: Python<'py>, after: &[u8]) -> PyResult<(Bound<'py, PyBytes>, Bound<'py, PyBytes>)> {
@@ -49,6 +55,13 @@ impl Log {
     /// How long a closed segment is at most when it is packed; None if it is, or there is none of this number.
     fn packed_length(&self, py: Python<'_>, number: u64) -> PyResult<Option<u64>> {
         py.detach(|| self.inner.packed_length(number)).map_err(|error| io_error(py, error))
+    }
+
+    /// What makes of a packed segment, by its header, one that is not.
+    fn unpacking(&self, header: &[u8], salt: &[u8]) -> PyResult<Packing> {
+        let header = SegmentHeader::decode(header).map_err(|Damage(what)| PyValueError::new_err(what))?;
+        let inner = log::Packing::unpacking(header, exactly(salt, "salt")?);
+        Ok(Packing { log: self.inner.clone(), inner: Mutex::new(inner) })
     }
 
     /// What packs a closed segment under a salt.

@@ -9,7 +9,7 @@ mod tests;
 
 pub use ahead::{Ahead, make_ahead};
 pub use leaf::{RunLeaves, hash_leaves};
-pub use open::{Expected, Group, Opened, Run, check_of_run, open, open_run};
+pub use open::{Expected, Group, Opened, Run, check_of_run, open, open_damaged, open_run};
 pub use seal::{OVERHEAD, Placed, Sealed, SealedRun, Sealer, bound};
 
 use crate::format::Hash;

@@ -218,6 +218,32 @@ pub fn open_run(database: &Database, stream: &Stream, run: &Run) -> Checked<Opti
     Ok(Some(opened))
 }
 
+/// What a damaged plain run still has of records, up to the first that cannot be told from the next. Nothing says yet that
+/// any of them is what was sealed, and not all of them may be records.
+pub fn open_damaged(run: &Run) -> Option<Opened> {
+    let (header, text) = (run.header, &run.bytes[run.header.text()..]);
+    let plain = match header.flags {
+        0 => text.to_vec(),
+        COMPRESSED => expand(text, &header, header.plain as usize).ok()?,
+        _ => return None,
+    };
+    let (entries, mut at) = batch_entries(&plain).ok()?;
+    let (mut records, mut ends, mut behind) = (Vec::new(), Vec::new(), 0u64);
+    for entry in entries {
+        behind += entry.records as u64;
+        if entry.ends {
+            ends.push(behind.min(u32::MAX as u64) as u32 - 1);
+        }
+    }
+    while records.len() < header.records as usize
+        && let Ok(length) = Record::measure(&plain[at..])
+    {
+        records.push(at as u32..(at + length) as u32);
+        at += length;
+    }
+    (!records.is_empty()).then_some(Opened { header, plain, records, ends, producers: vec![], seed: header.random })
+}
+
 fn decrypt(database: &Database, keys: &crate::keys::StreamKeys, run: &Run) -> Checked<Vec<u8>> {
     let start = run.header.text();
     let mut text = run.bytes[start..].to_vec();

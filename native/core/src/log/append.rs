@@ -315,6 +315,17 @@ impl Log {
         Ok(declaration.stream)
     }
 
+    /// Groups from here on have at least this one.
+    pub fn raise_incarnation(&self, incarnation: u32) {
+        let sealer = &mut self.tail.lock().unwrap().sealer;
+        sealer.incarnation = sealer.incarnation.max(incarnation);
+    }
+
+    /// Of the groups that are sealed from here on.
+    pub fn incarnation(&self) -> u32 {
+        self.tail.lock().unwrap().sealer.incarnation
+    }
+
     pub fn random(&self) -> [u8; 16] {
         let mut out = [0; 16];
         self.tail.lock().unwrap().sealer.entropy.fill(&mut out);

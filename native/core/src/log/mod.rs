@@ -32,7 +32,9 @@ pub use replay::{Replayed, Stop};
 pub use retained::{Collector, Dropped, Left, Retained};
 pub use retention::Search;
 pub use scrub::Scrub;
-pub use segment::{Descriptor, Index, Segment, Source, UNREADABLE, Unindexed, checked, closes, derived_mac};
+pub use segment::{
+    Descriptor, Index, Segment, Source, UNREADABLE, Unindexed, checked, closes, derived_mac, is_unreadable,
+};
 pub use snapshot::Resume;
 pub use streams::{Info, Skipped, Streams};
 

@@ -1,4 +1,4 @@
-//! A closed segment without the padding between its groups: the same groups, under the checks of another salt.
+//! A segment with other padding between its groups: the same groups, under the checks of another salt.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use super::replay::Replayed;
 use super::segment::{append, entry};
 use super::walk::Walk;
 use super::{Log, Segment};
-use crate::format::{Checked, GROUP_HEADER, Hash, Packed, SEGMENT_HEADER, SegmentHeader, packed, put};
+use crate::format::{Checked, GROUP_HEADER, Hash, Packed, SEGMENT_HEADER, SegmentHeader, packed, padded, put};
 use crate::group::{self, Database, Expected, Group};
 use crate::index::SegmentIndex;
 use crate::keys::TAG;
@@ -20,15 +20,29 @@ pub struct Packing {
 struct New {
     header: SegmentHeader,
     index: SegmentIndex,
-    /// Where the last group ends.
+    /// Where the last group ends, and what each takes of the file.
     end: u64,
+    step: fn(usize) -> usize,
 }
 
 impl Packing {
     pub fn new(segment: SegmentHeader, salt: Hash) -> Self {
-        let header = SegmentHeader { salt, ..segment };
-        let new = New { header, index: SegmentIndex::new(&header), end: SEGMENT_HEADER as u64 };
+        Self::under(segment, SegmentHeader { salt, ..segment }, packed)
+    }
+
+    /// The way back, for a segment that loses its end.
+    pub fn unpacking(segment: SegmentHeader, salt: Hash) -> Self {
+        Self::under(segment, SegmentHeader { salt, packed: None, ..segment }, padded)
+    }
+
+    fn under(segment: SegmentHeader, header: SegmentHeader, step: fn(usize) -> usize) -> Self {
+        let new = New { header, index: SegmentIndex::new(&header), end: SEGMENT_HEADER as u64, step };
         Self { walk: Walk::new(segment), new }
+    }
+
+    /// The new file's header, without what only a packed one has.
+    pub fn header(&self) -> &SegmentHeader {
+        &self.new.header
     }
 
     /// The groups in `data`, which starts at `place` of the segment, as they go behind those before them.
@@ -59,7 +73,7 @@ impl New {
     fn put(&mut self, group: &Group, bytes: &[u8], tag: usize, out: &mut Vec<u8>) -> Checked<()> {
         let (header, salt) = (&group.header, &self.header.salt);
         let (length, runs) = (header.length as usize, group.runs.len());
-        let place = packed(self.end as usize) as u64;
+        let place = (self.step)(self.end as usize) as u64;
         out.resize(out.len() + (place - self.end) as usize, 0);
         let at = out.len();
         out.extend(&bytes[..length]);

@@ -135,6 +135,7 @@ impl Log {
             for i in 0..opened.count() {
                 let payload = opened.decoded(i).payload;
                 match System::decode(payload)? {
+                    System::Repaired(_) => {}
                     System::Declaration(declaration) => {
                         let key = keys(&declaration, &Declaration::hash(payload))?;
                         said.declared.push((declaration, payload.to_vec(), key));

@@ -1,0 +1,283 @@
+"""Every record that can still be proven, from whatever is left of a database, and what is missing.
+
+What proves a record is told in `native/core/src/salvage/`; here is put together what that needs to know of other files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from kimberlite import _native
+from kimberlite.log import marks as marking
+from kimberlite.log.names import CHECKPOINT, HASHES, INDEX, MARKS, SEGMENTS, segment_name
+from kimberlite.log.remains import Remains, find_keys, find_origin
+from kimberlite.storage import BLOCK, Backend, File
+
+#: Where the salt of a segment is in what names one.
+SALT_AT: Final = {INDEX: 48, CHECKPOINT: 104}
+DERIVED: Final = b"kimberlite/derived/1".ljust(32, b"\0")
+MAC: Final = 32
+#: Records taken at a time.
+PIECE: Final = 4096
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Missing:
+    """Positions, half open, that are not there; the last may be of nobody knows how many."""
+
+    first: int
+    end: int
+    why: str
+
+
+@dataclass
+class Jump:
+    """Offsets of a stream, half open, that are not there: they were at positions from `after` to `before`."""
+
+    stream: str
+    first: int
+    end: int
+    after: int
+    before: int
+
+
+@dataclass
+class Guessed:
+    """Positions, half open, of records whose time nothing says: they got the one before."""
+
+    first: int
+    end: int
+    not_before: int
+    not_after: int | None
+
+
+@dataclass
+class Report:
+    """What was found, and what was not. Positions are those of the damaged log."""
+
+    database: str
+    #: Records of streams that are whole, and how many of them could be opened.
+    records: int = 0
+    copied: int = 0
+    streams: int = 0
+    #: The last group that is left, and the last that is known to have been durable.
+    last_group: int = 0
+    durable_group: int = 0
+    missing: list[Missing] = field(default_factory=list)
+    jumps: list[Jump] = field(default_factory=list)
+    times: list[Guessed] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        return not self.lost() and self.last_group >= self.durable_group
+
+    def lost(self) -> list[tuple[int, int]]:
+        return [(each.first, each.end) for each in self.missing if each.why not in (DROPPED, ERASED)]
+
+    def shown(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self) | {"complete": self.complete}
+
+
+DROPPED: Final = "it was dropped by a rule of retention"
+NO_KEY: Final = "it is whole, and there is no key that opens it"
+ERASED: Final = "it was erased"
+DAMAGED: Final = "no sound record of it is left"
+DOUBTFUL: Final = "different records of it are left, and nothing says which of them is the log's"
+BEHIND: Final = "it was durable, and nothing of it is left"
+
+
+class Finder:
+    """Puts together what is left of a log, and gives its records in their order."""
+
+    def __init__(self, backend: Backend, master: bytes | None, progress: Progress | None = None) -> None:
+        self.remains = Remains(backend)
+        self.origin = find_origin(self.remains, master=master is not None)
+        self.keys = find_keys(self.remains, self.origin, master)
+        origin, self._progress = self.origin, progress
+        self._native = _native.Salvage(
+            origin.database_id, origin.hash, quantum=origin.quantum, tagged=origin.tagged, group_key=self.keys.group
+        )
+        self.report = Report(origin.database_id.hex(), notes=self.remains.notes)
+        self.incarnation = 0
+        self._open: list[File] = []
+        self._scan()
+        self._take_marks()
+        self._take_derived()
+        for (stream, declaration), key in self.keys.streams.items():
+            self._native.adopt(stream, declaration, key)
+        self._native.settle(self.keys.of)
+        self.incarnation = max(self.incarnation, self._native.incarnation)
+        self.names = named(self._native.streams)
+
+    @property
+    def dropped(self) -> int:
+        """Positions below this were dropped by a rule."""
+        return self._native.dropped[0]
+
+    @property
+    def erased(self) -> set[int]:
+        """Streams that nobody may read any more."""
+        return set(self._native.erased)
+
+    def close(self) -> None:
+        while self._open:
+            self._open.pop().close()
+
+    def _scan(self) -> None:
+        salts = [head[at : at + 32] for kind, at in SALT_AT.items() for _, head in self.remains.of(kind)]
+        salts = [salt for salt in salts if len(salt) == 32]
+        segments = self.remains.of(SEGMENTS)
+        for done, (name, _) in enumerate(segments):
+            if self._progress is not None:
+                self._progress(done, 2 * len(segments))
+            file = self._keep(name)
+            number, _, foreign = self._native.scan(file, salts)
+            if foreign:
+                self.report.notes.append(f"{name}: it is of another database")
+            elif number is None:
+                self.report.notes.append(f"{name}: its header is damaged")
+            elif name != segment_name(number):
+                self.report.notes.append(f"{name}: it is segment {number}")
+
+    def _keep(self, name: str) -> File:
+        file = self.remains.backend.open(name, "r")
+        self._open.append(file)
+        return file
+
+    def _take_marks(self) -> None:
+        for _, data in self.remains.whole(MARKS):
+            for block in (0, BLOCK):
+                mark = marking.decode_mark(data[block : block + BLOCK], self.origin.database_id, self.origin.hash)
+                if mark is not None:
+                    self.incarnation = max(self.incarnation, mark.incarnation)
+                    self._durable(mark.group, mark.chain)
+
+    def _durable(self, group: int, chain: bytes) -> None:
+        if group > 0:
+            self.report.durable_group = max(self.report.durable_group, group)
+            self._native.durable(chain)
+
+    def _take_derived(self) -> None:
+        """What has a right MAC says what it says; leaves prove themselves."""
+        for name, _ in self.remains.of(HASHES)[:1]:
+            self._native.set_hashes(self._keep(name))
+        if self.keys.receipt is None:
+            return
+        for _, data in self.remains.whole(INDEX):
+            if self._is_right(data):
+                self._native.indexed(data[:-MAC])
+        for _, data in self.remains.whole(CHECKPOINT):
+            self._take_checkpoint(data, self.keys.receipt)
+
+    def _take_checkpoint(self, data: bytes, receipt_key: bytes) -> None:
+        """Of a log as it was then there are its last group and its streams."""
+        origin = self.origin
+        log = _native.Log(
+            origin.database_id,
+            origin.hash,
+            quantum=origin.quantum,
+            tagged=origin.tagged,
+            group_key=self.keys.group,
+            receipt_key=receipt_key,
+            level=None,
+            cache_bytes=0,
+        )
+        if log.resume(data) is None:
+            return
+        with contextlib.suppress(ValueError):
+            log.restore(data, self.keys.of)
+            self._durable(*log.durable_group())
+            for payload in log.declarations:
+                self._native.declared(payload, self.keys.of)
+            for stream, *_ in log.erasures:
+                self._native.erase(stream)
+
+    def _is_right(self, data: bytes) -> bool:
+        assert self.keys.receipt is not None
+        right = _native.blake3(DERIVED + data[:-MAC], self.keys.receipt) == data[-MAC:]
+        return right and data[8:24] == self.origin.database_id
+
+    def records(self) -> Iterator[tuple[str, int, int, _native.Batch]]:
+        """Stream, offset, time and records, in the order of the log; the report is about those that were taken."""
+        report, latest = self.report, 0
+        position, firsts = self._native.dropped
+        if position > 0:
+            report.missing.append(Missing(0, position, DROPPED))
+        ends = {stream: (offset, position) for stream, offset in enumerate(firsts, 1)}
+        copied, erased = set(), self.erased
+        for first, count, stream, offset, timestamp, batch in self._each():
+            if first > position:
+                self._miss(position, first)
+            position = first + count
+            if timestamp is None:
+                self._guess(first, position, latest)
+            elif report.times and report.times[-1].not_after is None:
+                report.times[-1].not_after = timestamp
+            latest = max(latest, timestamp or 0)
+            if stream == 0:
+                continue
+            report.records += count
+            name = self.names.setdefault(stream, f"unnamed/{stream}")
+            end, after = ends.get(stream, (0, 0))
+            if batch is None or offset < end:
+                why = DOUBTFUL if batch is not None else ERASED if stream in erased else NO_KEY
+                report.missing.append(Missing(first, position, why))
+                continue
+            if offset > end:
+                report.jumps.append(Jump(name, end, offset, after, first))
+            ends[stream] = (offset + count, position)
+            report.copied += count
+            copied.add(stream)
+            yield name, offset, latest, batch
+        report.streams = len(copied)
+        report.last_group, end = self._native.end
+        end = max([end, *(stop for _, stop in self._native.doubtful)])
+        if end > position:
+            self._miss(position, end)
+        if report.last_group < report.durable_group:
+            report.missing.append(Missing(max(position, end), max(position, end), BEHIND))
+        report.missing.sort(key=lambda each: (each.first, each.end))
+
+    def _guess(self, first: int, end: int, time: int) -> None:
+        times = self.report.times
+        if times and times[-1].not_after is None:
+            times[-1].end = end
+        else:
+            times.append(Guessed(first, end, time, None))
+
+    def behind(self, position: int) -> tuple[int, int, int]:
+        """How many records of streams are left from a position on, the last group that is, and where it ends."""
+        count = 0
+        for first, records, stream, _, _, batch in self._each():
+            if stream > 0 and batch is not None:
+                count += max(0, first + records - max(first, position))
+        return count, *self._native.end
+
+    def _miss(self, first: int, end: int) -> None:
+        doubtful = any(start < end and first < stop for start, stop in self._native.doubtful)
+        self.report.missing.append(Missing(first, end, DOUBTFUL if doubtful else DAMAGED))
+
+    def _each(self) -> Iterator[tuple[int, int, int, int, int | None, _native.Batch | None]]:
+        while found := self._native.next(PIECE):
+            if self._progress is not None:
+                done, total = self._native.progress
+                self._progress(total + done, 2 * total)
+            yield from found
+
+
+def named(streams: Iterable[tuple[int, str | None]]) -> dict[int, str]:
+    """What streams are called that nothing has a name of: not as another one is."""
+    names = {number: name for number, name in streams if name is not None}
+    for number, name in streams:
+        if name is None:
+            names[number] = f"unnamed/{number}"
+            while list(names.values()).count(names[number]) > 1:
+                names[number] += "'"
+    return names
