@@ -12,7 +12,7 @@ from kimberlite import _native
 from kimberlite.client.appends import Appends, request_ids
 from kimberlite.client.link import Link, connect
 from kimberlite.client.reading import PAUSE, Incoming
-from kimberlite.errors import Closed, FrameTooLarge, Invalid, KimberliteError, ProtocolError, Unavailable
+from kimberlite.errors import Closed, FrameTooLarge, Invalid, KimberliteError, ProtocolError, RolledBack, Unavailable
 from kimberlite.records import Receipt
 from kimberlite.wire.messages import NOBODY, VERSION, Hello, Kind, unpack_error, welcome
 
@@ -24,7 +24,7 @@ QUIET: Final = 15.0
 #: Connections in a row that end by what was sent over them, after which whoever waits is told.
 MOST_FAULTS: Final = 3
 #: What a server says to a client that it will not have, now or later.
-FOR_GOOD: Final = (Invalid,)
+FOR_GOOD: Final = (Invalid, RolledBack)
 
 
 class Connection:

@@ -429,7 +429,7 @@ class Committer:
 
     def _write_mark(self, *, clean: bool, done: Callable[[], None] = lambda: None) -> None:
         group, chain = self.log.durable_group()
-        self._mark = Mark(self._mark.counter + 1, self._mark.incarnation, clean, group, chain)
+        self._mark = Mark(self._mark.counter + 1, self.log.incarnation, clean, group, chain)
         buffer = self._buffer(BLOCK)
         view = memoryview(buffer)[:BLOCK]
         view[:] = encode_mark(self._mark, self.database_id, self.identity_hash)

@@ -19,8 +19,11 @@ SEGMENTS: Final = "segments"
 INDEX: Final = "index"
 PREPARE: Final = "prepare"
 QUARANTINE: Final = "quarantine"
+REPAIR: Final = "repair"
 
-FILES: Final = frozenset((IDENTITY, MARKS, *VAULTS, RECEIPT_KEY, RESERVE, HASHES, CHECKPOINT, PRODUCERS, CLOCK, PAST))
+FILES: Final = frozenset(
+    (IDENTITY, MARKS, *VAULTS, RECEIPT_KEY, RESERVE, HASHES, CHECKPOINT, PRODUCERS, CLOCK, PAST, REPAIR)
+)
 #: What the files in each directory are called.
 DIRECTORIES: Final = {
     SEGMENTS: re.compile(r"[0-9]{20}\.seg"),
@@ -49,6 +52,11 @@ def prepared_name(number: int) -> str:
 def packed_name(number: int) -> str:
     """While it is being packed."""
     return f"{PREPARE}/{number:020}.pack"
+
+
+def quarantine_name(number: int, place: int, when: int) -> str:
+    """What was a segment from this byte on."""
+    return f"{QUARANTINE}/{number:020}-{place}-{when}.tail"
 
 
 def index_name(number: int) -> str:

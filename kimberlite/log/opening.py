@@ -43,6 +43,7 @@ from kimberlite.log.names import (
     SEGMENTS,
     VAULTS,
     prepared_name,
+    quarantine_name,
     segment_name,
 )
 from kimberlite.log.options import Options
@@ -182,9 +183,10 @@ class Opener:
         *,
         read_only: bool,
         anchor: Receipt | None,
+        repairing: bool = False,
     ) -> None:
         self.backend, self.master, self.options, self.injected = backend, master, options, injected
-        self.read_only, self.anchor = read_only, anchor
+        self.read_only, self.anchor, self.repairing = read_only, anchor, repairing
         self.notes: list[str] = []
 
     async def open(self, *, create: bool, origin: str | None, or_read: bool) -> Log:
@@ -239,7 +241,7 @@ class Opener:
         if lost:
             keys.receipt = self.injected.random(32)
         marks_file = self._lock_marks()
-        marks = load_marks(self.backend, identity)
+        marks = load_marks(self.backend, identity, repairing=self.repairing)
         self.notes += [f"marks: block {block} is damaged; the other one is sound" for block in marks.damaged]
         log = new_log(identity, keys, self.options, self.injected.seed)
         derived = Derived(self.backend, log, identity.database_id)
@@ -291,7 +293,8 @@ class Opener:
     def _settle(self, log: _native.Log, newest: Mark, end: Ended, identity: Identity, file: File) -> Mark:
         """What was found is what is durable from now on: a mark says so before anybody reads it."""
         group, chain = log.durable_group()
-        mark = Mark(newest.counter + 1, newest.incarnation, False, group, chain)
+        log.raise_incarnation(newest.incarnation)
+        mark = Mark(newest.counter + 1, log.incarnation, False, group, chain)
         # A killed writer's last one may be only with the kernel, also of a clean close: both could be lost together.
         file.sync()
         file.write(mark.counter % 2 * BLOCK, encode_mark(mark, identity.database_id, identity.hash))
@@ -304,7 +307,7 @@ class Opener:
         """A torn tail nobody was promised is kept elsewhere, synced, before it is cut off."""
         assert end.file is not None
         when = self.injected.clock()
-        while self.backend.exists(name := f"{QUARANTINE}/{number:020}-{end.place}-{when}.tail"):
+        while self.backend.exists(name := quarantine_name(number, end.place, when)):
             # An earlier start was cut off here, and the clock has not moved since.
             when += 1
         copy = self.backend.open(name, "x")

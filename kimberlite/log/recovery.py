@@ -23,6 +23,7 @@ from kimberlite.log.names import (
     IDENTITY,
     MARKS,
     RECEIPT_KEY,
+    REPAIR,
     SEGMENTS,
     VAULTS,
     index_name,
@@ -161,7 +162,9 @@ def load_vault(backend: Backend, identity: Identity, master: bytes, random: Call
     return Vault.load(copies[0], copies[1], identity.database_id, identity.hash, master, random)
 
 
-def load_marks(backend: Backend, identity: Identity) -> Marks:
+def load_marks(backend: Backend, identity: Identity, *, repairing: bool = False) -> Marks:
+    if not repairing and backend.exists(REPAIR):
+        raise Corrupt("a repair was begun, and is not over: run it again", file=REPAIR)
     data = read_small(backend, MARKS, 2 * BLOCK)
     if data is None:
         raise Corrupt("it is missing", file=MARKS)
@@ -234,6 +237,8 @@ class Loader:
         #: A group that a checkpoint says was durable: it may be shown, and its absence is for others to judge.
         self.promised = 0
         self.segments: list[_native.Segment] = []
+        #: Where the sound groups end: segment, place, and whether that is the segment's own end. None without any.
+        self.reached: tuple[int, int, bool] | None = None
         #: The segment that a checkpoint ends in, when it is open already.
         self._resumed: Opened | None = None
         #: Called after each piece that was replayed; and the bytes of those pieces.
@@ -242,7 +247,7 @@ class Loader:
 
     def run(self) -> Ended:
         """Replays from the beginning or, after `resume`, from there."""
-        numbers = segment_numbers(self.backend)
+        numbers = self.numbers()
         end = Ended(None, None, BLOCK, True, None)
         resumed, self._resumed = self._resumed, None
         if resumed is None and numbers and numbers[0] > 0:
@@ -278,6 +283,9 @@ class Loader:
         if newest.group == durable and newest.chain != chain:
             raise Corrupt("the watermark names another chain hash", file=MARKS, group=durable)
         return end
+
+    def numbers(self) -> list[int]:
+        return segment_numbers(self.backend)
 
     def _begin(self, numbers: list[int]) -> list[int]:
         """Makes the log what it was where the segments begin that were kept, by the first record that says so; which
@@ -370,6 +378,8 @@ class Loader:
         name = segment_name(segment.number)
         with Ahead(scan, place, CHUNK) as ahead:
             place, stop, what = self._replay_all(segment, ahead, place, limit)
+            if place > BLOCK:
+                self.reached = (segment.number, place, stop == "closed")
             if ahead.unreadable is not None:
                 # A disk that reads nothing at all is away, and not damaged.
                 self._read_block(scan, name, 0)

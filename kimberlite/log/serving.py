@@ -219,6 +219,11 @@ class Serving:
         return self._log._native.durable_group()[0]
 
     @property
+    def incarnation(self) -> int:
+        """Of what is sealed."""
+        return self._log._native.incarnation
+
+    @property
     def position(self) -> int:
         """What is below it is durable."""
         return self._log.durable_position

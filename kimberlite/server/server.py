@@ -33,7 +33,8 @@ class Server:
     """Serves one log, which is opened and closed by whoever made it.
 
     * It listens until `drain`, which takes nothing more and returns when all that was accepted is answered.
-    * A client's receipt that is sound and ahead of the log ends all appending: the log was rolled back.
+    * A client's receipt that is sound and ahead of the log ends all appending: the log was rolled back. One of an
+      earlier incarnation only ends that client's: somebody has repaired the log, and accepted the loss.
     """
 
     def __init__(
@@ -143,6 +144,9 @@ class Server:
         try:
             self.serving.check_anchor(anchor)
         except RolledBack as error:
+            if anchor.incarnation < self.serving.incarnation:
+                # What it was given then was given up by whoever repaired the log: it is told so, and nobody else.
+                raise RolledBack(f"a repair has given up what this receipt stands for: {error}") from None
             LOG.critical("a client has a receipt that the log does not reach: %s", error)
             self._rolled_back = RolledBack(f"nothing is appended any more: {error}")
             self.serving.forbid(self._rolled_back)

@@ -392,6 +392,10 @@ def create_directory(path: str | os.PathLike[str]) -> None:
         os.mkdir(path, 0o700)
     except FileExistsError:
         return
+    _sync_parent(path)
+
+
+def _sync_parent(path: str | os.PathLike[str]) -> None:
     parent = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(parent)

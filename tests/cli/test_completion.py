@@ -171,7 +171,7 @@ def output(shell: str, *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("r", ["read", "retain"]),
+        ("r", ["read", "retain", "repair"]),
         ("append t s --sync ", POLICIES),
         ("append t s --sync = ", POLICIES),
         ("append t s --sync =", POLICIES),

@@ -97,7 +97,7 @@ def test_json_of_an_error_on_a_terminal_is_ascii(path: Path) -> None:
     assert HOSTILE in json.loads(shown)["message"]
 
 
-@pytest.mark.parametrize("name", ["inspect", "serve"])
+@pytest.mark.parametrize("name", ["inspect", "serve", "repair"])
 def test_what_is_done_in_a_directory_refuses_a_url(call: Call, name: str) -> None:
     outcome = call(name, "kimberlite://host:1")
     assert outcome.status == 64

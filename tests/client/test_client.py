@@ -31,6 +31,7 @@ from kimberlite import (
     _native,
 )
 from kimberlite.client.client import Client
+from kimberlite.log.repair import repair_directory
 from kimberlite.server.limits import Limits
 from kimberlite.wire.messages import Kind
 from tests.client.proxies import cutting, proxied
@@ -195,6 +196,42 @@ async def test_a_copy_of_an_hour_ago_in_the_place_of_the_log_is_noticed_by_a_cli
             async with kimberlite.connect(f"kimberlite://127.0.0.1:{old.port}") as other:
                 with pytest.raises(RolledBack):
                     await other.append("s", b"4")
+
+
+async def test_what_a_repair_gave_up_ends_only_the_client_that_has_a_receipt_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "db"
+    async with served(path) as there:
+        kept = await there.log.append("s", b"1")
+    old = shutil.copytree(path, tmp_path / "old")
+    async with served(old) as there, proxied(there.port) as proxy:
+        url = f"kimberlite://127.0.0.1:{proxy.port}"
+        async with kimberlite.connect(url) as db:
+            lost = await db.append("s", b"2")
+            # A watermark comes when it is idle; then the last group is damaged, and a daemon serves what was repaired.
+            await asyncio.sleep(0.2)
+            files = sorted((old / "segments").iterdir())
+            data = files[-1].read_bytes()
+            assert b"KIMBGRP1" in data
+            shutil.copytree(old, tmp_path / "broken")
+            name = tmp_path / "broken" / "segments" / files[-1].name
+            name.write_bytes(data[: (place := data.rindex(b"KIMBGRP1"))] + bytes(100) + data[place + 100 :])
+            loss = await repair_directory(tmp_path / "broken", lambda _loss: True)
+            assert loss is not None
+            assert loss.plan.position == kept.tree_size
+            async with served(tmp_path / "broken") as repaired:
+                proxy.target = repaired.port
+                proxy.cut()
+                with pytest.raises((RolledBack, Unavailable, UnknownOutcome), match="given up"):
+                    await db.append("s", b"3")
+                with pytest.raises(RolledBack, match="given up"):
+                    await db.append("s", b"3")
+                url = f"kimberlite://127.0.0.1:{repaired.port}"
+                with pytest.raises(RolledBack, match="given up"):
+                    await kimberlite.connect(url, anchor=lost)
+                for anchor in (None, kept):
+                    async with kimberlite.connect(url, anchor=anchor) as other:
+                        receipt = await other.append("s", b"4")
+                        assert (receipt.incarnation, receipt.first_offset > 0) == (1, True)
 
 
 async def test_a_receipt_of_a_stream_that_never_was_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from .hashes import blake, domain, key_id, sha256, wrapping_key, xaes_open, xaes
 
 SLOT = 256
 OTHER_NAMES = re.compile(
-    r"identity|marks|vault\.[01]|receipt\.key|reserve|hashes|checkpoint|producers|clock|past"
+    r"identity|marks|vault\.[01]|receipt\.key|reserve|hashes|checkpoint|producers|clock|past|repair"
     r"|segments/\d{20}\.seg|index/\d{20}\.idx|prepare/.+|quarantine/\d+-\d+-\d+\.tail"
 )
 

@@ -189,10 +189,27 @@ class Gap:
     reason: str
 
 
-System = Declaration | Many | Piece | Erased | Confirmed | Gap
+@dataclass(frozen=True)
+class Repaired:
+    """What was given up: ranges of positions, of this log or of the one that it was salvaged from."""
+
+    salvaged: bool
+    database: bytes
+    when: int
+    before: int
+    after: int
+    kept: int
+    lost: tuple[tuple[int, int], ...]
+
+
+System = Declaration | Many | Piece | Erased | Confirmed | Gap | Repaired
 
 
 def encode_system(system: System) -> bytes:
+    if isinstance(system, Repaired):
+        front = u16(7) + u8(system.salvaged) + system.database + u64(system.when) + u32(system.before)
+        lost = b"".join(u64(start) + u64(end) for start, end in system.lost)
+        return front + u32(system.after) + u64(system.kept) + u32(len(system.lost)) + lost
     if isinstance(system, Piece):
         return u16(3) + u32(system.number) + u32(system.pieces) + system.whole + system.data
     if isinstance(system, Erased | Confirmed):
@@ -220,8 +237,10 @@ def decode_system(record: Record, where: str) -> System:
     require(bare, where, "a system record with a key, headers or an event time")
     cursor = Cursor(record.payload, where)
     kind = cursor.number(2, "kind")
-    if kind == 1:
-        system: System = _declaration(cursor)
+    if kind == 7:
+        system: System = _repaired(cursor)
+    elif kind == 1:
+        system = _declaration(cursor)
     elif kind == 2:
         system = _many(cursor)
     elif kind == 3:
@@ -268,3 +287,13 @@ def _piece(cursor: Cursor) -> Piece:
     number, pieces, whole = cursor.number(4, "piece"), cursor.number(4, "pieces"), cursor.take(32, "hash")
     require(number < pieces, cursor.where, f"piece {number} of {pieces}")
     return Piece(number, pieces, whole, cursor.take(len(cursor.data) - cursor.place, "piece"))
+
+
+def _repaired(cursor: Cursor) -> Repaired:
+    salvaged, database = cursor.number(1, "salvaged"), cursor.take(16, "database")
+    require(salvaged <= 1, cursor.where, f"salvaged {salvaged}")
+    when, before, after = (cursor.number(size, "repair") for size in (8, 4, 4))
+    kept, count = cursor.number(8, "records that were kept"), cursor.number(4, "ranges")
+    require(count * 16 == len(cursor.data) - cursor.place, cursor.where, f"{count} ranges")
+    lost = tuple((cursor.number(8, "range"), cursor.number(8, "range")) for _ in range(count))
+    return Repaired(bool(salvaged), database, when, before, after, kept, lost)

@@ -37,6 +37,7 @@ from .records import (
     Part,
     Producer,
     Record,
+    Repaired,
     decode_plaintext,
     decode_record,
     decode_system,
@@ -154,6 +155,16 @@ def test_append_to_several_in_literal_bytes() -> None:
     said = Many(bytes(16), 1, bytes([255]) * 16, (Part(2, 3, 4),))
     literal = bytes.fromhex(
         "0200" + "00" * 16 + "0100000000000000" + "ff" * 16 + "01000000 02000000 0300000000000000 04000000"
+    )
+    assert encode_system(said) == literal
+    assert decode_system(Record(literal), "literal") == said
+
+
+def test_what_was_given_up_in_literal_bytes() -> None:
+    said = Repaired(True, bytes(16), 1, 2, 3, 4, ((5, 6), (7, 7)))
+    literal = bytes.fromhex(
+        "0700 01" + "00" * 16 + "0100000000000000 02000000 03000000 0400000000000000 02000000"
+        "0500000000000000 0600000000000000 0700000000000000 0700000000000000"
     )
     assert encode_system(said) == literal
     assert decode_system(Record(literal), "literal") == said

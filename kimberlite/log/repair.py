@@ -1,0 +1,349 @@
+"""`kimberlite repair`: a database that is refused as damaged can be written again, without what is behind the damage.
+
+    repair: what is to be done → fsync
+    → segments behind it to quarantine/ → the end of the damaged one, too → fsync
+    → no checkpoint → marks with a raised incarnation → fsync
+    → opened as ever → a record that says what was given up → durable → repair unlinked
+
+What is to be done is durable before any of it is, and no start is permitted until all of it is: done again after a
+crash, it comes to the same. Nothing is deleted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import closing
+from struct import Struct, error
+from typing import Final, NamedTuple, Self
+
+from kimberlite import _native
+from kimberlite.crypto.master import load_master
+from kimberlite.errors import Busy, Corrupt, Invalid
+from kimberlite.log.creation import check_kinds, read_small, replace, write_small
+from kimberlite.log.identity import Identity
+from kimberlite.log.log import Log
+from kimberlite.log.marks import Mark, Marks, encode_mark
+from kimberlite.log.names import (
+    CHECKPOINT,
+    INDEX,
+    MARKS,
+    QUARANTINE,
+    REPAIR,
+    SEGMENTS,
+    index_name,
+    quarantine_name,
+    segment_name,
+    segment_number,
+)
+from kimberlite.log.opening import Injected, Opener, checked_path
+from kimberlite.log.options import Options
+from kimberlite.log.recovery import Keys, Loader, load_identity, load_keys, load_marks, new_log
+from kimberlite.log.refusals import UNFIT_TO_WRITE, translate
+from kimberlite.log.salvage import Finder
+from kimberlite.log.system import say
+from kimberlite.storage import BLOCK, Backend, File, open_backend
+from kimberlite.storage.backend import read_around
+
+MAGIC: Final = b"KIMBRPR1"
+#: Magic, database id, and a `Plan`.
+LAYOUT: Final = Struct("<8s16sQQQ32sQ32sQIIQQ")
+CHECK: Final = 8
+#: Where a segment's header has it.
+SALT: Final = slice(88, 120)
+#: Copied at a time.
+PIECE: Final = 1 << 20
+
+
+class Plan(NamedTuple):
+    """What is kept: up to a group, which ends at `place` of `segment`; and what the log is to say of the rest."""
+
+    segment: int
+    place: int
+    closed: int
+    #: Of the segment's file: another one is what was made of it.
+    salt: bytes
+    group: int
+    chain: bytes
+    when: int
+    before: int
+    after: int
+    #: Positions: records that are kept, and where those that are given up ended, as far as anybody knows.
+    position: int
+    end: int
+
+    def encode(self, identity: Identity) -> bytes:
+        data = LAYOUT.pack(MAGIC, identity.database_id, *self)
+        return data + _native.blake3(data, identity.hash)[:CHECK]
+
+    @classmethod
+    def decode(cls, data: bytes, identity: Identity) -> Self:
+        try:
+            magic, database, *fields = LAYOUT.unpack(data[:-CHECK])
+        except error:
+            magic = b""
+        sound = magic == MAGIC and _native.blake3(data[:-CHECK], identity.hash)[:CHECK] == data[-CHECK:]
+        if not sound or database != identity.database_id:
+            raise Corrupt("it is damaged: salvage what is left", file=REPAIR)
+        return cls(*fields)
+
+    def payload(self, database_id: bytes) -> bytes:
+        """Of the record that the log goes on with."""
+        return _native.encode_repair(
+            database_id,
+            salvaged=False,
+            when=self.when,
+            before=self.before,
+            after=self.after,
+            kept=self.position,
+            lost=[(self.position, self.end)],
+        )
+
+
+class Loss(NamedTuple):
+    """What a repair gives up, for whoever has to agree to it."""
+
+    plan: Plan
+    #: What is wrong.
+    why: str
+    #: Groups behind the last that is kept that are known to have been durable; records of streams among those behind it
+    #: that a salvage would still save; and segments that go to quarantine.
+    groups: int
+    records: int
+    files: list[str]
+
+
+def look(
+    backend: Backend, master: bytes | None, clock: Callable[[], int], random: Callable[[int], bytes]
+) -> Loss | None:
+    """What a repair would do, or goes on with; None if nothing is wrong. Nothing is changed."""
+    identity, keys = enter(backend, master, random)
+    begun = read_small(backend, REPAIR)
+    if begun is not None:
+        plan = Plan.decode(begun, identity)
+        return Loss(plan, "a repair was begun, and is not over", 0, 0, behind(backend, plan))
+    notes: list[str] = []
+    try:
+        marks = load_marks(backend, identity)
+    except Corrupt as lost:
+        notes.append(str(lost))
+        marks = Marks(Mark(1, 0, False, 0, identity.hash), (0, 1))
+    log = new_log(identity, keys, Options(), None)
+    loader, damage = replayed(Loader, backend, identity, keys, marks, log)
+    if loader.reached is None and damage is not None:
+        log = new_log(identity, keys, Options(), None)
+        loader, _ = replayed(Front, backend, identity, keys, marks, log)
+    notes += [str(damage)] if damage is not None else ahead(backend, log)
+    if not notes:
+        return None
+    nothing = Corrupt(f"nothing in front of the damage can be kept; salvage what is left: {notes[0]}", file=SEGMENTS)
+    if loader.reached is None or log.is_beginning:
+        raise nothing
+    segment, place, closed = loader.reached
+    group, position, _ = log.sealed()
+    finder = Finder(backend, master)
+    try:
+        records, last, upto = finder.behind(position)
+        if finder.dropped > position:
+            # It is what a rule of retention has dropped.
+            raise nothing
+        if finder.erased - {number for number, *_ in log.erasures} or keys.lost(log):
+            what = "an erasure is behind the damage, and must not be given up; salvage what is left"
+            raise Corrupt(f"{what}: {notes[0]}", file=segment_name(segment))
+    finally:
+        finder.close()
+    before = max(marks.newest.incarnation, log.incarnation, finder.incarnation)
+    chain, when = log.durable_group()[1], clock()
+    salt = salt_of(backend, segment)
+    end = max(position, upto)
+    plan = Plan(segment, place, closed, salt, group - 1, chain, when, before, before + 1, position, end)
+    last = max(last, loader.watermark, finder.report.durable_group)
+    return Loss(plan, "; ".join(notes), max(0, last - group + 1), records, behind(backend, plan))
+
+
+def enter(backend: Backend, master: bytes | None, random: Callable[[int], bytes]) -> tuple[Identity, Keys]:
+    try:
+        backend.lock_directory()
+    except BlockingIOError:
+        raise Busy("a writer has the database open") from None
+    check_kinds(backend)
+    identity = load_identity(backend)
+    if identity is None:
+        raise Invalid("there is no database here")
+    return identity, load_keys(backend, identity, master, random, read_only=False)
+
+
+class Front(Loader):
+    """Follows the segments in front of one that is missing."""
+
+    def numbers(self) -> list[int]:
+        numbers = all_numbers(self.backend)
+        return [number for i, number in enumerate(numbers) if number == numbers[0] + i]
+
+
+def replayed(
+    kind: type[Loader], backend: Backend, identity: Identity, keys: Keys, marks: Marks, log: _native.Log
+) -> tuple[Loader, Corrupt | None]:
+    loader = kind(backend, identity, keys, marks, log, write=True)
+    try:
+        loader.run()
+    except Corrupt as damage:
+        return loader, damage
+    return loader, None
+
+
+def all_numbers(backend: Backend) -> list[int]:
+    found = (segment_number(name) for name in backend.list(SEGMENTS))
+    return sorted(number for number in found if number is not None)
+
+
+def ahead(backend: Backend, log: _native.Log) -> list[str]:
+    """What a checkpoint has seen of the log and is not there."""
+    data = read_small(backend, CHECKPOINT)
+    resume = None if data is None else log.resume(data)
+    group = log.sealed()[0] - 1
+    if resume is None or resume.group <= group:
+        return []
+    return [f"the log ends at group {group}, and there is a checkpoint of group {resume.group}"]
+
+
+def behind(backend: Backend, plan: Plan) -> list[str]:
+    return [segment_name(number) for number in all_numbers(backend) if number > plan.segment]
+
+
+def begin(backend: Backend, identity: Identity, plan: Plan) -> None:
+    """From here on nobody opens it until the repair is over."""
+    backend.mkdir(QUARANTINE)
+    write_small(backend, REPAIR, plan.encode(identity))
+
+
+def cut(backend: Backend, identity: Identity, keys: Keys, plan: Plan, random: Callable[[int], bytes]) -> None:
+    """Everything up to the marks, which say that it is done."""
+    try:
+        marks = load_marks(backend, identity, repairing=True)
+    except Corrupt:
+        marks = Marks(Mark(1, 0, False, 0, identity.hash), (0, 1))
+    if marks.newest.incarnation >= plan.after:
+        return
+    for name in reversed(behind(backend, plan)):
+        number = int(name[-24:-4])
+        backend.rename(name, quarantine_name(number, 0, plan.when))
+        discard(backend, index_name(number))
+    backend.sync_directory(QUARANTINE)
+    backend.sync_directory(SEGMENTS)
+    cut_segment(backend, identity, keys, plan, random)
+    discard(backend, index_name(plan.segment))
+    backend.sync_directory(INDEX)
+    discard(backend, CHECKPOINT)
+    backend.sync_directory()
+    counter = marks.newest.counter + 1
+    blocks = [Mark(counter + i, plan.after, False, plan.group, plan.chain) for i in (0, 1)]
+    blocks.sort(key=lambda mark: mark.counter % 2)
+    write_small(backend, MARKS, b"".join(encode_mark(mark, identity.database_id, identity.hash) for mark in blocks))
+
+
+def discard(backend: Backend, name: str) -> None:
+    if backend.exists(name):
+        backend.unlink(name)
+
+
+def cut_segment(backend: Backend, identity: Identity, keys: Keys, plan: Plan, random: Callable[[int], bytes]) -> None:
+    name, kept = segment_name(plan.segment), quarantine_name(plan.segment, plan.place, plan.when)
+    file = backend.open(name, "w")
+    try:
+        header = read_around(file, 0, BLOCK)
+        if header[SALT] != plan.salt:
+            return
+        if not backend.exists(kept):
+            replace(backend, kept, lambda target: copy(file, target, plan.place))
+        if plan.closed or not is_packed(header):
+            if file.size() > plan.place:
+                file.truncate(plan.place)
+            file.sync()
+            return
+        log = new_log(identity, keys, Options(), None)
+        replace(backend, name, lambda target: unpack(log.unpacking(header, random(32)), file, target, plan.place))
+    finally:
+        file.close()
+
+
+def salt_of(backend: Backend, segment: int) -> bytes:
+    file = backend.open(segment_name(segment), "r")
+    try:
+        return read_around(file, 0, BLOCK)[SALT]
+    finally:
+        file.close()
+
+
+def is_packed(header: bytes) -> bool:
+    return header[10:12] == b"\1\0"
+
+
+def copy(source: File, target: File, start: int) -> None:
+    for place in range(start, source.size(), PIECE):
+        target.write(place - start, read_around(source, place, PIECE))
+
+
+def unpack(packing: _native.Packing, source: File, target: File, upto: int) -> None:
+    """The groups of a packed segment that are kept, with room for those that are to follow them."""
+    place, end, data, stop = BLOCK, BLOCK, b"", "more"
+    while stop == "more" and place + len(data) < upto:
+        data += read_around(source, place + len(data), min(PIECE, upto - place - len(data)))
+        out, (after, stop, _, what) = packing.take(place, data)
+        if stop == "bad":
+            raise Corrupt(what, file=source.name, place=after)
+        target.write(end, out)
+        end += len(out)
+        place, data = after, data[after - place :]
+    target.write(0, packing.header)
+    target.truncate(-(-end // BLOCK) * BLOCK)
+
+
+async def finish(backend: Backend, master: bytes | None, plan: Plan, options: Options, injected: Injected) -> None:
+    """Opens it as ever, and lets the log say what was given up."""
+    opener = Opener(backend, master, options, injected, read_only=False, anchor=None, repairing=True)
+    async with await opener.open(create=False, origin=None, or_read=False) as log:
+        payload = plan.payload(bytes.fromhex((await log.info())["database_id"]))
+        if not await said(log, plan.position, payload):
+            await say(log, payload)
+        backend.unlink(REPAIR)
+        backend.sync_directory()
+
+
+async def said(log: Log, position: int, payload: bytes) -> bool:
+    """Whether the first record behind what was kept is this one."""
+    return log._native.durable > position and (await log.get(position)).payload == payload
+
+
+async def repair(
+    backend_of: Callable[[], Backend],
+    master: bytes | None,
+    agree: Callable[[Loss], bool],
+    options: Options,
+    injected: Injected,
+) -> Loss | None:
+    """What was wrong; None if nothing is. It is repaired if whoever is asked agrees."""
+    with closing(backend_of()) as backend:
+        loss = look(backend, master, injected.clock, injected.random)
+    if loss is None or not agree(loss):
+        return loss
+    with closing(backend_of()) as backend:
+        identity, keys = enter(backend, master, injected.random)
+        begin(backend, identity, loss.plan)
+        cut(backend, identity, keys, loss.plan, injected.random)
+    with closing(backend_of()) as backend:
+        await finish(backend, master, loss.plan, options, injected)
+    return loss
+
+
+async def repair_directory(
+    path: str | os.PathLike[str],
+    agree: Callable[[Loss], bool],
+    *,
+    key_file: str | os.PathLike[str] | None = None,
+) -> Loss | None:
+    name, master = checked_path(path), load_master(key_file)
+    try:
+        return await repair(lambda: open_backend(name), master, agree, Options(), Injected())
+    except OSError as error:
+        raise translate(error, name, UNFIT_TO_WRITE) from error

@@ -1,0 +1,317 @@
+"""A damaged database can be written again, and the log says what that cost."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from kimberlite import Corrupt, Log, Receipt, RolledBack
+from kimberlite.crypto.master import load_master
+from kimberlite.errors import Busy, KeyUnavailable
+from kimberlite.log import checkpoint, packing
+from kimberlite.log.marks import MAGIC as MARK
+from kimberlite.log.names import CHECKPOINT, IDENTITY, MARKS, REPAIR, segment_name
+from kimberlite.log.opening import Injected
+from kimberlite.log.options import Options
+from kimberlite.log.repair import Loss, repair
+from kimberlite.storage.backend import BLOCK
+from kimberlite.storage.memory import Disk
+from tests.log.simulated import Machine, payloads, until
+from tests.log.steps import Cut
+from tests.model import read_log
+from tests.model.groups import GROUP_HEADER
+from tests.model.records import Repaired, decode_system
+
+SEGMENT = 64 * 1024
+COUNT = 40
+
+
+def payload(i: int) -> bytes:
+    return b"%d." % i * 50
+
+
+async def filled(machine: Machine, count: int = COUNT) -> list[Receipt]:
+    async with machine.open(segment_bytes=SEGMENT, pack=0) as db:
+        return [await db.append("s", payload(i), producer=("p", i)) for i in range(count)]
+
+
+async def repaired(machine: Machine, *, agreed: bool = True) -> Loss | None:
+    options, injected = Options(segment_bytes=SEGMENT, idle=0.0005, pack=0), Injected(clock=lambda: machine.now)
+    return await repair(machine.backend, load_master(machine.key), lambda _loss: agreed, options, injected)
+
+
+def place_of(machine: Machine, receipt: Receipt) -> tuple[str, int]:
+    """Where a group is."""
+    master = load_master(machine.key)
+    files = {name: data for name, data in machine.disk.files().items() if not name.startswith(("prepare/", "reserve"))}
+    group = next(group for group in read_log(files, master).groups if group.number == receipt.group)
+    return segment_name(group.segment), group.place
+
+
+async def kept(db: Log, receipts: list[Receipt], count: int) -> None:
+    """The first so many, and what the log says of the others."""
+    assert await payloads(db.read("s")) == [payload(i) for i in range(count)]
+    for receipt in receipts[:count]:
+        assert (await db.get(receipt.first_position)).payload == payload(receipt.first_offset)
+
+
+def last_said(machine: Machine) -> tuple[int, Repaired]:
+    """The record that a repair has left, and its position, as the model reads them."""
+    master = load_master(machine.key)
+    names = ("prepare/", "reserve", "quarantine/")
+    files = {name: data for name, data in machine.disk.files().items() if not name.startswith(names)}
+    rows = [row for row in read_log(files, master).rows if row.stream == 0 and row.payload[:2] == b"\7\0"]
+    said = decode_system(rows[-1].opened, "what was repaired")
+    assert isinstance(said, Repaired)
+    return rows[-1].position, said
+
+
+@pytest.mark.parametrize("index", [3, 20, 38, 39])
+@pytest.mark.parametrize("what", ["header", "run", "padding"])
+async def test_the_log_ends_before_the_damage(either: Machine, index: int, what: str) -> None:
+    receipts = await filled(either)
+    name, place = place_of(either, receipts[index])
+    either.flip(name, place + {"header": 20, "run": GROUP_HEADER + 90, "padding": GROUP_HEADER + 3000}[what])
+    before = either.disk.files()
+    with pytest.raises(Corrupt):
+        either.verify()
+    loss = await repaired(either, agreed=False)
+    assert either.disk.files() == before
+    assert loss is not None
+    assert (loss.plan.position, loss.plan.group) == (receipts[index].first_position, receipts[index - 1].group)
+    # One byte of a header is mended, and nothing hangs on the padding.
+    groups = receipts[-1].group - receipts[index].group + 1
+    assert (loss.records, loss.groups) == (COUNT - index - (what == "run"), groups)
+    await repaired(either)
+    after = either.disk.files()
+    assert REPAIR not in after
+    segment = int(name[-24:-4])
+    assert {n for n in before if n.startswith("segments/") and int(n[-24:-4]) > segment} <= {
+        f"segments/{n[11:31]}.seg" for n in after if n.startswith("quarantine/")
+    } | {n for n in after if n.startswith("segments/")}
+    position, said = last_said(either)
+    end = receipts[-1].last_position + 1
+    assert said.lost == ((position, end),)
+    assert (said.salvaged, said.before, said.after, said.kept) == (False, 0, 1, receipts[index].first_position)
+    assert position == receipts[index].first_position
+    assert either.verify(receipts[index - 1]).notes == []
+    async with either.open(segment_bytes=SEGMENT, create=False) as db:
+        await kept(db, receipts, index)
+        receipt = await db.append("s", payload(index), producer=("p", index))
+        assert (receipt.first_offset, receipt.incarnation) == (index, 1)
+        await kept(db, [*receipts[:index], receipt], index + 1)
+    assert either.verify(receipt).notes == []
+    with pytest.raises(RolledBack):
+        either.verify(receipts[-1])
+    async with either.open(segment_bytes=SEGMENT) as db:
+        assert (await db.append("s", b"more")).incarnation == 1
+    assert await repaired(either) is None
+
+
+async def test_what_is_sound_needs_no_repair(either: Machine) -> None:
+    await filled(either)
+    before = either.disk.files()
+    assert await repaired(either) is None
+    assert either.disk.files() == before
+
+
+async def test_a_second_repair_raises_the_incarnation_again(machine: Machine) -> None:
+    receipts = await filled(machine)
+    for index, incarnation in ((30, 1), (10, 2)):
+        name, place = place_of(machine, receipts[index])
+        machine.flip(name, place)
+        await repaired(machine)
+        async with machine.open(segment_bytes=SEGMENT) as db:
+            await kept(db, receipts, index)
+            assert (await db.append("t", b"x")).incarnation == incarnation
+    assert last_said(machine)[1].after == 2
+
+
+async def test_marks_that_are_lost_are_made_again(either: Machine) -> None:
+    receipts = await filled(either)
+    for block in (0, BLOCK):
+        either.write(MARKS, block + len(MARK), b"other bytes")
+    with pytest.raises(Corrupt, match="neither watermark"):
+        await either.open()
+    await repaired(either)
+    async with either.open(segment_bytes=SEGMENT) as db:
+        await kept(db, receipts, COUNT)
+
+
+async def test_a_segment_that_is_missing_ends_the_log(either: Machine) -> None:
+    receipts = await filled(either)
+    either.backend().unlink(segment_name(1))
+    loss = await repaired(either)
+    assert loss is not None
+    assert loss.records > 0
+    assert segment_name(2) in loss.files
+    async with either.open(segment_bytes=SEGMENT) as db:
+        count = len(await payloads(db.read("s")))
+        assert 5 < count < COUNT
+        await kept(db, receipts, count)
+
+
+async def test_a_header_of_a_segment_ends_the_log_before_it(either: Machine) -> None:
+    receipts = await filled(either)
+    either.flip(segment_name(2), 100)
+    await repaired(either)
+    async with either.open(segment_bytes=SEGMENT) as db:
+        await kept(db, receipts, len(await payloads(db.read("s"))))
+    assert either.verify().notes == []
+
+
+async def test_a_tail_that_a_checkpoint_has_seen_is_given_up(either: Machine) -> None:
+    receipts = await filled(either)
+    name, place = place_of(either, receipts[-3])
+    backend = either.backend()
+    file = backend.open(name, "w")
+    file.truncate(place)
+    file.sync()
+    file.close()
+    before = either.disk.files()[CHECKPOINT]
+    marks = either.disk.files()[MARKS]
+    assert before
+    either.write(MARKS, 0, bytes(len(marks)))
+    loss = await repaired(either)
+    assert loss is not None
+    assert "checkpoint" in loss.why
+    async with either.open(segment_bytes=SEGMENT) as db:
+        await kept(db, receipts, COUNT - 3)
+
+
+async def test_a_packed_segment_is_cut_into_one_that_is_not(either: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "LEAST_INTERVAL", 0.002)
+    monkeypatch.setattr(packing, "REST", 0)
+    receipts = await filled(either)
+    async with either.open(segment_bytes=SEGMENT, pack=1.0) as db:
+        upkeep = db.upkeep
+        assert upkeep is not None
+
+        async def packed() -> bool:
+            return upkeep.packer.packed >= 2
+
+        await until(packed)
+    name, place = place_of(either, receipts[20])
+    assert place % BLOCK
+    either.flip(name, place + 30)
+    await repaired(either)
+    assert either.verify(receipts[19]).notes == []
+    async with either.open(segment_bytes=SEGMENT) as db:
+        await kept(db, receipts, 20)
+        await db.append("s", b"more")
+    assert either.verify(receipts[19]).notes == []
+
+
+async def test_nothing_in_front_of_the_damage_is_nothing_to_repair(either: Machine) -> None:
+    await filled(either)
+    either.flip(segment_name(0), 100)
+    with pytest.raises(Corrupt, match="salvage"):
+        await repaired(either)
+    assert REPAIR not in either.disk.files()
+
+
+async def test_neither_is_a_lost_identity_or_key(encrypted: Machine) -> None:
+    await filled(encrypted)
+    other = encrypted.image()
+    other.flip(IDENTITY, 20)
+    with pytest.raises(Corrupt, match="identity"):
+        await repaired(other)
+    encrypted.key = None
+    with pytest.raises(KeyUnavailable):
+        await repaired(encrypted)
+
+
+async def test_an_erasure_is_not_given_up(encrypted: Machine) -> None:
+    receipts = await filled(encrypted)
+    async with encrypted.open(segment_bytes=SEGMENT, pack=0) as db:
+        await db.append("other", b"x")
+        await db.erase("s", reason="on request")
+    name, place = place_of(encrypted, receipts[20])
+    encrypted.flip(name, place)
+    with pytest.raises(Corrupt, match="an erasure is behind"):
+        await repaired(encrypted)
+    assert REPAIR not in encrypted.disk.files()
+
+
+async def test_a_writer_at_work_is_left_alone(machine: Machine) -> None:
+    async with machine.open():
+        with pytest.raises(Busy):
+            await repaired(machine)
+
+
+@pytest.mark.parametrize("power", [True, False], ids=["cut", "kill"])
+@pytest.mark.parametrize("form", ["padded", "packed"])
+async def test_a_crash_at_any_step_leaves_it_refused_or_repaired(
+    either: Machine, power: bool, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "LEAST_INTERVAL", 0.002)
+    monkeypatch.setattr(packing, "REST", 0)
+    receipts = await filled(either)
+    if form == "packed":
+        async with either.open(segment_bytes=SEGMENT, pack=1.0) as db:
+            upkeep = db.upkeep
+            assert upkeep is not None
+
+            async def packed() -> bool:
+                return upkeep.packer.packed >= 2
+
+            await until(packed)
+    index = 20
+    name, place = place_of(either, receipts[index])
+    either.flip(name, place + 30)
+    # With it a start does not look there.
+    either.backend().unlink(CHECKPOINT)
+    start = either.disk.files()
+    countdown, done, refused = 0, False, 0
+    while not done:
+        countdown += 1
+        machine = Machine(either.key)
+        machine.disk = Disk.from_files(start)
+        cut = Cut(machine.disk, countdown, Random(countdown), power)
+        machine.disk.on_step = cut
+        await repaired(machine)
+        machine.disk.on_step = None
+        done = cut.left is None
+        left = Machine(either.key)
+        left.disk = machine.disk if done else cut.taken()
+        try:
+            left.verify(receipts[index - 1])
+        except Corrupt:
+            refused += 1
+            with pytest.raises(Corrupt):
+                await left.open(segment_bytes=SEGMENT)
+            with pytest.raises(Corrupt):
+                await left.open(segment_bytes=SEGMENT, read_only=True)
+            assert await repaired(left) is not None
+        left.verify(receipts[index - 1])
+        position, said = last_said(left)
+        assert (position, said.kept) == (receipts[index].first_position, receipts[index].first_position)
+        assert said.lost == ((position, receipts[-1].last_position + 1),)
+        async with left.open(segment_bytes=SEGMENT, pack=0) as db:
+            await kept(db, receipts, index)
+            assert (await db.append("s", payload(index))).incarnation == said.after
+        assert left.verify(receipts[index - 1]).notes == []
+        assert REPAIR not in left.disk.files()
+    assert refused > 20
+
+
+async def test_nobody_opens_what_is_being_repaired(machine: Machine) -> None:
+    receipts = await filled(machine)
+    name, place = place_of(machine, receipts[20])
+    machine.flip(name, place)
+    left: list[Machine] = []
+
+    def look() -> None:
+        if REPAIR in machine.disk.files():
+            left.append(machine.image())
+
+    machine.disk.on_step = look
+    await repaired(machine)
+    machine.disk.on_step = None
+    assert len(left) > 10
+    for image in left:
+        with pytest.raises(Corrupt, match="run it again"):
+            await image.open(create=False)
+        with pytest.raises(Corrupt, match="run it again"):
+            image.verify()
