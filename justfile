@@ -46,6 +46,7 @@ crash *arguments="":
     python -m tests.crash.simulated {{ if arguments == "" { "--states 1000000 --jobs 2" } else { arguments } }}
     {{ if arguments == "" { "python -m tests.crash.simulated --break all --jobs 2" } else { "" } }}
     {{ if arguments == "" { "python -m tests.crash.powercut --cuts 2000 --jobs 2" } else { "" } }}
+    {{ if arguments == "" { "python -m tests.crash.repaircuts --cuts 500" } else { "" } }}
     {{ if arguments == "" { "python -m tests.crash.salvaging --jobs 2" } else { "" } }}
     {{ if arguments == "" { "python -m tests.crash.realfaults" } else { "" } }}
     {{ if arguments == "" { "python -m tests.crash.daemonkills --kills 1000" } else { "" } }}
