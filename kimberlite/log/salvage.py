@@ -212,6 +212,7 @@ class Finder:
             report.missing.append(Missing(0, position, DROPPED))
         ends = {stream: (offset, position) for stream, offset in enumerate(firsts, 1)}
         copied, erased = set(), self.erased
+        gaps = {(stream, start): end for stream, start, end in self._native.gaps}
         for first, count, stream, offset, timestamp, batch in self._each():
             if first > position:
                 self._miss(position, first)
@@ -226,6 +227,8 @@ class Finder:
             report.records += count
             name = self.names.setdefault(stream, f"unnamed/{stream}")
             end, after = ends.get(stream, (0, 0))
+            while (stream, end) in gaps:
+                end = gaps[stream, end]
             if batch is None or offset < end:
                 why = DOUBTFUL if batch is not None else ERASED if stream in erased else NO_KEY
                 report.missing.append(Missing(first, position, why))

@@ -395,6 +395,12 @@ def create_directory(path: str | os.PathLike[str]) -> None:
     _sync_parent(path)
 
 
+def move_directory(old: str | os.PathLike[str], new: str | os.PathLike[str]) -> None:
+    """rename, fsync of the parent: what is in it was synced by whoever wrote it."""
+    os.rename(old, new)
+    _sync_parent(new)
+
+
 def _sync_parent(path: str | os.PathLike[str]) -> None:
     parent = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -160,6 +160,12 @@ impl Salvage {
         self.inner().erased.iter().copied().collect()
     }
 
+    /// Stream, from and up to: offsets that were never any record's.
+    #[getter]
+    fn gaps(&self) -> Vec<(u32, u64, u64)> {
+        self.inner().gaps.clone()
+    }
+
     /// Positions of which different records are left, and nothing says which are the log's.
     #[getter]
     fn doubtful(&self) -> Vec<(u64, u64)> {

@@ -113,6 +113,8 @@ pub struct Salvage {
     pub retained: Option<Retained>,
     /// Streams whose records are read by nobody any more, whatever keys are left.
     pub erased: BTreeSet<u32>,
+    /// Stream, from and up to: offsets that were never any record's.
+    pub gaps: Vec<(u32, u64, u64)>,
     /// Positions of which different records are left, and nothing says which of them is the log's.
     pub doubtful: Vec<Range<u64>>,
     /// How far `next` has come, in pieces and in positions.
@@ -136,6 +138,7 @@ impl Salvage {
             streams: BTreeMap::from([(0, Known { stream: system, name: Some(String::new()) })]),
             retained: None,
             erased: BTreeSet::new(),
+            gaps: Vec::new(),
             doubtful: Vec::new(),
             at: 0,
             position: 0,
@@ -200,6 +203,7 @@ impl Salvage {
                     match System::decode(payload) {
                         Ok(System::Declaration(_)) => self.declared(payload, keys).expect("it was decoded"),
                         Ok(System::Erased(erased)) => drop(self.erased.insert(erased.stream)),
+                        Ok(System::Gap(gap)) => self.gaps.push((gap.stream, gap.from, gap.to)),
                         Ok(System::Retained(part)) => {
                             // Pieces of which some are lost fit nowhere.
                             if let Ok(Some(whole)) = collector.take(&part) {

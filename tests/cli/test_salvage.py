@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Call
+
+SEGMENT = "segments/00000000000000000000.seg"
+
+
+def broken(ledger: Path, place: int, length: int = 1) -> None:
+    file = ledger / SEGMENT
+    data = bytearray(file.read_bytes())
+    data[place : place + length] = bytes(255 - byte for byte in data[place : place + length])
+    file.write_bytes(data)
+
+
+def test_what_is_sound_is_copied_whole(ledger: Path, tmp_path: Path, call: Call) -> None:
+    before = {file: file.read_bytes() for file in ledger.rglob("*") if file.is_file()}
+    outcome = call("salvage", ledger, "--out", tmp_path / "new", "--json")
+    assert outcome.status == 0
+    report = outcome.json()
+    assert (report["records"], report["copied"], report["complete"], report["missing"]) == (5, 5, True, [])
+    assert before == {file: file.read_bytes() for file in ledger.rglob("*") if file.is_file()}
+    for stream in ("a", "b"):
+        records = [call("read", path, stream, "--json").lines() for path in (ledger, tmp_path / "new")]
+        for each in records[0] + records[1]:
+            del each["position"]
+        assert records[0] == records[1]
+    assert call("verify", tmp_path / "new").status == 0
+    assert (
+        call("info", ledger, "--json").json()["database_id"]
+        != call("info", tmp_path / "new", "--json").json()["database_id"]
+    )
+
+
+def test_what_is_missing_is_said(ledger: Path, tmp_path: Path, call: Call, process: Call) -> None:
+    # In the run of the first stream, behind the one that declares it.
+    place = (ledger / SEGMENT).read_bytes().index(b"two")
+    broken(ledger, place)
+    outcome = call("salvage", ledger, "--out", tmp_path / "new")
+    assert outcome.status == 0
+    assert b"missing: positions 2 to 3: no sound record of it is left" in outcome.out
+    assert b"missing: a, offsets 1 to 2" in outcome.out
+    # The others of its run make their leaves.
+    assert call("read", tmp_path / "new", "a").out == b"one\nthree\n"
+    assert call("read", tmp_path / "new", "b").out == b"four\nfive\n"
+    assert process("append", tmp_path / "new", "b", stdin=b"six\n").json()["first_offset"] == 2
+    assert call("verify", tmp_path / "new").status == 0
+
+
+def test_encrypted_with_its_key(path: Path, key: Path, tmp_path: Path, call: Call) -> None:
+    lines = tmp_path / "lines"
+    lines.write_bytes(b"one\ntwo\n")
+    assert call("append", path, "a", "--file", lines, "--key-file", key).status == 0
+    (path / "identity").unlink()
+    (path / "vault.0").unlink()
+    assert call("salvage", path, "--out", tmp_path / "no").status == 77
+    assert not (tmp_path / "no").exists()
+    assert call("salvage", path, "--out", tmp_path / "new", "--key-file", key).status == 0
+    assert call("read", tmp_path / "new", "a", "--key-file", key).out == b"one\ntwo\n"
+    assert call("verify", tmp_path / "new", "--key-file", key).status == 0
+
+
+@pytest.mark.parametrize("name", ["new", "new.salvaging"])
+def test_nothing_is_written_over(ledger: Path, tmp_path: Path, call: Call, name: str) -> None:
+    (tmp_path / name).mkdir()
+    assert call("salvage", ledger, "--out", tmp_path / "new").status == 64
+    assert list((tmp_path / name).iterdir()) == []
+
+
+def test_where_there_is_no_database(tmp_path: Path, call: Call) -> None:
+    assert call("salvage", tmp_path / "nowhere", "--out", tmp_path / "new").status == 64
+    (tmp_path / "empty").mkdir(0o700)
+    assert call("salvage", tmp_path / "empty", "--out", tmp_path / "new").status == 64
+    assert call("salvage", "kimberlite://host:1", "--out", tmp_path / "new").status == 64
