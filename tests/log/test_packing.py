@@ -196,3 +196,18 @@ async def test_an_index_of_the_file_before_is_made_again(either: Machine) -> Non
     either.write(index_name(0), 0, old)
     async with either.open(segment_bytes=SEGMENT) as db:
         await same(db, receipts)
+
+
+async def test_a_record_that_stood_behind_where_the_file_ends_now_is_found(machine: Machine) -> None:
+    # More segments than are open at a time: those that were read first are opened again, by their names.
+    async with machine.open(segment_bytes=SEGMENT, pack=0) as db:
+        receipts = [await db.append("s", payload(i)) for i in range(2_200)]
+    segments = len(lengths(machine)) - 1
+    assert segments > 140
+    async with machine.open(read_only=True) as reader:
+        for receipt in receipts[::10]:
+            await reader.get(receipt.first_position)
+        async with machine.open(segment_bytes=SEGMENT, checkpoint_records=1):
+            await until_packed(machine, segments)
+        for i, receipt in reversed(list(enumerate(receipts))):
+            assert (await reader.get(receipt.first_position)).payload == payload(i)

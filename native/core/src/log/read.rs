@@ -270,6 +270,10 @@ impl Log {
             what,
         };
         let unreadable = |error: io::Error| {
+            if error.kind() == io::ErrorKind::UnexpectedEof {
+                // One that was packed since is shorter.
+                return damaged(Damage("the segment ends before it"));
+            }
             if !is_unreadable(&error) {
                 return Failure::Io(error);
             }
