@@ -56,6 +56,10 @@ crash *arguments="":
 soak *arguments:
     python -m tests.crash.soak "$@"
 
+# Two years of a log in minutes: a clock of its own, retention, packing, erasures, rotations, kills.
+years *arguments:
+    python -m tests.crash.years --out results/years "$@"
+
 # Every bench, one after another, into `results/`: nothing else should run on the machine. `--quick` is done in two minutes.
 bench *arguments:
     python -m benches "$@"
