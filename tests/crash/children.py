@@ -72,10 +72,13 @@ class Writer:
     #: `quiet`: one client that pauses, so that there is time for marks. `large`: groups of 100 KB and more, some in
     #: flight together. `loose`: large ones that mostly nobody waits for. `keeping`: small segments, packed and dropped.
     manner: Manner = "usual"
+    #: Of what closed segments are packed.
+    pack: float = 0.9
 
     async def open(self, rng: Random) -> Log:
         size = MIB // 4 if self.manner == "keeping" else MIB
-        options = Options(segment_bytes=size, depth=rng.randrange(1, 9), checkpoint_records=200, idle=0.001, pack=0.9)
+        depth = rng.randrange(1, 9)
+        options = Options(segment_bytes=size, depth=depth, checkpoint_records=200, idle=0.001, pack=self.pack)
         return await open_log(
             self.path, create=True, read_only=False, key_file=self.key, backend=self.engine, origin=None, anchor=None,
             options=options, injected=Injected(),

@@ -121,7 +121,8 @@ def run(place: Path, kills: int, seed: int, device: Device | None = None) -> Cou
             path, used = place / f"db{counts['kills']}", rng.choice((key, None))
             for _ in range(min(4, kills - counts["kills"])):
                 manner = rng.choice(MANNERS)
-                kill(Writer(path, used, "uring", rng.getrandbits(40), manner), acks, rng, counts, device)
+                writer = Writer(path, used, "uring", rng.getrandbits(40), manner, pack=0)
+                kill(writer, acks, rng, counts, device)
             counts["acknowledged"] += len(acks)
             shutil.rmtree(path)
     return counts

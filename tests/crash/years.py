@@ -125,6 +125,7 @@ class Life:
             create_master(key)
         say(rotating=str(key))
         await self.log.rotate(key)
+        self.key = key
         say(rotated=str(key))
         for each in (await self.log.info())["erasures"]:
             if each["pending"]:
