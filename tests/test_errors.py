@@ -14,6 +14,7 @@ EXITS = {
     "Conflict": ("CONFLICT", 1),
     "Duplicate": ("DUPLICATE", 1),
     "Dropped": ("DROPPED", 1),
+    "Erased": ("ERASED", 1),
     "Busy": ("BUSY", 75),
     "Corrupt": ("CORRUPT", 65),
     "NoSpace": ("NO_SPACE", 74),
