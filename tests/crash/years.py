@@ -255,7 +255,7 @@ def run(days: int, directory: Path, *, seed: int) -> Course:
         life += 1
         ticks = draw.randrange(50, 3000)
         # Killed as often as closed, anywhere: also while it starts.
-        deadline = draw.choice([None, draw.randrange(1, 2 * ticks)])
+        deadline = draw.randrange(1, ticks) if life % 2 else None
         key = one(directory, key, course, ticks, draw.randrange(1 << 30), deadline)
         course.now += draw.choice([0, STEP, DAY // 2])
     course.judge()
@@ -283,6 +283,7 @@ def one(directory: Path, key: Path, course: Course, ticks: int, seed: int, deadl
     finally:
         child.kill()
         status = child.wait()
+        child.stdout.close()
     course.expect(status in (0, -signal.SIGKILL), f"a process ended with {status}")
     course.count("lives")
     return opening(directory / "db", key, next_key)
