@@ -36,7 +36,7 @@ def describe(identity: Identity, native: _native.Log, backend: Backend, notes: l
         "first_position": native.first,
         "dropped": dropped(native),
         "erasures": [each._asdict() for each in erasures(native)],
-        "bytes": sum(size_of(backend, f"segments/{name}") for name in names),
+        "bytes": sum(size_now(backend, f"segments/{name}") for name in names),
         "encrypted": identity.tagged,
         "backend": backend.name,
         "backend_reason": backend.reason,
@@ -59,6 +59,14 @@ def erasures(native: _native.Log) -> list[Erasure]:
         Erasure(native.name_of(stream), when, reason, position, confirmed is None)
         for stream, _, when, reason, position, _, confirmed in native.erasures
     ]
+
+
+def size_now(backend: Backend, name: str) -> int:
+    """Nothing if it was dropped since it was listed."""
+    try:
+        return size_of(backend, name)
+    except FileNotFoundError:
+        return 0
 
 
 def size_of(backend: Backend, name: str) -> int:

@@ -12,7 +12,7 @@ import pytest
 from kimberlite import Corrupt, Dropped, Dropping, Invalid, Log, NoSpace, Receipt, RolledBack, Unavailable
 from kimberlite.log import checkpoint, retention
 from kimberlite.log.clock import JUMP
-from kimberlite.log.names import CHECKPOINT, CLOCK, HASHES, PAST, RESERVE
+from kimberlite.log.names import CHECKPOINT, CLOCK, HASHES, PAST, RESERVE, segment_name
 from kimberlite.log.opening import Opening
 from tests.log.simulated import Machine, payloads, until
 
@@ -349,3 +349,17 @@ async def test_what_is_read_from_the_beginning_begins_with_what_is_left(
         found = await payloads(records)
         assert found == [b"%d" % i for i in range(COUNT - len(found), COUNT)]
         assert 0 < len(found) < COUNT - 10
+
+
+async def test_what_is_dropped_while_it_is_counted_is_nothing(machine: Machine) -> None:
+    await filled(machine)
+    async with opening(machine) as db:
+        whole = (await db.info())["bytes"]
+
+        def dropped(verb: str, name: str, _place: int, _length: int) -> None:
+            if verb == "open" and name == segment_name(0):
+                raise FileNotFoundError(name)
+
+        machine.fault = dropped
+        assert 0 < (await db.info())["bytes"] < whole
+        machine.fault = None
