@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -42,9 +43,14 @@ class Moment(NamedTuple):
     up: int
 
 
+@cache
+def boot() -> bytes:
+    """The same as long as this process lives."""
+    return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
+
+
 def moment() -> Moment:
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
-    return Moment(time.time_ns(), bytes.fromhex(boot), time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+    return Moment(time.time_ns(), boot(), time.clock_gettime_ns(time.CLOCK_BOOTTIME))
 
 
 class Clock:

@@ -10,17 +10,16 @@ master key is known: erasing is `pending` until somebody confirms that it is not
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from kimberlite import _native
-from kimberlite.errors import Closed, Invalid, KimberliteError, UnknownOutcome
+from kimberlite.errors import Invalid, KimberliteError, UnknownOutcome
 from kimberlite.log.checkpoint import Checkpointer
 from kimberlite.log.committer import Committer
 from kimberlite.log.keyring import Keyring
 from kimberlite.log.refusals import refusal
-from kimberlite.log.tasks import begin
+from kimberlite.log.tasks import Chores
 
 
 class Eraser:
@@ -33,31 +32,29 @@ class Eraser:
         self, native: _native.Log, committer: Committer, checkpointer: Checkpointer, keyring: Keyring | None
     ) -> None:
         self._native, self._committer, self._checkpointer, self._keyring = native, committer, checkpointer, keyring
-        self._tasks: set[asyncio.Task[KimberliteError | None]] = set()
-        self._ending = False
+        self._chores = Chores("kimberlite-erase", committer.poison)
 
     async def erase(self, stream: str, reason: str) -> None:
         """Returns when the key is gone. What was begun before is finished."""
         number, keyring = self._encrypted(stream)
-        await self._run(self._erase(keyring, number, reason))
+        await self._chores.run(self._attempt(self._erase(keyring, number, reason)))
 
     async def confirm(self, stream: str) -> None:
         """Says in the log that the master key of the erasure is no more."""
         number, keyring = self._encrypted(stream)
-        await self._run(self._confirm(keyring, number, stream))
+        await self._chores.run(self._attempt(self._confirm(keyring, number, stream)))
 
     async def rotate(self, read: Callable[[], bytes]) -> str:
         """Returns when the vault is under the master key that is read, with its id."""
         if self._keyring is None:
             raise Invalid("this database was made without a master key, and has none that could be rotated")
-        await self._run(self._rotate(self._keyring, await self._committer.backend.run(read)))
+        master = await self._committer.backend.run(read)
+        await self._chores.run(self._attempt(self._rotate(self._keyring, master)))
         return self._keyring.vault.master_id.hex()
 
     async def stop(self) -> None:
         """Returns when nothing is under way any more."""
-        self._ending = True
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._chores.stop()
 
     def _encrypted(self, stream: str) -> tuple[int, Keyring]:
         number = self._native.stream(stream)
@@ -66,16 +63,6 @@ class Eraser:
         if self._keyring is None or not self._native.is_encrypted(number):
             raise Invalid(f"stream {stream!r} is plain and cannot be erased: its records are in the log as they are")
         return number, self._keyring
-
-    async def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        if self._ending:
-            work.close()
-            raise Closed("the database is closed")
-        task = begin(self._attempt(work), "kimberlite-erase", self._committer.poison)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        if error := await asyncio.shield(task):
-            raise error
 
     async def _attempt(self, work: Coroutine[Any, Any, None]) -> KimberliteError | None:
         """Why it is not done, if so."""

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
-from typing import Any, Final, TypeVar
+from typing import Final
 
 from kimberlite import _native
 from kimberlite.arguments import Rule
-from kimberlite.errors import Closed, KimberliteError
+from kimberlite.errors import KimberliteError
 from kimberlite.log import past
 from kimberlite.log.checkpoint import Checkpointer
 from kimberlite.log.clock import Clock
@@ -27,11 +26,9 @@ from kimberlite.log.names import DIRECTORIES, INDEX, SEGMENTS, segment_name
 from kimberlite.log.options import Options
 from kimberlite.log.packing import Packer
 from kimberlite.log.refusals import refusal
-from kimberlite.log.tasks import begin
+from kimberlite.log.tasks import Chores
 from kimberlite.records import Dropping
 from kimberlite.storage.backend import Backend
-
-T = TypeVar("T")
 
 #: Bytes of what is said in one system record, if a segment takes so much.
 PIECE: Final = 256 * 1024
@@ -57,49 +54,35 @@ class Retention:
         self._backend, self._native, self._committer, self._packer = backend, native, committer, packer
         self._checkpointer, self._clock = checkpointer, clock
         self._rule = rule_of(committer.options)
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._ending = False
+        self._chores = Chores("kimberlite-retain", committer.poison)
         self._looking: asyncio.Task[None] | None = None
         #: Why what the options let go is not dropped; None if it is.
         self.waits: str | None = None
         self._timer = asyncio.get_running_loop().call_later(LOOK, self._tick)
-        if self._rule != Rule():
-            self.look()
+        self.look()
 
     async def drop(self, rule: Rule, *, dry_run: bool = False, confirm_clock: bool = False) -> Dropping:
         """Returns when it is gone, or, if dry, what would go.
 
         Who is cancelled here abandons only the wait: what the log says was dropped must be so for this handle too.
         """
-        if self._ending:
-            raise Closed("the database is closed")
-        task = self._begin(self._drop(rule, dry_run=dry_run, confirm_clock=confirm_clock))
-        outcome = await asyncio.shield(task)
-        if isinstance(outcome, KimberliteError):
-            raise outcome
-        return outcome
+        return await self._chores.run(self._drop(rule, dry_run=dry_run, confirm_clock=confirm_clock))
 
     def look(self) -> None:
         """There may be more by now that the options let go."""
-        if self._looking is None and not self._ending:
-            self._looking = self._begin(self._look())
+        if self._rule != Rule() and self._looking is None and not self._chores.ending:
+            self._looking = self._chores.begin(self._look())
 
     async def stop(self) -> None:
         """Returns when nothing is being dropped any more."""
-        self._ending = True
         self._timer.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-
-    def _begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = begin(work, "kimberlite-retain", self._committer.poison)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        await self._chores.stop()
 
     def _tick(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(LOOK, self._tick)
         self.look()
+        if self._looking is None and self._clock.stale:
+            self._looking = self._chores.begin(self._look())
 
     async def _look(self) -> None:
         try:
