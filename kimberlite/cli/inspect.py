@@ -21,10 +21,10 @@ from kimberlite.log.identity import Identity
 from kimberlite.log.names import IDENTITY, MARKS, SEGMENTS, segment_name, segment_number
 from kimberlite.log.recovery import load_identity, load_marks
 from kimberlite.log.refusals import UNFIT_TO_BEGIN, translate
+from kimberlite.log.remains import SEGMENT
 from kimberlite.storage import BLOCK, Backend, File, open_backend
 
 #: `docs/format.md`, "Segment", "Group" and "Run".
-SEGMENT: Final = struct.Struct("<8sHH4x16sQQQ32s32s")
 GROUP: Final = struct.Struct("<8sIIQQIIQQI4x32s8s")
 RUN: Final = struct.Struct("<IIB3xIQQI4x16s32s")
 CHECK: Final = 8

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from kimberlite import sync
 from kimberlite.cli import forms
-from kimberlite.cli.target import add_key_file, add_target, connected, directory, is_url
+from kimberlite.cli.target import add_key_file, add_target, open_writer
 from kimberlite.cli.terminal import say
 from kimberlite.errors import Invalid
 
@@ -27,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     rule = {"before": arguments.before, "age": arguments.age, "size": arguments.size}
     if all(value is None for value in rule.values()) and not arguments.confirm_clock:
         raise Invalid("say what may go: --before, --age or --size")
-    with opened(arguments) as database:
+    with open_writer(arguments, create=False) as database:
         dropped = database.retain(**rule, dry_run=arguments.dry_run, confirm_clock=arguments.confirm_clock)
     if arguments.json:
         say(forms.line(dropped._asdict() | {"dry_run": arguments.dry_run}))
@@ -36,9 +35,3 @@ def run(arguments: argparse.Namespace) -> int:
     say(f"{verb}: {dropped.segments:,} segments, {dropped.records:,} records, {dropped.bytes:,} bytes")
     say(f"what is left begins with position {dropped.first:,}")
     return 0
-
-
-def opened(arguments: argparse.Namespace) -> sync.Database:
-    if is_url(arguments.target):
-        return connected(arguments)
-    return sync.open(directory(arguments.target), create=False, key_file=arguments.key_file)

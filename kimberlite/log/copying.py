@@ -15,12 +15,13 @@ from kimberlite.log.opening import Injected, Opening, checked_path, open_log
 from kimberlite.log.options import Options
 from kimberlite.log.refusals import UNFIT_TO_BEGIN, translate
 from kimberlite.log.salvage import Finder, Progress, Report
-from kimberlite.log.system import MOST_LOST, say
 from kimberlite.storage import open_backend
 from kimberlite.storage.files import move_directory
 
 #: Why a stream of the new log has a gap.
 NOT_SALVAGED: Final = "not salvaged"
+#: Ranges of positions that its record of a salvage names at most.
+MOST_LOST: Final = 65_536
 
 
 class Finished:
@@ -50,7 +51,8 @@ async def copy(finder: Finder, db: Log, clock: Finished) -> Report:
     said = _native.encode_repair(
         origin, salvaged=True, when=clock(), before=before, after=before + 1, kept=report.copied, lost=lost
     )
-    await say(db, said)
+    committer, _ = db._writer()
+    await committer.say([said])
     return report
 
 

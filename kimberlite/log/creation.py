@@ -54,6 +54,12 @@ def put_in_place(backend: Backend, temporary: str, name: str) -> None:
     backend.sync_directory(name.rpartition("/")[0])
 
 
+def discard(backend: Backend, name: str) -> None:
+    """If it is there."""
+    if backend.exists(name):
+        backend.unlink(name)
+
+
 def read_small(backend: Backend, name: str, limit: int = 1 << 30) -> bytes | None:
     """The whole of a small file; None if it is not there. What the disk cannot read of it is as if it were damaged."""
     if not backend.exists(name):
@@ -122,8 +128,7 @@ def complete(backend: Backend, identity: Identity, master: bytes | None, random:
 
 def give_reserve(backend: Backend) -> None:
     """Its room, to whoever takes it first."""
-    if backend.exists(RESERVE):
-        backend.unlink(RESERVE)
+    discard(backend, RESERVE)
 
 
 def keep_reserve(backend: Backend) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 from kimberlite import _native
 from kimberlite.errors import Corrupt, KimberliteError
 from kimberlite.log.checkpoint import Derived
-from kimberlite.log.creation import write_small
+from kimberlite.log.creation import discard, write_small
 from kimberlite.log.description import size_of
 from kimberlite.log.findings import Findings
 from kimberlite.log.names import PREPARE, SEGMENTS, index_name, packed_name, segment_name
@@ -138,11 +138,6 @@ def pack(backend: Backend, native: _native.Log, number: int, salt: bytes) -> Gen
         write_small(backend, index_name(number), index)
         indexed = opener(backend, index_name(number))
     native.attach_closed(header, opener(backend, name), indexed)
-
-
-def discard(backend: Backend, name: str) -> None:
-    if backend.exists(name):
-        backend.unlink(name)
 
 
 def _finish(backend: Backend, packing: _native.Packing, number: int) -> tuple[bytes, bytes]:

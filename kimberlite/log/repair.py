@@ -20,7 +20,7 @@ from typing import Final, NamedTuple, Self
 from kimberlite import _native
 from kimberlite.crypto.master import load_master
 from kimberlite.errors import Busy, Corrupt, Invalid
-from kimberlite.log.creation import check_kinds, read_small, replace, write_small
+from kimberlite.log.creation import check_kinds, discard, read_small, replace, write_small
 from kimberlite.log.identity import Identity
 from kimberlite.log.log import Log
 from kimberlite.log.marks import Mark, Marks, encode_mark
@@ -41,7 +41,6 @@ from kimberlite.log.options import Options
 from kimberlite.log.recovery import Keys, Loader, load_identity, load_keys, load_marks, new_log
 from kimberlite.log.refusals import UNFIT_TO_WRITE, translate
 from kimberlite.log.salvage import Finder
-from kimberlite.log.system import say
 from kimberlite.storage import BLOCK, Backend, File, open_backend
 from kimberlite.storage.backend import read_around
 
@@ -242,11 +241,6 @@ def cut(backend: Backend, identity: Identity, keys: Keys, plan: Plan, random: Ca
     write_small(backend, MARKS, b"".join(encode_mark(mark, identity.database_id, identity.hash) for mark in blocks))
 
 
-def discard(backend: Backend, name: str) -> None:
-    if backend.exists(name):
-        backend.unlink(name)
-
-
 def cut_segment(backend: Backend, identity: Identity, keys: Keys, plan: Plan, random: Callable[[int], bytes]) -> None:
     name, kept = segment_name(plan.segment), quarantine_name(plan.segment, plan.place, plan.when)
     file = backend.open(name, "w")
@@ -305,7 +299,8 @@ async def finish(backend: Backend, master: bytes | None, plan: Plan, options: Op
     async with await opener.open(create=False, origin=None, or_read=False) as log:
         payload = plan.payload(bytes.fromhex((await log.info())["database_id"]))
         if not await said(log, plan.position, payload):
-            await say(log, payload)
+            committer, _ = log._writer()
+            await committer.say([payload])
         backend.unlink(REPAIR)
         backend.sync_directory()
 
