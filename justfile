@@ -72,6 +72,10 @@ bench-instructions *arguments:
 bench-compare base *arguments:
     python -m benches.compare "$@"
 
+# Whether that notices what is slower by real work, ten times of ten, and calls the same commit the same: hours.
+bench-slowdowns *arguments:
+    python -m benches.slowdowns "$@"
+
 # The network rows, beside other databases, or those named, as in `redis,nats`: fetched, built, started and stopped.
 bench-peers *arguments:
     python -m benches.network --modes --peers "$@"

@@ -12,9 +12,23 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
+from kimberlite.crypto.master import create_master
+
+#: How a database keeps records.
+Mode = Literal["plain", "encrypted", "json+zstd"]
 LISTENS = re.compile(r"listening on (127\.0\.0\.1:\d+)")
+
+
+def settings(mode: Mode, path: Path) -> list[str]:
+    """What the daemon is told; a key is made in that directory."""
+    if mode == "json+zstd":
+        return ["log.compression=1"]
+    if mode == "plain":
+        return []
+    create_master(path / "key")
+    return [f"key_file={path / 'key'}"]
 
 
 class Daemon:

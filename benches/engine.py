@@ -88,6 +88,13 @@ class Raw:
 
 
 @dataclass(frozen=True, slots=True)
+class Hashes:
+    """Records a second whose leaves and nodes all cores could hash; what is not synced has no other limit."""
+
+    records_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Aim:
     cell: Cell
     words: str
@@ -278,10 +285,10 @@ def main() -> None:
                 print(line)
             work = peers.Work(batch=100, size=256, seconds=options.seconds)
             tables.append(peers.peer_table(peers.compare(directory, work, makers, options.rounds)))
+        hashes = limits.hashed_records(min(options.seconds, 1.0))
         where = machine(directory)
-    publish(
-        where, tables, {"append": found, "raw": list(raws.values()), "aims": list(aims(found, raws).values())}, options
-    )
+    rows: dict[str, Sequence[object]] = {"append": found, "raw": list(raws.values()), "hashes": [Hashes(hashes)]}
+    publish(where, tables, rows | {"aims": list(aims(found, raws).values())}, options)
 
 
 if __name__ == "__main__":

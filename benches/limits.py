@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,11 +18,13 @@ from statistics import median
 from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from benches.table import Table, asked, byte_count, machine, publish
+from benches.table import Table, asked, byte_count, machine, publish, quantile
 
 SIZES = (256, 1 << 10, 1 << 20)
 #: Calls between two looks at the clock, in bytes: enough that the clock costs nothing.
 STRETCH = 1 << 20
+#: Blocks of SHA-256 for a record of 256 bytes: its commitment, its leaf and one node of the tree.
+BLOCKS = 6 + 2 + 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,16 @@ def bytes_per_second(call: Callable[[], object], size: int, seconds: float) -> f
             return done / spent
 
 
+def slowest(name: str, size: int, seconds: float) -> float:
+    """Nanoseconds that one call of a hundred takes longer than."""
+    call, took = WORK[name](os.urandom(size)), list[int]()
+    until = time.perf_counter_ns() + int(seconds * 1e9)
+    while (begun := time.perf_counter_ns()) < until:
+        call()
+        took.append(time.perf_counter_ns() - begun)
+    return quantile(took, 0.99)
+
+
 def rates(seconds: float, rounds: int = 5) -> list[Rate]:
     """Every work at every size for `seconds`, in turns; medians over the rounds."""
     calls = {(name, size): WORK[name](os.urandom(size)) for name, size in product(WORK, SIZES)}
@@ -95,6 +108,25 @@ def rates(seconds: float, rounds: int = 5) -> list[Rate]:
         Rate(name, size, median(values) / 1e9, min(values) / 1e9, max(values) / 1e9)
         for (name, size), values in found.items()
     ]
+
+
+def hashed_records(seconds: float) -> float:
+    """Records a second whose leaves and nodes all cores together could hash if they did nothing else."""
+    data = os.urandom(STRETCH)
+    done = [0] * (os.cpu_count() or 1)
+
+    def work(i: int) -> None:
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            hashlib.sha256(data).digest()
+            done[i] += 1
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(done))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(done) * STRETCH / (64 * BLOCKS) / seconds
 
 
 def rate_table(found: list[Rate]) -> Table:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, Literal, get_args
 
 from benches import frames, sampling
-from benches.daemon import Daemon
+from benches.daemon import Daemon, Mode, settings
 from benches.packages import Missing
 from kimberlite.cli.forms import parse_number
 from kimberlite.load.plan import Plan, Work
@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--depth", metavar="N", type=parse_number, default=1, help="requests of each that are open")
     parser.add_argument("--batch", metavar="N", type=parse_number, default=1, help="records of a request")
     parser.add_argument("--size", metavar="BYTES", type=parse_number, default=256, help="of a record")
+    parser.add_argument("--mode", choices=get_args(Mode), default="plain", help="of the database; plain by default")
     parser.add_argument("--seconds", metavar="S", type=float, default=10.0, help="that are looked at; 10 by default")
     parser.add_argument("--directory", type=Path, default=Path(), help="on the disk in question; here by default")
 
@@ -62,6 +63,7 @@ def planned(options: argparse.Namespace, address: str, rate: float | None = None
         options.clients,
         options.batch,
         options.size,
+        json=options.mode == "json+zstd",
         depth=options.depth,
         rate=rate,
         processes=min(PROCESSES, options.clients),
@@ -93,7 +95,8 @@ def loaded(options: argparse.Namespace, library: Path | None = None, whose: Whos
         written.mkdir()
         framing = frames.environment(library, written) if library is not None else {}
         module = "benches.framed" if framing and whose == "serve" else "kimberlite.cli.main"
-        with Daemon(path / "db", environment=os.environ | framing, module=module) as daemon:
+        told = settings(options.mode, path)
+        with Daemon(path / "db", *told, environment=os.environ | framing, module=module) as daemon:
             plan = planned(options, daemon.address)
             with _inherited(framing if whose == "bench" else {}), Processes(plan) as processes:
                 processes.run(WARM, warm=True)
@@ -116,6 +119,7 @@ class Seen:
     """Where the time went while a load was answered."""
 
     plan: Plan
+    mode: Mode
     outcome: Outcome
     profile: sampling.Profile
     #: Of all the load, by label.
@@ -130,7 +134,7 @@ class Seen:
         return self.outcome.appends.requests + self.outcome.reads.requests
 
     def did(self) -> str:
-        return f"{words(self.plan)}, {self.outcome.records_per_s:,.0f} records/s"
+        return f"{words(self.plan)}, {self.mode}, {self.outcome.records_per_s:,.0f} records/s"
 
 
 def seen(options: argparse.Namespace, whose: Whose = "serve", *, framed: bool = True) -> Seen:
@@ -146,7 +150,7 @@ def seen(options: argparse.Namespace, whose: Whose = "serve", *, framed: bool = 
         profile = sampling.profile(perf, data, load.directory, stacks=framed)
     if not profile.samples:
         raise Missing("perf took no sample")
-    return Seen(load.plan, outcome, profile, calls, cpu, options.seconds)
+    return Seen(load.plan, options.mode, outcome, profile, calls, cpu, options.seconds)
 
 
 def _calls(directory: Path) -> Counter[str]:

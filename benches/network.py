@@ -27,15 +27,14 @@ from typing import Final
 import uvloop
 
 import kimberlite.sync
-from benches.answers import answering
+from benches.answers import answering, carried
 from benches.clients import Load
-from benches.daemon import Daemon
+from benches.daemon import Daemon, settings
 from benches.engine import AIMS
 from benches.network_tables import (
     SIZE,
     Cell,
     Encoding,
-    Mode,
     Outcome,
     Peer,
     Reading,
@@ -49,7 +48,6 @@ from benches.packages import Missing
 from benches.rivals import Figures, Rival, settings_table
 from benches.table import asked, machine, publish
 from kimberlite import _native
-from kimberlite.crypto.master import create_master
 from kimberlite.load.plan import Plan
 from kimberlite.load.run import Disk, Processes
 
@@ -72,15 +70,6 @@ def cells(*, every_mode: bool) -> list[Cell]:
     if not every_mode:
         return CELLS
     return [*CELLS, *(replace(cell, mode="encrypted") for cell in CELLS), Cell(32, 1, 100, "json+zstd")]
-
-
-def settings(mode: Mode, path: Path) -> list[str]:
-    if mode == "json+zstd":
-        return ["log.compression=1"]
-    if mode == "plain":
-        return []
-    create_master(path / "key")
-    return [f"key_file={path / 'key'}"]
 
 
 def append(cell: Cell, directory: Path, seconds: float) -> Outcome:
@@ -145,7 +134,7 @@ def encoding(found: Sequence[Outcome], rounds: int = 5, batches: int = 1_000) ->
 
 def read(directory: Path, records: int, rounds: int) -> list[Reading]:
     path = Path(tempfile.mkdtemp(prefix="network-", dir=directory))
-    batches, python = [], []
+    batches, python, bytes_carried = [], [], []
     try:
         with Daemon(path / "db") as daemon:
             url = f"kimberlite://{daemon.address}"
@@ -156,11 +145,13 @@ def read(directory: Path, records: int, rounds: int) -> list[Reading]:
                     processes.run(0.2, warm=True)
                     batches.append(processes.run(1.0).records_per_s)
                 python.append(uvloop.run(read_all(url)))
+                bytes_carried.append(carried(0.3))
     finally:
         shutil.rmtree(path)
+    beside = statistics.median(bytes_carried) / SIZE
     return [
-        Reading("as batches", statistics.median(batches), AIM_BATCHES),
-        Reading("as Python records", statistics.median(python), AIM_RECORDS),
+        Reading("as batches", statistics.median(batches), AIM_BATCHES, beside),
+        Reading("as Python records", statistics.median(python), AIM_RECORDS, beside),
     ]
 
 

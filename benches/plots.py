@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from io import StringIO
+from itertools import cycle, product
 from typing import Any, Final
 
 import matplotlib
@@ -17,6 +18,8 @@ matplotlib.use("svg")
 matplotlib.rcParams.update({"svg.fonttype": "none", "font.size": 9, "axes.grid": True, "grid.color": "#ddd"})
 #: Shares that a scale of nines has a line for.
 SHARES: Final = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
+#: Of lines, when there are more of them than colours.
+DASHES: Final = ("-", "--", ":")
 
 Curves = Mapping[str, Sequence[tuple[float, float]]]
 
@@ -58,10 +61,13 @@ def latencies(title: str, curves: Curves) -> str:
     figure = Figure(figsize=SIZE)
     axes = figure.subplots()
     least = min((1 - share for curve in curves.values() for _, share in curve if share < 1), default=0.01)
-    for name, curve in curves.items():
+    colours = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
+    for (name, curve), (dashes, colour) in zip(curves.items(), cycle(product(DASHES, colours)), strict=False):
         axes.plot(
             [ms for ms, _ in curve],
             [1 / max(1 - share, least) for _, share in curve],
+            dashes,
+            color=colour,
             label=name,
             drawstyle="steps-post",
         )

@@ -11,6 +11,7 @@ import pytest
 
 from benches import compare, instructions
 from benches.compare import APPEND, CASES, CRYPTO, ROOT, Kind, compared, paired
+from benches.slowdowns import SLOWDOWNS, SlowDown, git, slowed
 
 
 def pairs(slower: float, noise: float, seed: int) -> list[tuple[float, float]]:
@@ -93,3 +94,15 @@ def test_more_instructions_fail_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(compare, "CASES", {"encode": Kind("codec", 100.0, 0.03)})
     monkeypatch.setattr("sys.argv", ["compare", "HEAD", "--rounds", "3", "--directory", str(tmp_path)])
     assert compare.main() == 1
+
+
+@pytest.mark.parametrize("slow", SLOWDOWNS, ids=lambda slow: slow.case)
+def test_a_slow_down_is_a_commit_that_changes_nothing_else_and_that_nothing_names(slow: SlowDown) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("there is no git checkout")
+    before = git("status", "--porcelain"), git("for-each-ref")
+    commit = slowed("HEAD", slow)
+    added = git("diff", "--numstat", "HEAD", commit).split("\t")
+    assert added == [str(slow.instead.count("\n") - 1), "0", slow.file]
+    assert slow.case in CASES
+    assert (git("status", "--porcelain"), git("for-each-ref")) == before

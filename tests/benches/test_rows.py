@@ -30,7 +30,7 @@ def results(tmp_path: Path) -> Path:
     """Of the network, and of nothing else."""
     network = {
         "append": [outcome((1, 1, 1), 3_000), *(outcome(shape, 1_000_000) for shape in rows.SHAPES)],
-        "read": [{"kind": "as batches", "records_per_s": 3_000_000, "aim": 2_000_000}],
+        "read": [{"kind": "as batches", "records_per_s": 3_000_000, "aim": 2_000_000, "carried": 9_000_000}],
         "peers": [
             peer("fast", (32, 1, 100), 400_000),
             peer("slow", (32, 1, 100), 1_000),
