@@ -161,13 +161,15 @@ async def append(path: Path, firsts: Sequence[int], cell: Cell, work: str, secon
     return Outcome(cell, work, rate, p50, p99, scrubbed, packed, dropped, left)
 
 
-def measure(directory: Path, works: Sequence[str], seconds: float, rounds: int, segments: int) -> list[Outcome]:
+def measure(
+    directory: Path, cells: Sequence[Cell], works: Sequence[str], seconds: float, rounds: int, segments: int
+) -> list[Outcome]:
     filled = directory / "filled"
     firsts = uvloop.run(fill(filled, segments))
-    found: dict[tuple[Cell, str], list[Outcome]] = {(cell, work): [] for cell in CELLS for work in works}
+    found: dict[tuple[Cell, str], list[Outcome]] = {(cell, work): [] for cell in cells for work in works}
     for number in range(rounds):
         shuffled = random.Random(number)
-        for cell in shuffled.sample(CELLS, len(CELLS)):
+        for cell in shuffled.sample(cells, len(cells)):
             # One behind the other, so that what the machine does meanwhile happens to all of them.
             for work in shuffled.sample(works, len(works)):
                 path = directory / "db"
@@ -236,6 +238,8 @@ def arguments() -> argparse.ArgumentParser:
     parser = asked("upkeep", __doc__)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each slice")
     parser.add_argument("--rounds", type=int, default=5)
+    clients = sorted({cell.clients for cell in CELLS})
+    parser.add_argument("--clients", type=int, nargs="+", choices=clients, default=clients, help="these loads only")
     parser.add_argument("--each", action="store_true", help="every kind of upkeep by itself, besides")
     parser.add_argument(
         "--segments", type=int, metavar="COUNT", help="that there are to be packed, and enough if not said"
@@ -245,10 +249,11 @@ def arguments() -> argparse.ArgumentParser:
 
 def main() -> None:
     options = arguments().parse_args()
+    cells = [cell for cell in CELLS if cell.clients in options.clients]
     works = WORKS if options.each else (NOTHING, EVERYTHING)
     segments = options.segments or int(PACKED * (WARM + options.seconds) * MIB) // SEGMENT + 1
     with tempfile.TemporaryDirectory(prefix="bench-", dir=options.directory) as name:
-        found = measure(Path(name), works, options.seconds, options.rounds, segments)
+        found = measure(Path(name), cells, works, options.seconds, options.rounds, segments)
         where = machine(Path(name))
     publish(where, [table(found)], {"upkeep": found}, options)
 
