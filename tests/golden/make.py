@@ -34,6 +34,7 @@ from kimberlite.storage.memory import Disk, MemoryBackend
 
 HERE = Path(__file__).parent / "1"
 KEY = f"{PREFIX}a2ltYmVybGl0ZSBnb2xkZW4gbWFzdGVyIGtleSAhISE=\n"
+NEXT_KEY = f"{PREFIX}a2ltYmVybGl0ZSBnb2xkZW4gbWFzdGVyIGtleSAyISE=\n"
 #: 14 November 2023.
 BEGAN = 1_700_000_000_000_000_000
 #: Payloads that are longer are described by their length and hash.
@@ -76,11 +77,46 @@ async def torn(db: Log) -> None:
     await db.append("a", [b"never acknowledged " * 100] * 3)
 
 
+async def little(db: Log) -> None:
+    """Records with times and offsets of their own, and then segments that are mostly padding."""
+    async with db.importing() as into:
+        await into.gap("moved", 5, BEGAN - 1000, "dropped")
+        await into.add("moved", 5, BEGAN - 1000, [b"the sixth", b"the seventh"])
+        await into.gap("moved", 11, BEGAN - 100, "lost")
+        await into.add("moved", 11, BEGAN - 10, [b"the twelfth"])
+    for number in range(100):
+        await db.append(
+            ("orders", "ledger", "blobs")[number % 3], b"little %d" % number, producer=(b"till 7", number // 3)
+        )
+
+
+async def kept(db: Log) -> None:
+    """The oldest are dropped, and what is left is packed."""
+    assert db.upkeep is not None
+    await db.retain(before=40)
+    while db.upkeep.packer.packed < 2:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+
+
+async def left(db: Log) -> None:
+    """Somebody is forgotten, for good."""
+    for number in range(3):
+        await db.append("people/7", b"a secret %d" % number)
+        await db.append("people/8", b"another %d" % number, producer=(b"desk", number))
+    await db.erase("people/7", reason="asked to be forgotten")
+    with tempfile.TemporaryDirectory() as name:
+        await db.rotate(keep_key(Path(name), NEXT_KEY))
+    await db.confirm_erasure("people/7")
+    await db.erase("people/8", reason="asked, too")
+
+
 @dataclass(frozen=True)
 class Golden:
     name: str
     sessions: tuple[Session, ...]
-    encrypted: bool = False
+    #: What is in the file of the master key, before the first session and behind the last, if it is encrypted.
+    key: str | None = None
+    last_key: str | None = None
     #: Whether the power goes while a group of more than a block is written, in the last session.
     torn: bool = False
     segment_bytes: int = 256 * 1024
@@ -94,9 +130,11 @@ class Golden:
 
 GOLDEN = (
     Golden("plain", (first, second)),
-    Golden("encrypted", (first, second), encrypted=True, compression=1),
+    Golden("encrypted", (first, second), key=KEY, last_key=KEY, compression=1),
     Golden("segments", (filling, second), segment_bytes=128 * 1024),
     Golden("torn", (second, torn), torn=True),
+    Golden("kept", (little, kept), segment_bytes=128 * 1024),
+    Golden("left", (first, left), key=KEY, last_key=NEXT_KEY),
 )
 
 
@@ -143,25 +181,22 @@ class Cut:
             self.left = self.disk.persist(loose.operations, loose.resizes, (1 << loose.sectors) - 1 - (1 << 3))
 
 
-def text_of(disk: Disk, master: bytes | None) -> str:
+def text_of(disk: Disk, key: Path | None) -> str:
     """What is on the disk: a line for each mark, segment, group and run, then one for each record, then the verdict.
 
     What is said in words is left out: the words may become better ones.
     """
     found = describe(MemoryBackend(disk.copy()), None)
     inspected = ({name: value for name, value in line.items() if name != "what"} for line in found)
-    lines = [*inspected, *records_of(disk, master)]
-    report = verify(MemoryBackend(disk.copy()), master)
+    lines = [*inspected, *records_of(disk, key)]
+    report = verify(MemoryBackend(disk.copy()), load_master(key))
     verdict = {"kind": "verified", "records": report.records, "groups": report.groups, "streams": report.streams}
     verdict |= {"root": report.root.hex(), "chain": report.chain.hex()}
     return b"".join(forms.line(line) for line in [*lines, verdict]).decode()
 
 
-def records_of(disk: Disk, master: bytes | None) -> Iterator[dict[str, Any]]:
-    with tempfile.TemporaryDirectory() as name:
-        key = keep_key(Path(name)) if master is not None else None
-        found = asyncio.run(_read(disk.copy(), key))
-    for record in found:
+def records_of(disk: Disk, key: Path | None) -> Iterator[dict[str, Any]]:
+    for record in asyncio.run(_read(disk.copy(), key)):
         shown = forms.record_form(record)
         if len(record.payload) > LONGEST_SHOWN:
             digest = hashlib.sha256(record.payload).hexdigest()
@@ -184,10 +219,10 @@ async def _read(disk: Disk, key: Path | None) -> list[Record]:
         return [record async for record in db.read(system=True)]
 
 
-def keep_key(directory: Path) -> Path:
+def keep_key(directory: Path, text: str) -> Path:
     """The key in a file that only its owner can read, as a checkout does not have it."""
-    path = directory / "master.key"
-    path.write_text(KEY)
+    path = directory / f"{hashlib.sha256(text.encode()).hexdigest()[:8]}.key"
+    path.write_text(text)
     path.chmod(0o400)
     return path
 
@@ -217,25 +252,28 @@ def unpack(path: Path, directory: Path) -> None:
 
 def make(golden: Golden, directory: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
-        key = keep_key(Path(name)) if golden.encrypted else None
+        key = keep_key(Path(name), golden.key) if golden.key else None
         disk = asyncio.run(written(golden, key))
-        master = load_master(key) if key else None
+        last_key = keep_key(Path(name), golden.last_key) if golden.last_key else None
+        text = text_of(disk, last_key)
     (directory / f"{golden.name}.tar.xz").write_bytes(pack(disk))
-    (directory / f"{golden.name}.txt").write_text(text_of(disk, master))
-    if golden.encrypted:
-        (directory / f"{golden.name}.key").write_text(KEY)
+    (directory / f"{golden.name}.txt").write_text(text)
+    if golden.last_key:
+        (directory / f"{golden.name}.key").write_text(golden.last_key)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="these only; all by default")
     parser.add_argument("--force", action="store_true", help="overwrite what is there")
     parser.add_argument("--out", type=Path, default=HERE)
     options = parser.parse_args(arguments)
     options.out.mkdir(exist_ok=True)
-    there = sorted(path.name for path in options.out.iterdir())
+    wanted = [golden for golden in GOLDEN if not options.names or golden.name in options.names]
+    there = sorted(path.name for golden in wanted for path in options.out.glob(f"{golden.name}.*"))
     if there and not options.force:
         raise SystemExit(f"{options.out} has {', '.join(there)}: these are for good; --force overwrites them")
-    for golden in GOLDEN:
+    for golden in wanted:
         make(golden, options.out)
         print(f"{golden.name}: {(options.out / f'{golden.name}.tar.xz').stat().st_size} bytes")
 
