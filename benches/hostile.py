@@ -37,7 +37,7 @@ CLIENTS: Final = 4
 #: Appends a second of all of them; and how many of one may be open, so that one that is late does not hold up the next.
 RATE: Final = 800
 DEPTH: Final = 64
-#: Seconds of load after a change before anything counts.
+#: Seconds of load after a change before anything counts, or as many as count if these are fewer.
 SETTLING: Final = 0.3
 HEADER: Final = struct.Struct("<III")
 MIB: Final = 1 << 20
@@ -209,20 +209,20 @@ def attacked(name: str, address: str, found: list[tuple[int, list[float]]]) -> I
 def feel(name: str, daemon: Daemon, others: Processes, seconds: float, rounds: int) -> Felt:
     alone, under = _native.Histogram(), _native.Histogram()
     said: list[tuple[int, list[float]]] = []
-    grown = 0
+    grown, settling = 0, min(SETTLING, seconds)
     for _ in range(rounds):
-        others.run(SETTLING, warm=True)
+        others.run(settling, warm=True)
         alone = alone.plus(others.run(seconds).times)
         before = daemon.forget_peak()
         with attacked(name, daemon.address, said):
             # It takes a moment to start.
-            others.run(min(1.0, 4 * seconds) + SETTLING, warm=True)
+            others.run(min(1.0, 4 * seconds) + settling, warm=True)
             under = under.plus(others.run(seconds).times)
         grown = max(grown, daemon.peak - before)
     answers = sorted(answer for _, each in said for answer in each)
     return Felt(
         name,
-        sum(times for times, _ in said) / (rounds * (seconds + SETTLING)),
+        sum(times for times, _ in said) / (rounds * (seconds + settling)),
         alone.quantile(0.5) / 1e6,
         alone.quantile(0.99) / 1e6,
         under.quantile(0.5) / 1e6,
