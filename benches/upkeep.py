@@ -32,8 +32,6 @@ from kimberlite.log.options import MIB, Options
 from kimberlite.log.upkeep import Upkeep
 
 SIZE: Final = 256
-#: Of the segments that are packed and dropped; what is appended goes to one of the usual size.
-SEGMENT: Final = 8 * MIB
 #: Seconds before the clock begins: scrubbing does not begin at once.
 WARM: Final = scrub.LATER + 0.3
 #: MiB of mostly padding that are packed in a second by whoever has nothing else to do, generously.
@@ -81,10 +79,10 @@ class Outcome:
     p99_high: float = 1.0
 
 
-async def fill(path: Path, segments: int) -> list[int]:
+async def fill(path: Path, segments: int, size: int) -> list[int]:
     """The first position of each segment but the last."""
     records = [os.urandom(SIZE)] * 4096
-    async with kimberlite.open(path, segment_bytes=SEGMENT, pack=0, scrub=0, depth=8) as db:
+    async with kimberlite.open(path, segment_bytes=size, pack=0, scrub=0, depth=8) as db:
         while len(list((path / "segments").iterdir())) <= segments:
             await db.append("padding", records, sync="record")
     names = sorted((path / "segments").iterdir())[:segments]
@@ -161,11 +159,11 @@ async def append(path: Path, firsts: Sequence[int], cell: Cell, work: str, secon
     return Outcome(cell, work, rate, p50, p99, scrubbed, packed, dropped, left)
 
 
-def measure(
-    directory: Path, cells: Sequence[Cell], works: Sequence[str], seconds: float, rounds: int, segments: int
-) -> list[Outcome]:
+def measure(directory: Path, cells: Sequence[Cell], works: Sequence[str], options: argparse.Namespace) -> list[Outcome]:
+    size, seconds, rounds = options.mib * MIB, options.seconds, options.rounds
+    segments = options.segments or int(PACKED * MIB * (WARM + seconds)) // size + 2
     filled = directory / "filled"
-    firsts = uvloop.run(fill(filled, segments))
+    firsts = uvloop.run(fill(filled, segments, size))
     found: dict[tuple[Cell, str], list[Outcome]] = {(cell, work): [] for cell in cells for work in works}
     for number in range(rounds):
         shuffled = random.Random(number)
@@ -227,7 +225,7 @@ def table(found: Sequence[Outcome]) -> Table:
         f"p99 ÷ without, aim ≤ {AIM_P99:g}",
         "of the rounds'",
         "MiB scrubbed",
-        f"packed, of {SEGMENT // MIB} MiB",
+        "packed",
         "to be packed",
         "dropped",
     )
@@ -240,6 +238,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5)
     clients = sorted({cell.clients for cell in CELLS})
     parser.add_argument("--clients", type=int, nargs="+", choices=clients, default=clients, help="these loads only")
+    parser.add_argument(
+        "--mib", type=int, default=64, help="of the segments that are packed and dropped; what is appended has its own"
+    )
     parser.add_argument("--each", action="store_true", help="every kind of upkeep by itself, besides")
     parser.add_argument(
         "--segments", type=int, metavar="COUNT", help="that there are to be packed, and enough if not said"
@@ -251,9 +252,8 @@ def main() -> None:
     options = arguments().parse_args()
     cells = [cell for cell in CELLS if cell.clients in options.clients]
     works = WORKS if options.each else (NOTHING, EVERYTHING)
-    segments = options.segments or int(PACKED * (WARM + options.seconds) * MIB) // SEGMENT + 1
     with tempfile.TemporaryDirectory(prefix="bench-", dir=options.directory) as name:
-        found = measure(Path(name), cells, works, options.seconds, options.rounds, segments)
+        found = measure(Path(name), cells, works, options)
         where = machine(Path(name))
     publish(where, [table(found)], {"upkeep": found}, options)
 
