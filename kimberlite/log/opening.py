@@ -469,6 +469,9 @@ class Opener:
         tail.file.sync()
         checkpointer.write_last()
         retention.note()
+        # Room for what did not come; a start makes its own.
+        with contextlib.suppress(OSError):
+            creation.discard(self.backend, prepared_name(tail.number + 1))
 
     async def _open_reader(self) -> Log:
         follower, identity = await self.backend.run(self._follow)

@@ -22,8 +22,8 @@ from kimberlite.log.description import size_of
 from kimberlite.log.findings import Findings
 from kimberlite.log.names import PREPARE, SEGMENTS, index_name, packed_name, segment_name
 from kimberlite.log.tasks import begin, rest
-from kimberlite.log.walking import groups
-from kimberlite.storage.backend import BLOCK, Backend, opener, read_around
+from kimberlite.log.walking import check_header, check_rest, groups
+from kimberlite.storage.backend import BLOCK, Backend, opener
 
 #: Read, checked and written at a time.
 PIECE: Final = 1 << 20
@@ -114,12 +114,15 @@ def pack(backend: Backend, native: _native.Log, number: int, salt: bytes) -> Gen
     target = backend.open(temporary, "x")
     try:
         target.write(0, bytes(BLOCK))
-        end = BLOCK
-        for out, _, _ in groups(source, packing, PIECE):
+        check_header(source, packing.segment, packing)
+        end, place = BLOCK, BLOCK
+        for out, place, _ in groups(source, packing, PIECE):
             target.write(end, out)
             end += len(out)
             yield True
-        header, index = _finish(backend, packing, number)
+        for _ in check_rest(source, place, PIECE):
+            yield True
+        header, index = _finish(packing, name)
         target.write(0, header)
         target.sync()
         yield True
@@ -140,11 +143,8 @@ def pack(backend: Backend, native: _native.Log, number: int, salt: bytes) -> Gen
     native.attach_closed(header, opener(backend, name), indexed)
 
 
-def _finish(backend: Backend, packing: _native.Packing, number: int) -> tuple[bytes, bytes]:
-    after = backend.open(segment_name(number + 1), "r")
+def _finish(packing: _native.Packing, name: str) -> tuple[bytes, bytes]:
     try:
-        return packing.finish(read_around(after, 0, BLOCK))
+        return packing.finish()
     except ValueError as error:
-        raise Corrupt(str(error), file=segment_name(number)) from None
-    finally:
-        after.close()
+        raise Corrupt(str(error), file=name) from None

@@ -22,7 +22,7 @@ from kimberlite.log.findings import Findings
 from kimberlite.log.names import HASHES, PAST, index_name, segment_name
 from kimberlite.log.refusals import UNFIT, translate
 from kimberlite.log.tasks import begin, rest
-from kimberlite.log.walking import groups, read_sound
+from kimberlite.log.walking import check_header, check_rest, groups, read_sound
 from kimberlite.storage.backend import BLOCK, CANNOT_READ, Backend, File
 
 #: Read and checked at a time.
@@ -191,30 +191,16 @@ class Scrub:
         """In the end the index that the segment must have."""
         source = opened(self._backend, segment_name(self._number))
         try:
-            self._check_header(source)
+            check_header(source, self._native.header, self._native)
             yield BLOCK + self._open_hashes()
             end = BLOCK
             for (first, hashes), end, read in groups(source, self._native, PIECE):  # noqa: B007 (needed behind the last)
                 yield read + self._compare(first, hashes)
-            yield from self._check_rest(source, end)
+            yield from check_rest(source, end, PIECE)
             return self._finish(source, end)
         finally:
             source.close()
             self._close_hashes()
-
-    def _check_header(self, source: File) -> None:
-        if read_sound(source, 0, BLOCK) != self._native.header:
-            group, position = self._native.expected
-            what = "the header is not the one that was written"
-            raise Corrupt(what, file=source.name, place=0, group=group, position=position)
-
-    def _check_rest(self, source: File, end: int) -> Generator[int]:
-        while piece := read_sound(source, end, PIECE):
-            if behind := piece.lstrip(b"\0"):
-                place = end + len(piece) - len(behind)
-                raise Corrupt("there are bytes behind the closing group", file=source.name, place=place)
-            end += len(piece)
-            yield len(piece)
 
     def _finish(self, source: File, end: int) -> bytes:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Protocol, TypeVar
 
 from kimberlite.errors import Corrupt, Unavailable
@@ -29,6 +29,13 @@ def read_sound(source: File, place: int, length: int) -> bytes:
     return data
 
 
+def check_header(source: File, header: bytes, walk: Walk[object]) -> None:
+    if read_sound(source, 0, BLOCK) != header:
+        group, position = walk.expected
+        what = "the header is not the one that was written"
+        raise Corrupt(what, file=source.name, place=0, group=group, position=position)
+
+
 def groups(source: File, walk: Walk[T_co], length: int) -> Iterator[tuple[T_co, int, int]]:
     """What comes of each piece of a closed segment, where its last group ends, and how many bytes were read for it."""
     place, data, stop = BLOCK, b"", "more"
@@ -43,3 +50,13 @@ def groups(source: File, walk: Walk[T_co], length: int) -> Iterator[tuple[T_co, 
     if stop != "closed":
         group, position = walk.expected
         raise Corrupt(what, file=source.name, place=place, group=group, position=position)
+
+
+def check_rest(source: File, end: int, length: int) -> Generator[int]:
+    """Nothing may be behind the last group; bytes that were read for it."""
+    while piece := read_sound(source, end, length):
+        if behind := piece.lstrip(b"\0"):
+            place = end + len(piece) - len(behind)
+            raise Corrupt("there are bytes behind the closing group", file=source.name, place=place)
+        end += len(piece)
+        yield len(piece)

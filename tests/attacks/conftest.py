@@ -1,22 +1,29 @@
-"""The two databases that are attacked."""
+"""The databases that are attacked: plain and encrypted, as they were written and packed."""
 
 from __future__ import annotations
 
 import pytest
 
-from .databases import Database, built
+from .databases import Database, built, packed
+
+STATES = {"written": built, "packed": packed}
+
+
+@pytest.fixture(params=STATES)
+def state(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(params=["plain", "encrypted"])
-def database(request: pytest.FixtureRequest) -> Database:
-    return built(request.param)
+def database(request: pytest.FixtureRequest, state: str) -> Database:
+    return STATES[state](request.param)
 
 
 @pytest.fixture
-def plain() -> Database:
-    return built("plain")
+def plain(state: str) -> Database:
+    return STATES[state]("plain")
 
 
 @pytest.fixture
-def encrypted() -> Database:
-    return built("encrypted")
+def encrypted(state: str) -> Database:
+    return STATES[state]("encrypted")

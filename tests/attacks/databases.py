@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -172,8 +173,8 @@ class Simulated(Doors):
         )
 
 
-def on_disk(disk: Disk, key: Path | None) -> sync.Database:
-    return sync.open("simulated", key_file=key, backend=MemoryBackend(disk), segment_bytes=SEGMENT, pack=0)
+def on_disk(disk: Disk, key: Path | None, pack: float = 0) -> sync.Database:
+    return sync.open("simulated", key_file=key, backend=MemoryBackend(disk), segment_bytes=SEGMENT, pack=pack)
 
 
 def sent(number: int, what: bytes = b"payload") -> list[Record]:
@@ -214,6 +215,38 @@ def built(kind: str, copy: int = 0, batches: int = BATCHES) -> Database:
     with tempfile.TemporaryDirectory() as directory:
         receipts = grow(disk, key_file(Path(directory), master), range(batches))
     return read(disk, master, receipts)
+
+
+@cache
+def packed(kind: str, copy: int = 0) -> Database:
+    """The same with its closed segments packed."""
+    return packed_anew(built(kind, copy))
+
+
+def packed_anew(database: Database) -> Database:
+    """What becomes of a database by a writer that packs what it can."""
+    disk = Disk.from_files(database.files)
+    with tempfile.TemporaryDirectory() as directory:
+        key = key_file(Path(directory), database.master)
+        with on_disk(disk, key, pack=1) as db:
+            until_packed(db, disk)
+    return replace(database, files=disk.files()).without("prepare/", "reserve")
+
+
+def until_packed(db: sync.Database, disk: Disk, damaged: int = 0) -> None:
+    """But for so many, of which it says what is wrong."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        *closed, _ = sorted(name for name in disk.files() if name.startswith("segments/"))
+        left = sum(not is_packed(disk.files()[name]) for name in closed)
+        if left == damaged == len(db.info()["notes"]):
+            return
+        time.sleep(0.002)
+    raise AssertionError(f"{left} of {closed} are not packed: {db.info()['notes']}")
+
+
+def is_packed(segment: bytes) -> bool:
+    return segment[10:12] == b"\1\0"
 
 
 def grown(database: Database, batches: range, what: bytes = b"payload") -> Database:

@@ -11,7 +11,9 @@ from tests.model.cursor import up_to
 from tests.model.files import decode_identity, decode_marks, decode_vault, encode_marks, segment_name, unwrap_slot
 from tests.model.groups import (
     BLOCK,
+    PACKED_BLOCK,
     Group,
+    Packed,
     SegmentHeader,
     decode_group,
     decode_run,
@@ -61,14 +63,18 @@ def header_of(database: Database, segment: int) -> SegmentHeader:
     return decode_segment_header(database.files[name][:BLOCK], name)
 
 
+def step_of(header: SegmentHeader) -> int:
+    return BLOCK if header.packed is None else PACKED_BLOCK
+
+
 def groups_of(database: Database, segment: int) -> Iterator[Placed]:
     """Its groups, the closing one too."""
     name, salt = segment_name(segment), header_of(database, segment).salt
-    data, place = database.files[name], BLOCK
+    data, place, step = database.files[name], BLOCK, step_of(header_of(database, segment))
     tagged = identity_of(database).tagged
     while any(data[place : place + 8]):
         group, tag = decode_group(data, place, salt, tagged=tagged, where=name)
-        size = up_to(len(encode_group(group, place, salt, tag)), BLOCK)
+        size = min(up_to(len(encode_group(group, place, salt, tag)), step), len(data) - place)
         yield Placed(segment, place, size, group, tag)
         place += size
 
@@ -103,11 +109,16 @@ def rewritten(database: Database, change: Callable[[list[Group]], list[Group]], 
             chain, tag = group.chain(tagged), tags[number] if tagged else None
             if tagged and group_key is not None:
                 tag = group_tag(group_key, chain)
+            data = data.ljust(up_to(len(data), step_of(header)), b"\0")
             data += encode_group(group, len(data), header.salt, tag)
-            data = data.ljust(up_to(len(data), BLOCK), b"\0")
             number, position = number + 1, group.position + group.records
             if group.closing and ends:
                 break
+        if header.packed is None:
+            data = data.ljust(up_to(len(data), BLOCK), b"\0")
+        else:
+            header = replace(header, packed=Packed(len(data), number, chain))
+            data = encode_segment_header(header) + data[BLOCK:]
         files[segment_name(header.number)] = data
     files["marks"] = marked(database, number, chain)
     return files

@@ -10,7 +10,7 @@ import pytest
 from kimberlite import Corrupt
 from tests.model.groups import BLOCK, encode_group
 
-from .databases import DERIVED, Database, Doors, built
+from .databases import DERIVED, Database, Doors, built, is_packed, packed
 from .forging import Placed, groups_of, header_of
 
 #: A damage gives the bytes of the segment and the group that is the first harmed one.
@@ -87,7 +87,8 @@ def zero_second_block(database: Database, target: Placed, other: Placed) -> tupl
 
 def twin_of(database: Database) -> Database:
     """Another database with the same records."""
-    return built("plain" if database.master is None else "encrypted", 1)
+    make = packed if is_packed(database.files[database.segments[0]]) else built
+    return make("plain" if database.master is None else "encrypted", 1)
 
 
 def foreign(database: Database, target: Placed, other: Placed) -> tuple[bytes, Placed]:

@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 from kimberlite import Corrupt, RolledBack
-from tests.model.cursor import up_to
 from tests.model.groups import (
-    BLOCK,
     Group,
     decode_run,
     encode_group,
@@ -263,7 +261,7 @@ def rechecked(database: Database, target: Placed, change: Change) -> Database:
     kept = len(target.group.chain(tagged=False)) + len(target.tag or b"")
     chain = data[target.place + target.length - kept : target.place + target.length]
     forged = encode_group(group, target.place, salt, target.tag)[:-kept] + chain
-    padded = forged.ljust(up_to(len(forged), BLOCK), b"\0")
+    padded = forged.ljust(target.size, b"\0")
     return database.having({target.name: data[: target.place] + padded + data[target.end :]})
 
 

@@ -16,6 +16,9 @@ use super::{Log, exactly, io_error};
 pub struct Packing {
     log: Arc<log::Log>,
     inner: Mutex<log::Packing>,
+    segment: SegmentHeader,
+    /// Of the segment behind it.
+    after: Option<SegmentHeader>,
 }
 
 #[pymethods]
@@ -39,10 +42,16 @@ impl Packing {
         PyBytes::new(py, &self.inner.lock().unwrap().header().encode())
     }
 
-    /// Header and index of the packed segment, when all is taken; `after` is the header of the segment behind it.
+    /// The first block of the segment as it was.
+    #[getter]
+    fn segment<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.segment.encode())
+    }
+
+    /// Header and index of the packed segment, when all is taken.
     #[allow(clippy::type_complexity)]
-    fn finish<'py>(&self, py: Python<'py>, after: &[u8]) -> PyResult<(Bound<'py, PyBytes>, Bound<'py, PyBytes>)> {
-        let after = SegmentHeader::decode(after);
+    fn finish<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyBytes>, Bound<'py, PyBytes>)> {
+        let after = self.after.ok_or(Damage("no segment is behind it"));
         let finished = after.and_then(|after| self.inner.lock().unwrap().finish(&after));
         let (header, mut index) = finished.map_err(|Damage(what)| PyValueError::new_err(what))?;
         index.extend(log::derived_mac(&self.log.keys.receipt, &index));
@@ -61,13 +70,14 @@ impl Log {
     fn unpacking(&self, header: &[u8], salt: &[u8]) -> PyResult<Packing> {
         let header = SegmentHeader::decode(header).map_err(|Damage(what)| PyValueError::new_err(what))?;
         let inner = log::Packing::unpacking(header, exactly(salt, "salt")?);
-        Ok(Packing { log: self.inner.clone(), inner: Mutex::new(inner) })
+        Ok(Packing { log: self.inner.clone(), inner: Mutex::new(inner), segment: header, after: None })
     }
 
     /// What packs a closed segment under a salt.
     fn packing(&self, number: u64, salt: &[u8]) -> PyResult<Packing> {
-        let inner = self.inner.packing(number, exactly(salt, "salt")?);
-        let inner = inner.ok_or_else(|| PyValueError::new_err("there is no such segment"))?;
-        Ok(Packing { log: self.inner.clone(), inner: Mutex::new(inner) })
+        let headers = self.inner.headers(number);
+        let (segment, after) = headers.ok_or_else(|| PyValueError::new_err("there is no such segment"))?;
+        let inner = Mutex::new(log::Packing::new(segment, exactly(salt, "salt")?));
+        Ok(Packing { log: self.inner.clone(), inner, segment, after: Some(after) })
     }
 }

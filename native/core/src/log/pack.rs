@@ -93,13 +93,13 @@ impl New {
 }
 
 impl Log {
-    fn closed(&self, number: u64) -> Option<std::sync::Arc<Segment>> {
+    fn segment(&self, number: u64) -> Option<std::sync::Arc<Segment>> {
         self.segments.read().unwrap().get(&number).cloned()
     }
 
     /// How long a closed segment is at most when it is packed; None if it is, or there is none of this number.
     pub fn packed_length(&self, number: u64) -> io::Result<Option<u64>> {
-        let Some(segment) = self.closed(number).filter(|segment| segment.header.packed.is_none()) else {
+        let Some(segment) = self.segment(number).filter(|segment| segment.header.packed.is_none()) else {
             return Ok(None);
         };
         let (groups, runs, bytes) = self.index(&segment)?.lookup(&segment)?.extent();
@@ -107,8 +107,8 @@ impl Log {
         Ok(Some(SEGMENT_HEADER as u64 + groups * (GROUP_HEADER as u64 + 32 + tag + 7) + 8 * runs + bytes))
     }
 
-    /// What packs a closed segment; None if there is none of this number.
-    pub fn packing(&self, number: u64, salt: Hash) -> Option<Packing> {
-        Some(Packing::new(self.closed(number)?.header, salt))
+    /// The headers of a closed segment and of the one behind it; None if there is none of this number.
+    pub fn headers(&self, number: u64) -> Option<(SegmentHeader, SegmentHeader)> {
+        Some((self.segment(number)?.header, self.segment(number + 1)?.header))
     }
 }

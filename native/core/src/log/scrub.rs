@@ -26,8 +26,7 @@ pub struct Scrub {
 impl Log {
     /// None if there is no closed segment of this number.
     pub fn scrub(&self, number: u64) -> Option<Scrub> {
-        let header = |number: u64| self.segments.read().unwrap().get(&number).map(|segment| segment.header);
-        let (header, after) = (header(number)?, header(number + 1)?);
+        let (header, after) = self.headers(number)?;
         let position = header.first_position;
         let peaks = self.peaks_at(position, SOME_LEAVES);
         let tree = peaks.and_then(|peaks| Tree::from_peaks(position, peaks).ok());
