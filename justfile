@@ -60,6 +60,10 @@ soak *arguments:
 years *arguments:
     python -m tests.crash.years --out results/years "$@"
 
+# A month of a record a second, plain and encrypted: what it takes of the disk, by file and by what it is.
+month *arguments:
+    python -m tests.crash.month --out results/month "$@"
+
 # Every bench, one after another, into `results/`: nothing else should run on the machine. `--quick` is done in two minutes.
 bench *arguments:
     python -m benches "$@"

@@ -116,7 +116,7 @@ def pack(backend: Backend, native: _native.Log, number: int, salt: bytes) -> Gen
         target.write(0, bytes(BLOCK))
         check_header(source, packing.segment, packing)
         end, place = BLOCK, BLOCK
-        for out, place, _ in groups(source, packing, PIECE):
+        for out, place, _ in groups(source, packing, PIECE):  # noqa: B007 (needed behind the last)
             target.write(end, out)
             end += len(out)
             yield True

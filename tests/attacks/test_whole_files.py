@@ -11,18 +11,18 @@ from kimberlite import Corrupt, KeyUnavailable, KimberliteError, Misconfigured, 
 from tests.model.files import segment_name
 from tests.model.groups import BLOCK
 
-from .databases import DERIVED, DIRECTORIES, Database, Doors, built, grown
+from .databases import DERIVED, DIRECTORIES, Database, Doors, built, grown, is_packed, packed
 from .forging import all_groups, groups_of, marked
 from .test_damage import twin_of
 
-DELETED, EMPTIED = "deleted", "emptied"
+DELETED, EMPTIED, ZEROED = "deleted", "emptied", "zeroed at its end"
 CUTS = [
     DELETED,
     EMPTIED,
     "cut after its header",
     "cut before its closing group",
     "cut inside a block",
-    "zeroed at its end",
+    ZEROED,
 ]
 
 
@@ -36,7 +36,7 @@ def cut(database: Database, number: int, how: str) -> Database:
         "cut after its header": data[:BLOCK],
         "cut before its closing group": data[: closing.place],
         "cut inside a block": data[: closing.place - 2_000],
-        "zeroed at its end": data[: closing.place].ljust(len(data), b"\0"),
+        ZEROED: data[: closing.place].ljust(len(data), b"\0"),
     }[how]
     return database.having({name: left})
 
@@ -57,12 +57,21 @@ async def test_a_closed_segment_that_was_cut_or_taken_is_missing_or_short(
     database: Database, how: str, number: int, tmp_path: Path
 ) -> None:
     harmed = cut(database, number, how)
+    what = f"segment {number} is missing" if how == DELETED else "short"
+    if how == ZEROED and is_packed(database.files[segment_name(number)]):
+        # Its header says where it ends: a start that has a checkpoint reads no more of it.
+        doors = harmed.simulate(tmp_path)
+        with pytest.raises(Corrupt) as refused:
+            doors.verify()
+        assert refused.value.file == segment_name(number)
+        assert await doors.answers(database.records) == []
+        harmed, what = harmed.without(*DERIVED), "no group starts here"
     for derived in (harmed, harmed.without(*DERIVED)):
         doors = derived.simulate(tmp_path)
         before = doors.files()
         await is_refused(doors, segment_name(number))
         assert doors.files() == before
-    with pytest.raises(Corrupt, match=f"segment {number} is missing" if how == DELETED else "short"):
+    with pytest.raises(Corrupt, match=what):
         await harmed.put(tmp_path / "db").open()
 
 
@@ -89,6 +98,11 @@ async def test_a_segment_of_another_database_is_refused(database: Database, numb
     foreign = database.having({name: twin_of(database).files[name]})
     await is_refused(foreign.put(tmp_path / "db"), name)
     await is_refused(foreign.without(*DERIVED).simulate(tmp_path), name)
+    if number < 2:
+        kind = "plain" if database.master is None else "encrypted"
+        for make in (built, packed):
+            foreign = database.having({name: make(kind, 1).files[name]})
+            await is_refused(foreign.simulate(tmp_path), name)
 
 
 async def test_segments_without_their_identity_or_marks_are_refused(database: Database, tmp_path: Path) -> None:
