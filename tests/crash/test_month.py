@@ -31,7 +31,9 @@ def test_a_log_of_a_record_a_second_takes_what_is_said(kind: str, column: int, t
     found = taken(tmp_path, kind)
     assert found.fits
     assert found.ratio < MOST[kind]
-    said = {row[0]: int(row[column] or 0) for row in rows(section(OPERATIONS, "Packing"))}
+    text = section(OPERATIONS, "Packing")
+    assert all(f"less than {most} times" in text for most in MOST.values())
+    said = {row[0]: int(row[column] or 0) for row in rows(text)}
     assert found.parts == said
 
 

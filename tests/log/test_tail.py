@@ -18,7 +18,7 @@ from kimberlite.log.names import MARKS, PREPARE, prepared_name, segment_name
 from kimberlite.log.tail import RESERVE, Tail
 from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import Disk, MemoryBackend
-from tests.log.simulated import Machine, failing, payloads
+from tests.log.simulated import Machine, failing, payloads, until
 
 SMALL = 64 * 1024
 
@@ -108,8 +108,29 @@ async def test_segments_end_where_their_last_group_does(either: Machine) -> None
     for name, data in either.disk.files().items():
         if name.startswith("segments/"):
             assert data[-BLOCK:].strip(b"\0")
-    assert not [name for name in either.disk.files() if name.startswith("prepare/")] or either.verify()
     assert either.verify().notes == []
+
+
+def prepared(machine: Machine) -> list[str]:
+    return [name for name in machine.disk.files() if name.startswith("prepare/")]
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_a_clean_close_takes_back_the_room_for_a_next_segment(either: Machine, refused: bool) -> None:
+    async with either.open(segment_bytes=SMALL) as db:
+        await db.append("s", b"x")
+
+        async def is_prepared() -> bool:
+            return prepared(either) != []
+
+        await until(is_prepared)
+        if refused:
+            either.fault = failing("unlink", "prepare/")
+    either.fault = None
+    assert (prepared(either) != []) == refused
+    assert either.verify().notes == []
+    async with either.open(segment_bytes=SMALL) as db:
+        assert await payloads(db.read("s")) == [b"x"]
 
 
 async def test_rotation_under_load_keeps_order_and_loses_nothing(either: Machine) -> None:
