@@ -202,7 +202,7 @@ class Derived:
 
 
 class Checkpointer:
-    """Takes a checkpoint when enough has been appended, one at a time, and at a clean close."""
+    """Takes a checkpoint when enough has been appended or a segment was closed, one at a time, and at a clean close."""
 
     def __init__(self, derived: Derived, committer: Committer, options: Options) -> None:
         self._derived, self._committer, self._options = derived, committer, options
@@ -210,6 +210,7 @@ class Checkpointer:
         self._position = derived.log.durable
         self._place = 0
         self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._last = self._loop.time() - LEAST_INTERVAL
         self._closed = derived.replayed
         self._stopped = False
@@ -236,8 +237,18 @@ class Checkpointer:
         written = committer.written - self._place
         doubted = self._derived.log.doubted and not self._doubted
         due = doubted or records >= self._options.checkpoint_records or written >= self._options.checkpoint_bytes
-        if (due or self._closed) and self._loop.time() - self._last >= self._interval:
+        if not due and not self._closed:
+            return
+        wait = self._last + self._interval - self._loop.time()
+        if wait <= 0:
             self._task = begin(self._take(), "kimberlite-checkpoint", committer.poison)
+        elif self._timer is None:
+            # Nothing more may be appended, and what is closed waits to be packed.
+            self._timer = self._loop.call_later(wait, self._waited)
+
+    def _waited(self) -> None:
+        self._timer = None
+        self.published()
 
     def _rotated(self, segment: _native.Segment) -> None:
         self._closed.append(segment)
@@ -259,6 +270,8 @@ class Checkpointer:
                 await committer.backend.run(lambda: self._derived.write_all(write, closed))
                 self._doubted = doubted
                 self.on_written()
+                # For what was closed meanwhile.
+                self._loop.call_soon(self.published)
         except BaseException as error:
             # The disk may have room again, or another mood: nobody waits for this.
             self._interval = AGAIN
@@ -279,6 +292,8 @@ class Checkpointer:
 
     async def stop(self) -> None:
         self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
         if self._task is not None:
             await asyncio.wait([self._task])
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import kimberlite
 from kimberlite import KimberliteError, Log, Receipt, Record, sync
 from kimberlite.crypto.master import PREFIX, load_master
+from kimberlite.log.repair import is_packed
 from kimberlite.log.verify import Report, verify, verify_directory
 from kimberlite.storage.memory import Disk, MemoryBackend
 
@@ -243,10 +244,6 @@ def until_packed(db: sync.Database, disk: Disk, damaged: int = 0) -> None:
             return
         time.sleep(0.002)
     raise AssertionError(f"{left} of {closed} are not packed: {db.info()['notes']}")
-
-
-def is_packed(segment: bytes) -> bool:
-    return segment[10:12] == b"\1\0"
 
 
 def grown(database: Database, batches: range, what: bytes = b"payload") -> Database:

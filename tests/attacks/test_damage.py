@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from kimberlite import Corrupt
+from kimberlite.log.repair import is_packed
 from tests.model.groups import BLOCK, encode_group
 
-from .databases import DERIVED, Database, Doors, built, is_packed, packed
+from .databases import DERIVED, Database, Doors, built, packed
 from .forging import Placed, groups_of, header_of
 
 #: A damage gives the bytes of the segment and the group that is the first harmed one.

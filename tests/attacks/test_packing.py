@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from kimberlite import Corrupt
+from kimberlite import Corrupt, Log
 from kimberlite.log.packing import pack
+from kimberlite.log.repair import is_packed
 from kimberlite.storage.memory import MemoryBackend
 from tests.model.files import segment_name
-from tests.model.groups import BLOCK
+from tests.model.groups import BLOCK, Packed, encode_segment_header
 
-from .databases import Simulated, built, grown, is_packed, on_disk, packed, packed_anew, until_packed
+from .databases import DERIVED, Simulated, built, grown, on_disk, packed, packed_anew, until_packed
 from .every_byte import survivors
-from .forging import groups_of
+from .forging import groups_of, header_of
 from .test_damage import DAMAGES, is_at, site
 
 KINDS = ["plain", "encrypted"]
@@ -67,6 +70,7 @@ def test_what_was_changed_since_the_start_is_not_packed_away(kind: str, where: s
         file.close()
         harmed = doors.files()
         at, what = (0, "the header is not the one") if where in places else (place, "there are bytes behind")
+        assert isinstance(db._log, Log)
         with pytest.raises(Corrupt, match=what) as damaged:
             list(pack(backend, db._log._native, 1, bytes(32)))
         assert (damaged.value.file, damaged.value.place) == (name, at)
@@ -89,6 +93,35 @@ async def test_a_segment_of_before_it_was_packed_says_the_same(kind: str, tmp_pa
             again = packed_anew(mixed)
             assert all(is_packed(again.files[segment_name(each)]) for each in (0, 1))
             assert again.simulate(tmp_path).verify(written.receipts[-1]).notes == []
+
+
+LIES: dict[str, Callable[[Packed], Packed | None]] = {
+    "longer": lambda packed: replace(packed, length=packed.length + 8),
+    "shorter": lambda packed: replace(packed, length=packed.length - 8),
+    "another last group": lambda packed: replace(packed, last_group=packed.last_group - 1),
+    "another last chain": lambda packed: replace(packed, last_chain=bytes(32)),
+    "not packed": lambda packed: None,
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_a_packed_segment_says_of_its_end_is_held_against_it(kind: str, lie: str, tmp_path: Path) -> None:
+    """Its check is made to fit."""
+    database, name = packed(kind), segment_name(1)
+    header = header_of(database, 1)
+    assert header.packed is not None
+    lying = encode_segment_header(replace(header, packed=LIES[lie](header.packed)))
+    harmed = database.having({name: lying + database.files[name][BLOCK:]})
+    for doors in (harmed.simulate(tmp_path), harmed.without(*DERIVED).simulate(tmp_path)):
+        with pytest.raises(Corrupt) as refused:
+            doors.verify()
+        assert refused.value.file == name
+    for read_only in (True, False):
+        with pytest.raises(Corrupt) as refused:
+            await doors.open(read_only=read_only)
+        assert refused.value.file == name
+        await harmed.simulate(tmp_path).answers(database.records, read_only=read_only)
 
 
 @pytest.mark.parametrize("kind", KINDS)

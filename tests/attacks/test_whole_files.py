@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from kimberlite import Corrupt, KeyUnavailable, KimberliteError, Misconfigured, RolledBack
+from kimberlite.log.repair import is_packed
 from tests.model.files import segment_name
 from tests.model.groups import BLOCK
 
-from .databases import DERIVED, DIRECTORIES, Database, Doors, built, grown, is_packed, packed
+from .databases import DERIVED, DIRECTORIES, Database, Doors, built, grown, packed
 from .forging import all_groups, groups_of, marked
 from .test_damage import twin_of
 

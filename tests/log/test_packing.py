@@ -90,6 +90,17 @@ async def test_a_segment_is_packed_while_the_log_goes_on(either: Machine) -> Non
     assert either.verify().records > COUNT
 
 
+async def test_what_a_log_closed_before_it_fell_silent_is_packed(
+    either: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "LEAST_INTERVAL", 0.1)
+    async with either.open(segment_bytes=SEGMENT) as db:
+        for i in range(COUNT):
+            await db.append("s", payload(i))
+        assert len(lengths(either)) > 3
+        await until_packed(either, len(lengths(either)) - 1)
+
+
 async def test_a_segment_that_is_full_of_records_stays_as_it_is(machine: Machine) -> None:
     async with machine.open(segment_bytes=SEGMENT, checkpoint_records=1) as db:
         for _ in range(10):
