@@ -28,6 +28,7 @@ from kimberlite.log.names import (
     CHECKPOINT,
     INDEX,
     MARKS,
+    PREPARE,
     QUARANTINE,
     REPAIR,
     SEGMENTS,
@@ -212,7 +213,9 @@ def behind(backend: Backend, plan: Plan) -> list[str]:
 
 def begin(backend: Backend, identity: Identity, plan: Plan) -> None:
     """From here on nobody opens it until the repair is over."""
-    backend.mkdir(QUARANTINE)
+    # What is empty may not have been copied.
+    for directory in (QUARANTINE, PREPARE):
+        backend.mkdir(directory)
     write_small(backend, REPAIR, plan.encode(identity))
 
 
