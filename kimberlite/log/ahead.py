@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TypeVar
 
-from kimberlite.storage.backend import File, read_around
+from kimberlite.storage.backend import BLOCK, File, read_around
 
 T = TypeVar("T")
 
@@ -32,6 +32,8 @@ class Ahead:
         self._executor = ThreadPoolExecutor(1, "kimberlite-ahead") if file.fd >= 0 else None
         self._future: Future[bytes] | None = None
         self._back = b""
+        #: Whether holes are passed over.
+        self._over = False
         #: Where the first block is that the disk could not read.
         self.unreadable: int | None = None
 
@@ -50,6 +52,11 @@ class Ahead:
             self._future = self._executor.submit(self._read)
 
     def _read(self) -> bytes:
+        if self._over:
+            extent = self._file.extent(self._next)
+            if extent is None:
+                return b""
+            self._next = max(self._next, extent[0] - extent[0] % BLOCK)
         return read_around(self._file, self._next, self._piece, self._missed)
 
     def _missed(self, place: int) -> None:
@@ -70,11 +77,12 @@ class Ahead:
         """The end of what was taken, for whoever asks for the rest."""
         self._back = data
 
-    def rest(self) -> Iterator[bytes]:
-        """What was put back, and then every other piece."""
+    def rest(self) -> Iterator[tuple[int, bytes]]:
+        """What was put back, and then all that may be other than zeros, a piece at a time; each with its place."""
         if self._back:
-            yield self._back
+            yield self._next - len(self._back), self._back
+        self._over = True
         while data := self.take():
-            yield data
+            yield self._next - len(data), data
             if len(data) < self._piece:
                 return

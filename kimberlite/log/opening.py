@@ -57,7 +57,7 @@ from kimberlite.log.tail import LEAST_AHEAD, Prepared, Tail, install
 from kimberlite.log.upkeep import Upkeep
 from kimberlite.records import Receipt
 from kimberlite.storage import Backend, open_backend
-from kimberlite.storage.backend import BLOCK, File
+from kimberlite.storage.backend import BLOCK, File, written
 
 BACKENDS = ("auto", "threads", "uring")
 
@@ -312,8 +312,9 @@ class Opener:
             when += 1
         copy = self.backend.open(name, "x")
         try:
-            for place in range(end.place, upto, 1 << 20):
-                copy.write(place - end.place, end.file.read(place, min(1 << 20, upto - place)))
+            for place, length in written(end.file, end.place, upto, 1 << 20):
+                copy.write(place - end.place, end.file.read(place, length))
+            copy.truncate(upto - end.place)
             copy.sync()
         except OSError:
             # Every start on a full disk would leave another piece.

@@ -31,7 +31,7 @@ from kimberlite.log.names import (
     segment_number,
 )
 from kimberlite.log.options import Options
-from kimberlite.storage.backend import BLOCK, UNREADABLE, Backend, File, let_go, opener, read_around
+from kimberlite.storage.backend import BLOCK, UNREADABLE, Backend, File, let_go, opener, read_around, written
 
 #: Read at a time by a replay: enough that the disk streams, little enough to hold.
 CHUNK: Final = 4 << 20
@@ -355,12 +355,9 @@ class Loader:
 
     def _judge_broken_header(self, name: str, scan: File, what: str) -> None:
         """A header cut off by a crash is nobody's loss, if nothing follows it and nothing in it was promised."""
-        place, size = BLOCK, scan.size()
-        while place < size:
-            data = read_around(scan, place, CHUNK)
-            if data.strip(b"\0"):
+        for place, length in written(scan, BLOCK, scan.size(), CHUNK):
+            if read_around(scan, place, length).strip(b"\0"):
                 raise Corrupt(what, file=name, place=0)
-            place += len(data) or CHUNK
         group = self.log.sealed()[0]
         if self.watermark >= group:
             raise Corrupt(f"{what}, and group {group} was durable", file=name, place=0, group=group)
@@ -387,7 +384,7 @@ class Loader:
             if stop == "damaged":
                 group, position, _ = self.log.sealed()
                 raise Corrupt(what, file=name, place=place, group=group, position=position)
-            watermark, torn = (0, None) if stop == "done" else self.rest(segment, ahead, place)
+            watermark, torn = (0, None) if stop == "done" else self.rest(segment, ahead)
         scan.close()
         end = Ended(segment, file, place, stop == "closed", torn, watermark, ahead.unreadable)
         if stop == "bad":
@@ -412,7 +409,7 @@ class Loader:
         try:
             with Ahead(scan, end.place, CHUNK) as ahead:
                 place, stop, _ = self._replay_all(end.segment, ahead, end.place, NO_LIMIT)
-                torn = self.rest(end.segment, ahead, place)[1]
+                torn = self.rest(end.segment, ahead)[1]
         finally:
             scan.close()
         count = self.log.sealed()[0] - first
@@ -493,13 +490,12 @@ class Loader:
 
     def _last_block(self, file: File, name: str) -> tuple[int, bytes]:
         """Place and bytes of the last block that is not all zeros: a crash can leave room behind the end."""
-        place = (file.size() - 1) // BLOCK * BLOCK
-        while place >= BLOCK:
-            block = self._read_block(file, name, place)
-            if block.strip(b"\0"):
-                return place, block
-            place -= BLOCK
-        return place, b""
+        for start, length in reversed(list(written(file, BLOCK, file.size()))):
+            for place in range((start + length - 1) // BLOCK * BLOCK, start - BLOCK, -BLOCK):
+                block = self._read_block(file, name, place)
+                if block.strip(b"\0"):
+                    return place, block
+        return 0, b""
 
     def matches(self, resume: _native.Resume) -> bool:
         """Whether the group the checkpoint ends with is in its place, chain hash and all."""
@@ -514,17 +510,16 @@ class Loader:
             scan.close()
         return self.log.ends_with(resume, header, group)
 
-    def rest(self, segment: _native.Segment, ahead: Ahead, place: int) -> tuple[int, int | None]:
-        """The watermark in what follows `place`, and where its last byte is that is not zero."""
+    def rest(self, segment: _native.Segment, ahead: Ahead) -> tuple[int, int | None]:
+        """The watermark in what is left, and where its last byte is that is not zero."""
         highest, torn = 0, None
-        for data in ahead.rest():
+        for place, data in ahead.rest():
             found, last = _native.Log.watermark(segment, place, data)
             highest = max(highest, found)
             torn = last if last is not None else torn
-            place += len(data)
         return highest, torn
 
     def watermark_of(self, segment: _native.Segment, scan: File, place: int) -> int:
         """What a reader beside a writer may judge and show: no group after this."""
         with Ahead(scan, place, CHUNK) as ahead:
-            return max(self.watermark, self.promised, self.rest(segment, ahead, place)[0])
+            return max(self.watermark, self.promised, self.rest(segment, ahead)[0])

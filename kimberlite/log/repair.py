@@ -43,7 +43,7 @@ from kimberlite.log.recovery import Keys, Loader, load_identity, load_keys, load
 from kimberlite.log.refusals import UNFIT_TO_WRITE, translate
 from kimberlite.log.salvage import Finder
 from kimberlite.storage import BLOCK, Backend, File, open_backend
-from kimberlite.storage.backend import read_around
+from kimberlite.storage.backend import read_around, written
 
 MAGIC: Final = b"KIMBRPR1"
 #: Magic, database id, and a `Plan`.
@@ -277,8 +277,10 @@ def is_packed(header: bytes) -> bool:
 
 
 def copy(source: File, target: File, start: int) -> None:
-    for place in range(start, source.size(), PIECE):
-        target.write(place - start, read_around(source, place, PIECE))
+    size = source.size()
+    for place, length in written(source, start, size, PIECE):
+        target.write(place - start, read_around(source, place, length))
+    target.truncate(max(0, size - start))
 
 
 def unpack(packing: _native.Packing, source: File, target: File, upto: int) -> None:

@@ -192,7 +192,7 @@ def behind_end(loader: Loader, end: Ended) -> Corrupt | None:
     scan = loader.backend.open(name, "s")
     try:
         with Ahead(scan, end.place, CHUNK) as ahead:
-            _, last = loader.rest(end.segment, ahead, end.place)
+            _, last = loader.rest(end.segment, ahead)
     finally:
         scan.close()
     if last is None:

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator
 from typing import Protocol, TypeVar
 
 from kimberlite.errors import Corrupt, Unavailable
-from kimberlite.storage.backend import BLOCK, File, read_around
+from kimberlite.storage.backend import BLOCK, File, read_around, written
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -54,9 +54,9 @@ def groups(source: File, walk: Walk[T_co], length: int) -> Iterator[tuple[T_co, 
 
 def check_rest(source: File, end: int, length: int) -> Generator[int]:
     """Nothing may be behind the last group; bytes that were read for it."""
-    while piece := read_sound(source, end, length):
+    for place, size in written(source, end, source.size(), length):
+        piece = read_sound(source, place, size)
         if behind := piece.lstrip(b"\0"):
-            place = end + len(piece) - len(behind)
+            place += len(piece) - len(behind)
             raise Corrupt("there are bytes behind the closing group", file=source.name, place=place)
-        end += len(piece)
         yield len(piece)

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeVar
 from weakref import ref
 
@@ -60,6 +61,10 @@ class File(Protocol):
         """fdatasync: what was written is on the disk when this returns."""
 
     def size(self) -> int: ...
+
+    def extent(self, place: int) -> tuple[int, int] | None:
+        """Where the next bytes begin and end, from a place on, that may be other than zeros; None if there are none.
+        What is between such extents is a hole."""
 
     def allocate(self, place: int, length: int) -> None:
         """Have blocks for this range (it reads as zeros where nothing was written), extending the file."""
@@ -104,6 +109,17 @@ def read_around(file: File, place: int, length: int, missed: Callable[[int], Non
             raise
     end = min(place + length, file.size())
     return b"".join(block(start, min(BLOCK, end - start)) for start in range(place, end, BLOCK))
+
+
+def written(file: File, start: int, end: int, most: int = sys.maxsize) -> Iterator[tuple[int, int]]:
+    """Places and lengths of what may be other than zeros between these two places, so much at a time at most: a file may
+    say that it is longer than any disk, and nobody lives to read its holes."""
+    while start < end and (extent := file.extent(start)) is not None:
+        start, upto = extent[0], min(extent[1], end)
+        while start < upto:
+            length = min(most, upto - start)
+            yield start, length
+            start += length
 
 
 def let_go(file: File) -> None:

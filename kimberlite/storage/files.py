@@ -156,6 +156,17 @@ class DiskFile:
     def size(self) -> int:
         return os.fstat(self.fd).st_size
 
+    def extent(self, place: int) -> tuple[int, int] | None:
+        try:
+            start = os.lseek(self.fd, place, os.SEEK_DATA)
+            return start, os.lseek(self.fd, start, os.SEEK_HOLE)
+        except OSError as problem:
+            if problem.errno == errno.ENXIO:
+                return None
+            # It cannot be told. Whoever reads what is there hears why, and where.
+            size = self.size()
+            return (place, size) if place < size else None
+
     def allocate(self, place: int, length: int) -> None:
         os.posix_fallocate(self.fd, place, length)
 

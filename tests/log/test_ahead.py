@@ -9,7 +9,7 @@ import pytest
 
 from kimberlite.log.ahead import Ahead, aside
 from kimberlite.storage import open_backend
-from kimberlite.storage.backend import Backend, File
+from kimberlite.storage.backend import BLOCK, Backend, File
 from kimberlite.storage.memory import Disk, MemoryBackend
 
 DATA = bytes(range(256)) * 40
@@ -61,8 +61,24 @@ def test_the_rest_begins_with_what_was_put_back(file: File) -> None:
     with Ahead(file, 0, 1_024) as ahead:
         taken = ahead.take()
         ahead.back(taken[1_000:])
-        assert b"".join(ahead.rest()) == DATA[1_000:]
+        places, pieces = zip(*ahead.rest(), strict=True)
+        assert b"".join(pieces) == DATA[1_000:]
+        assert places == (1_000, *range(1_024, len(DATA), 1_024))
         assert ahead.take() == b""
+
+
+@pytest.mark.parametrize("start", [0, len(DATA), 20 * BLOCK + 5])
+def test_the_rest_passes_over_holes(file: File, start: int) -> None:
+    far = 100 * BLOCK + 17
+    file.write(far, b"there")
+    file.truncate(200 * BLOCK)
+    with Ahead(file, start, BLOCK) as ahead:
+        found = list(ahead.rest())
+    assert {place + i: byte for place, data in found for i, byte in enumerate(data) if byte} == {
+        place: byte for place, byte in [*enumerate(DATA), *enumerate(b"there", far)] if byte and place >= start
+    }
+    assert len(found) <= 8
+    assert all(place % BLOCK == start % BLOCK or place % BLOCK == 0 for place, _ in found)
 
 
 def test_a_call_aside_gives_its_result_or_its_error(file: File) -> None:

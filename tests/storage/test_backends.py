@@ -13,6 +13,7 @@ import pytest
 
 from kimberlite import _native
 from kimberlite.storage import BLOCK, Backend, File
+from kimberlite.storage.backend import written
 
 
 def block(fill: int, blocks: int = 1) -> _native.Buffer:
@@ -104,6 +105,33 @@ def test_truncate_cuts(file: File) -> None:
     file.write(0, b"abcdef")
     file.truncate(2)
     assert file.read(0, 10) == b"ab"
+
+
+def test_an_extent_is_what_may_be_other_than_zeros(file: File) -> None:
+    far, size = 100 * BLOCK + 5, 1000 * BLOCK
+    file.write(0, b"near")
+    file.write(far, b"far")
+    file.truncate(size)
+    file.sync()
+    found = list(written(file, 0, size))
+    assert [file.read(place, length).strip(b"\0") for place, length in found] == [b"near", b"far"]
+    assert sum(length for _, length in found) < size // 2
+    [(first, length), (second, _)] = found
+    assert first == 0
+    assert file.extent(length) == file.extent(second) == (second, second + found[1][1])
+    assert file.extent(far + 1) == (far + 1, second + found[1][1])
+    assert [file.extent(place) for place in (size - 1, size, size + 1)] == [None] * 3
+
+
+def test_what_is_written_comes_in_pieces_and_between_bounds(file: File) -> None:
+    file.write(BLOCK, b"x" * 4 * BLOCK)
+    start, end = BLOCK + 10, 4 * BLOCK + 10
+    pieces = list(written(file, start, end, 1000))
+    assert pieces[0] == (start, 1000)
+    assert sum(length for _, length in pieces) == end - start
+    assert [place + length for place, length in pieces[:-1]] == [place for place, _ in pieces[1:]]
+    assert list(written(file, end, end)) == []
+    assert list(written(file, 0, BLOCK)) == [] or file.extent(0) == (0, 5 * BLOCK)
 
 
 def test_names_are_listed_in_order(backend: Backend) -> None:

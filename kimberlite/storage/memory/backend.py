@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from kimberlite.storage.backend import BLOCK, Done, File, Mode, error
 from kimberlite.storage.memory.disk import Disk, parent
-from kimberlite.storage.memory.image import Flight, Inode
+from kimberlite.storage.memory.image import Flight, Image, Inode
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -45,8 +45,10 @@ class MemoryFile:
 
     def read(self, place: int, length: int) -> bytes:
         self._enter("read", place, length)
-        image = self.inode.device() if self._unbuffered else self.inode.cache
-        return image.read(place, length)
+        return self._image().read(place, length)
+
+    def _image(self) -> Image:
+        return self.inode.device() if self._unbuffered else self.inode.cache
 
     def write(self, place: int, data: Buffer) -> None:
         rest = bytes(data)
@@ -69,6 +71,10 @@ class MemoryFile:
     def size(self) -> int:
         self._enter("size")
         return self.inode.cache.size
+
+    def extent(self, place: int) -> tuple[int, int] | None:
+        self._enter("extent", place)
+        return self._image().extent(place)
 
     def allocate(self, place: int, length: int) -> None:
         self._enter("allocate", place, length, writes=True)

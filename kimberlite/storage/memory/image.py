@@ -59,6 +59,16 @@ class Image:
         data = b"".join(self.blocks[first : -(-(place + length) // BLOCK)])
         return data[place - first * BLOCK :][:length].ljust(length, b"\0")
 
+    def extent(self, place: int) -> tuple[int, int] | None:
+        """The next blocks that were written, from a place on."""
+        holes = [block is _ZEROS for block in self.blocks[place // BLOCK :]]
+        if place >= self.size or False not in holes:
+            return None
+        first = holes.index(False)
+        end = holes.index(True, first) if True in holes[first:] else len(holes)
+        start = place - place % BLOCK
+        return max(place, start + first * BLOCK), min(start + end * BLOCK, self.size)
+
     def put(self, place: int, data: bytes | memoryview) -> None:
         """Write what fits into the blocks that there are; the caller keeps the end of the file zero."""
         view = memoryview(data)[: max(0, len(self.blocks) * BLOCK - place)]
