@@ -7,7 +7,7 @@ import asyncio
 from pathlib import Path
 
 from kimberlite.cli import forms
-from kimberlite.cli.target import add_key_file, directory
+from kimberlite.cli.target import add_key_file, check_outside, directory
 from kimberlite.cli.terminal import Progress, escaped, say, table
 from kimberlite.errors import Invalid
 from kimberlite.log.copying import salvage_directory
@@ -26,6 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     path = directory(arguments.target)
     if not path.is_dir():
         raise Invalid(f"there is no database at {path}")
+    check_outside(arguments.out, path)
     with Progress("salvage") as progress:
         salvaging = salvage_directory(path, Path(arguments.out), key_file=arguments.key_file, progress=progress)
         report = asyncio.run(salvaging)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from pathlib import Path
 from typing import Final
@@ -10,6 +11,7 @@ from typing import Final
 from kimberlite import api, sync
 from kimberlite.client.client import Connecting
 from kimberlite.errors import Invalid
+from kimberlite.log.names import IDENTITY, SEGMENTS
 from kimberlite.log.opening import Opening
 
 URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9.-]*(?:://|\+unix:)")
@@ -29,6 +31,14 @@ def directory(target: str) -> Path:
     if not target:
         raise Invalid("TARGET is empty")
     return Path(target)
+
+
+def check_outside(path: str | Path, *databases: Path) -> None:
+    """Refuses to make something in the directory of a database, of which it would be no part."""
+    known = {Path(os.path.realpath(each)) for each in databases}
+    for above in Path(os.path.realpath(path)).parents:
+        if above in known or all(os.path.exists(above / name) for name in (IDENTITY, SEGMENTS)):
+            raise Invalid(f"{path} would be inside of the database {above}: name a place elsewhere")
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:

@@ -9,11 +9,12 @@ from typing import Final
 
 from kimberlite import _native
 from kimberlite.crypto.master import load_master
-from kimberlite.errors import Busy, Invalid
+from kimberlite.errors import Busy, Corrupt, Invalid
 from kimberlite.log.log import Log
 from kimberlite.log.opening import Injected, Opening, checked_path, open_log
 from kimberlite.log.options import Options
 from kimberlite.log.refusals import UNFIT_TO_BEGIN, translate
+from kimberlite.log.remains import MOST_SAID
 from kimberlite.log.salvage import Finder, Progress, Report
 from kimberlite.storage import open_backend
 from kimberlite.storage.files import move_directory
@@ -78,6 +79,8 @@ async def salvage_directory(
         backend.lock_directory()
         finder = Finder(backend, master, progress)
         try:
+            if why := finder.why_none():
+                raise Corrupt(f"not one record of it can be saved: {'; '.join(why[:MOST_SAID])}", file=name)
             async with new_log(unfinished, key_file, clock) as db:
                 report = await copy(finder, db, clock)
         finally:

@@ -11,6 +11,7 @@ from kimberlite.arguments import Sync, checked_sync
 from kimberlite.errors import Invalid
 
 MIB: Final = 1 << 20
+LARGEST_SEGMENT: Final = 2048 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Options:
 
     def __post_init__(self) -> None:
         checked_sync(self.sync)
-        if not is_within(self.segment_bytes, 64 * 1024, 2048 * MIB) or self.segment_bytes % 4096:
+        if not is_within(self.segment_bytes, 64 * 1024, LARGEST_SEGMENT) or self.segment_bytes % 4096:
             raise Invalid("segment_bytes is from 64 KiB to 2 GiB, a multiple of 4,096")
         if not is_within(self.depth, 1, 8):
             raise Invalid("depth is from 1 to 8")

@@ -5,7 +5,7 @@ Files are known by how they begin; what they say is believed where a check, a MA
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from struct import Struct
@@ -17,7 +17,21 @@ from kimberlite.crypto.vault import GROUP, RECEIPT, SLOT, SLOT_HEAD, STREAM, WRA
 from kimberlite.errors import Invalid, KeyUnavailable, KimberliteError
 from kimberlite.log.creation import read_small
 from kimberlite.log.identity import QUANTUM, Identity
-from kimberlite.log.names import CHECKPOINT, FILES, HASHES, IDENTITY, INDEX, MARKS, RECEIPT_KEY, SEGMENTS, VAULTS
+from kimberlite.log.names import (
+    CHECKPOINT,
+    DIRECTORIES,
+    FILES,
+    HASHES,
+    IDENTITY,
+    INDEX,
+    MARKS,
+    PREPARE,
+    QUARANTINE,
+    RECEIPT_KEY,
+    SEGMENTS,
+    VAULTS,
+    segment_number,
+)
 from kimberlite.storage.backend import BLOCK, Backend, read_around
 
 VAULT: Final = "vault"
@@ -36,6 +50,8 @@ ID_AT: Final = {IDENTITY: 16, MARKS: 8, VAULT: 8, SEGMENTS: 16, HASHES: 8, INDEX
 #: `docs/format.md`, "Segment".
 SEGMENT: Final = Struct("<8sHH4x16sQQQ32s32s")
 CHECK: Final = 8
+#: Of what is odd, in an error.
+MOST_SAID: Final = 5
 
 
 class Remains:
@@ -46,21 +62,34 @@ class Remains:
         self.notes: list[str] = []
         #: What can be read, by kind, each with its beginning.
         self.files: dict[str, list[tuple[str, bytes]]] = {}
-        for name in self._names():
+        for name, head in self._look():
+            kind = kind_of(name, head)
+            if kind is not None:
+                self.files.setdefault(kind, []).append((name, head))
+            elif name in DIRECTORIES:
+                self.notes.append(f"{name}: it is no directory")
+
+    def _look(self) -> Iterator[tuple[str, bytes]]:
+        """Every file, and how it begins, but for what is no part of the log. What is in the way of one is noted."""
+        names = deque(self.backend.list())
+        while names:
+            name = names.popleft()
             try:
-                head = self._beginning(name)
+                try:
+                    yield name, self._beginning(name)
+                except IsADirectoryError:
+                    names += self._below(name)
             except OSError as error:
                 self.notes.append(f"{name}: it cannot be read: {error.strerror}")
-                continue
-            self.files.setdefault(kind_of(name, head), []).append((name, head))
 
-    def _names(self) -> Iterator[str]:
-        """What is beside segments and indexes, and in their directories, too."""
-        for leaf in self.backend.list():
-            if leaf in (SEGMENTS, INDEX):
-                yield from (f"{leaf}/{below}" for below in self.backend.list(leaf))
-            elif leaf in FILES:
-                yield leaf
+    def _below(self, name: str) -> list[str]:
+        if name in (PREPARE, QUARANTINE):
+            return []
+        leaves = self.backend.list(name)
+        if name not in DIRECTORIES and {IDENTITY, SEGMENTS} <= set(leaves):
+            self.notes.append(f"{name}: it is a database by itself, and is left out")
+            return []
+        return [f"{name}/{leaf}" for leaf in leaves]
 
     def _beginning(self, name: str) -> bytes:
         file = self.backend.open(name, "r")
@@ -93,12 +122,13 @@ class Remains:
                     yield number, before
 
 
-def kind_of(name: str, head: bytes) -> str:
-    """By how it begins; else by its name."""
+def kind_of(name: str, head: bytes) -> str | None:
+    """By how it begins; else by its name. Elsewhere than where a database has its files segments are known, too."""
+    directory, _, leaf = name.rpartition("/")
     kind = BEGINNINGS.get(head[:8])
-    if kind is not None:
-        return kind
-    return VAULT if name in VAULTS else name.partition("/")[0]
+    if name not in FILES and directory not in (SEGMENTS, INDEX):
+        return SEGMENTS if kind == SEGMENTS or segment_number(leaf) is not None else None
+    return kind or (VAULT if name in VAULTS else name.partition("/")[0])
 
 
 @dataclass(frozen=True)
@@ -116,7 +146,7 @@ def find_origin(remains: Remains, *, master: bool) -> Origin:
     """From the identity; without one from what others say of it."""
     ids = Counter(remains.ids())
     if not ids:
-        raise Invalid("nothing that is left says what database this was")
+        raise Invalid("; ".join(["nothing that is left says what database this was", *remains.notes[:MOST_SAID]]))
     database_id = max(ids, key=lambda id: (ids[id], id))
     for name, head in remains.of(IDENTITY):
         try:

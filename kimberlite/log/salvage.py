@@ -8,13 +8,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
 from typing import Any, Final
 
 from kimberlite import _native
 from kimberlite.log import marks as marking
 from kimberlite.log.names import CHECKPOINT, HASHES, INDEX, MARKS, SEGMENTS, segment_name
+from kimberlite.log.options import LARGEST_SEGMENT
 from kimberlite.log.remains import Remains, find_keys, find_origin
 from kimberlite.storage import BLOCK, Backend, File
+from kimberlite.storage.backend import written
 
 #: Where the salt of a segment is in what names one.
 SALT_AT: Final = {INDEX: 48, CHECKPOINT: 104}
@@ -24,6 +27,8 @@ MAC: Final = 32
 PIECE: Final = 4096
 
 Progress = Callable[[int, int], None]
+#: Stream, offset, time and records.
+Salvaged = tuple[str, int, int, _native.Batch]
 
 
 @dataclass
@@ -107,6 +112,8 @@ class Finder:
         self.report = Report(origin.database_id.hex(), notes=self.remains.notes)
         self.incarnation = 0
         self._open: list[File] = []
+        #: Whether any segment has a header that is sound.
+        self._headed = False
         self._scan()
         self._take_marks()
         self._take_derived()
@@ -115,6 +122,7 @@ class Finder:
         self._native.settle(self.keys.of)
         self.incarnation = max(self.incarnation, self._native.incarnation)
         self.names = named(self._native.streams)
+        self._records: Iterator[Salvaged] = self._found()
 
     @property
     def dropped(self) -> int:
@@ -138,13 +146,16 @@ class Finder:
             if self._progress is not None:
                 self._progress(done, 2 * len(segments))
             file = self._keep(name)
-            number, _, foreign = self._native.scan(file, salts)
+            number, _, foreign = self._native.scan(file, list(written(file, 0, LARGEST_SEGMENT)), salts)
+            self._headed |= number is not None
             if foreign:
                 self.report.notes.append(f"{name}: it is of another database")
             elif number is None:
                 self.report.notes.append(f"{name}: its header is damaged")
             elif name != segment_name(number):
                 self.report.notes.append(f"{name}: it is segment {number}")
+            if file.extent(LARGEST_SEGMENT) is not None:
+                self.report.notes.append(f"{name}: no segment is so long; from byte {LARGEST_SEGMENT} on it is left out")
 
     def _keep(self, name: str) -> File:
         file = self.remains.backend.open(name, "r")
@@ -204,8 +215,21 @@ class Finder:
         right = _native.blake3(DERIVED + data[:-MAC], self.keys.receipt) == data[-MAC:]
         return right and data[8:24] == self.origin.database_id
 
-    def records(self) -> Iterator[tuple[str, int, int, _native.Batch]]:
-        """Stream, offset, time and records, in the order of the log; the report is about those that were taken."""
+    def records(self) -> Iterator[Salvaged]:
+        """In the order of the log; the report is about those that were taken."""
+        return self._records
+
+    def why_none(self) -> list[str]:
+        """Why there is not one record, though there were some; empty if there is, or if there never were any."""
+        first, report = list(islice(self._records, 1)), self.report
+        self._records = chain(first, self._records)
+        if first or (report.complete and (self._headed or report.last_group > 0)):
+            return []
+        gone = [] if self.remains.of(SEGMENTS) else ["no segment is left"]
+        lost = [f"positions {each.first} to {each.end}: {each.why}" for each in report.missing]
+        return [*gone, *lost, *report.notes]
+
+    def _found(self) -> Iterator[Salvaged]:
         report, latest = self.report, 0
         position, firsts = self._native.dropped
         if position > 0:

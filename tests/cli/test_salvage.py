@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,67 @@ def test_where_there_is_no_database(tmp_path: Path, call: Call) -> None:
     (tmp_path / "empty").mkdir(0o700)
     assert call("salvage", tmp_path / "empty", "--out", tmp_path / "new").status == 64
     assert call("salvage", "kimberlite://host:1", "--out", tmp_path / "new").status == 64
+
+
+def in_the_way(place: Path, kind: str) -> None:
+    if kind == "writable":
+        place.chmod(0o777)
+        return
+    shutil.rmtree(place)
+    if kind == "file":
+        place.write_bytes(b"something")
+    elif kind == "link":
+        place.symlink_to(place.parent.parent)
+    else:
+        os.mkfifo(place)
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "fifo", "writable"])
+def test_what_is_in_the_way_is_noted_and_left(ledger: Path, tmp_path: Path, call: Call, kind: str) -> None:
+    in_the_way(ledger / "index", kind)
+    outcome = call("salvage", ledger, "--out", tmp_path / "new", "--json")
+    assert outcome.status == 0
+    report = outcome.json()
+    assert (report["copied"], report["complete"]) == (5, True)
+    assert [note.partition(":")[0] for note in report["notes"]] == ["index"]
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "fifo", "writable"])
+def test_of_nothing_it_says_why_and_makes_nothing(ledger: Path, tmp_path: Path, call: Call, kind: str) -> None:
+    in_the_way(ledger / "segments", kind)
+    outcome = call("salvage", ledger, "--out", tmp_path / "new")
+    assert outcome.status == 65
+    assert b"no segment is left" in outcome.err
+    assert b"segments: it " in outcome.err
+    assert sorted(each.name for each in tmp_path.glob("new*")) == []
+
+
+def test_a_directory_that_has_another_name_is_looked_into(ledger: Path, tmp_path: Path, call: Call) -> None:
+    (ledger / "segments").rename(ledger / "old")
+    outcome = call("salvage", ledger, "--out", tmp_path / "new", "--json")
+    assert (outcome.status, outcome.json()["copied"]) == (0, 5)
+
+
+def test_of_records_without_a_key_it_makes_nothing(path: Path, key: Path, tmp_path: Path, call: Call) -> None:
+    lines = tmp_path / "lines"
+    lines.write_bytes(b"one\ntwo\n")
+    assert call("append", path, "a", "--file", lines, "--key-file", key).status == 0
+    for copy in ("vault.0", "vault.1"):
+        (path / copy).unlink()
+    outcome = call("salvage", path, "--out", tmp_path / "new", "--key-file", key)
+    assert outcome.status == 65
+    assert b"there is no key that opens it" in outcome.err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("out", ["new", "segments/new", "../database/new", "link/new"])
+def test_nothing_is_made_in_what_is_salvaged(ledger: Path, call: Call, out: str) -> None:
+    (ledger.parent / "link").symlink_to(ledger)
+    place = ledger.parent / out if out.startswith("link") else ledger / out
+    for lost in ("", "identity"):
+        if lost:
+            (ledger / lost).unlink()
+        before = sorted(ledger.rglob("*"))
+        outcome = call("salvage", ledger, "--out", place)
+        assert (outcome.status, b"inside of the database" in outcome.err) == (64, True)
+        assert sorted(ledger.rglob("*")) == before

@@ -9,7 +9,7 @@ import pytest
 from kimberlite import Receipt
 from kimberlite.crypto.master import create_master, load_master
 from kimberlite.errors import Invalid, KeyUnavailable
-from kimberlite.log.names import CHECKPOINT, HASHES, IDENTITY, INDEX, MARKS, RECEIPT_KEY, VAULTS, segment_name
+from kimberlite.log.names import CHECKPOINT, HASHES, IDENTITY, INDEX, MARKS, RECEIPT_KEY, SEGMENTS, VAULTS, segment_name
 from kimberlite.log.salvage import DOUBTFUL, ERASED, NO_KEY, Finder, Report
 from kimberlite.storage.backend import BLOCK
 from tests.log.simulated import Machine
@@ -340,3 +340,69 @@ async def test_a_name_that_is_lost_is_made_up(either: Machine) -> None:
 async def test_a_directory_with_nothing_in_it_is_none(machine: Machine) -> None:
     with pytest.raises(Invalid, match="nothing that is left"):
         salvaged(machine)
+
+
+async def test_segments_are_found_wherever_they_are(either: Machine) -> None:
+    await filled(either)
+    expected, _ = truth(either)
+    backend = either.backend()
+    for name in ("deep", "deep/down", "other"):
+        backend.mkdir(name)
+    backend.rename(segment_name(0), "aside")
+    backend.rename(segment_name(1), "deep/down/here")
+    # Known by its name where its header is lost.
+    backend.rename(segment_name(2), f"other/{2:020}.seg")
+    either.write(f"other/{2:020}.seg", 0, bytes(BLOCK))
+    found, report = salvaged(either)
+    assert found == expected
+    assert {"aside: it is segment 0", "deep/down/here: it is segment 1"} <= set(report.notes)
+
+
+async def test_what_is_no_part_of_the_log_is_left_out(machine: Machine) -> None:
+    await filled(machine)
+    expected, _ = truth(machine)
+    other = Machine()
+    await filled(other, 100, 2 * COUNT)
+    backend = machine.backend()
+    for name in ("copy", "copy/segments", "copy/index", "copy/prepare", "prepare/below"):
+        backend.mkdir(name)
+    for name, data in other.disk.files().items():
+        backend.open(f"copy/{name}", "x").write(0, data)
+    data = machine.disk.files()[segment_name(1)]
+    backend.open("prepare/below/copy", "x").write(0, data)
+    found, report = salvaged(machine)
+    assert found == expected
+    assert report.notes == ["copy: it is a database by itself, and is left out"]
+    # What a repair gave up stays given up.
+    backend.rename(segment_name(1), f"quarantine/{1:020}-0-5.tail")
+    found, report = salvaged(machine)
+    assert 0 < len(found) < len(expected)
+
+
+@pytest.mark.parametrize("lost", [[], [MARKS, CHECKPOINT], [MARKS, CHECKPOINT, HASHES, INDEX, IDENTITY]])
+async def test_of_nothing_it_says_why(either: Machine, lost: list[str]) -> None:
+    async with either.open():
+        pass
+    assert reasons(either) == []
+    await filled(either)
+    assert reasons(either) == []
+    gone(either, *lost)
+    zeroed = either.image()
+    gone(either, SEGMENTS)
+    if IDENTITY in lost and not either.key:
+        with pytest.raises(Invalid, match="nothing that is left"):
+            reasons(either)
+    else:
+        assert reasons(either)[0] == "no segment is left"
+    if IDENTITY not in lost:
+        for name, data in zeroed.disk.files().items():
+            if name.startswith("segments/"):
+                zeroed.write(name, 0, bytes(len(data)))
+        assert any("its header is damaged" in why for why in reasons(zeroed))
+
+
+def reasons(machine: Machine) -> list[str]:
+    finder = Finder(machine.backend(), load_master(machine.key))
+    why = finder.why_none()
+    finder.close()
+    return why

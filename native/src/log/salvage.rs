@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kimberlite_core::format::{Damage, Hash};
 use kimberlite_core::group::Database;
 use kimberlite_core::keys::{GroupKey, Key};
-use kimberlite_core::salvage::{self, Fragment, Repaired, Scanned, read_whole};
+use kimberlite_core::salvage::{self, Fragment, Repaired, Scanned, read_extents};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -57,19 +57,20 @@ impl Salvage {
         Ok(Self(Mutex::new(salvage::Salvage::new(Database { id, identity, quantum, tagged, group_key }))))
     }
 
-    /// Takes in a file. The number that it says it has, how many groups have a header in it, and whether it is another
-    /// database's, of which nothing is taken. `salts` are those of files whose own may be lost.
+    /// Takes in a file, which has only zeros elsewhere than at these places, each with a length. The number that it says
+    /// it has, how many groups have a header in it, and whether it is another database's, of which nothing is taken.
+    /// `salts` are those of files whose own may be lost.
     fn scan(
         &self,
         py: Python<'_>,
         file: &Bound<'_, PyAny>,
+        extents: Vec<(usize, usize)>,
         salts: Vec<Vec<u8>>,
     ) -> PyResult<(Option<u64>, usize, bool)> {
         let source = source_of(file)?;
-        let size: usize = file.call_method0("size")?.extract()?;
         let salts: Vec<Hash> = salts.iter().map(|salt| exactly(salt, "salt")).collect::<PyResult<_>>()?;
         let scanned = py.detach(|| {
-            let data = read_whole(&*source, size)?;
+            let data = read_extents(&*source, &extents)?;
             Ok(self.inner().scan(source, &data, &salts))
         });
         match scanned.map_err(|error| io_error(py, error))? {

@@ -70,28 +70,31 @@ pub struct Known {
     pub name: Option<String>,
 }
 
-/// All of a file; what the disk cannot give back of it is no part of anything.
-pub fn read_whole(source: &dyn Source, size: usize) -> io::Result<Vec<u8>> {
+/// What a file has at these places, each with a length, in the order of the file, and zeros between them. What the disk
+/// cannot give back of it is no part of anything.
+pub fn read_extents(source: &dyn Source, extents: &[(usize, usize)]) -> io::Result<Vec<u8>> {
     const PIECE: usize = 1 << 20;
-    let mut out = Vec::with_capacity(size);
-    while out.len() < size {
-        let (place, length) = (out.len() as u64, PIECE.min(size - out.len()));
-        match source.read(place, length) {
-            Ok(bytes) if bytes.is_empty() => break,
-            Ok(bytes) => out.extend(bytes),
-            Err(error) if is_unreadable(&error) => {
-                for place in (place..place + length as u64).step_by(BLOCK) {
-                    let length = BLOCK.min(size - place as usize);
-                    match source.read(place, length) {
-                        Err(error) if is_unreadable(&error) => out.resize(out.len() + length, 0xff),
-                        bytes => out.extend(bytes?),
-                    }
-                }
-            }
-            Err(error) => return Err(error),
+    // Zeros that nobody writes to take no memory.
+    let mut out = vec![0; extents.last().map_or(0, |(place, length)| place + length)];
+    for &(start, length) in extents {
+        for (i, piece) in out[start..start + length].chunks_mut(PIECE).enumerate() {
+            read_around(source, start + i * PIECE, piece)?;
         }
     }
     Ok(out)
+}
+
+fn read_around(source: &dyn Source, place: usize, out: &mut [u8]) -> io::Result<()> {
+    match source.read(place as u64, out.len()) {
+        Err(error) if is_unreadable(&error) && out.len() > BLOCK => {
+            let mut blocks = out.chunks_mut(BLOCK).enumerate();
+            return blocks.try_for_each(|(i, block)| read_around(source, place + i * BLOCK, block));
+        }
+        Err(error) if is_unreadable(&error) => out.fill(0xff),
+        // Fewer where somebody cuts the file meanwhile.
+        bytes => bytes.map(|bytes| out[..bytes.len()].copy_from_slice(&bytes))?,
+    }
+    Ok(())
 }
 
 pub struct Salvage {
