@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import fcntl
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,16 +24,17 @@ from kimberlite.arguments import checked_name
 from kimberlite.cli import exports, forms
 from kimberlite.cli.exports import HIGHEST, Asked, Bound, Form, Frames, Lines, Source
 from kimberlite.cli.read import parse_bound
-from kimberlite.cli.target import add_key_file, add_target, opened
-from kimberlite.cli.terminal import Progress, say, table
+from kimberlite.cli.target import add_key_file, add_target, check_outside, opened
+from kimberlite.cli.terminal import Progress, escaped, note, say, table
 from kimberlite.client.client import Client
-from kimberlite.errors import Busy, Corrupt, Invalid
+from kimberlite.errors import Busy, Corrupt, Dropped, Invalid
 from kimberlite.log.log import Log
 from kimberlite.records import Time, nanoseconds
 
 STDOUT: Final = "-"
 PART: Final = ".part"
 FOREIGN: Final = "is not of this export: take it away, or ask for the one that it is of"
+NOT_OURS: Final = "is no file that is yours and has no other name: take it away, or name another FILE"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,14 +50,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     streams = None if arguments.stream is None else tuple(dict.fromkeys(map(checked_name, arguments.stream)))
-    if arguments.file != STDOUT and os.path.lexists(arguments.file):
-        raise Invalid(f"{arguments.file} is there already: name another file, or take it away")
+    if arguments.file != STDOUT:
+        if os.path.lexists(arguments.file):
+            raise Invalid(f"{arguments.file} is there already: name another file, or take it away")
+        check_outside(arguments.file)
     asked = Asked(streams, as_bound(arguments.start), as_bound(arguments.until))
     form = asyncio.run(export(arguments, asked, Frames if arguments.binary else Lines))
-    if arguments.file != STDOUT:
-        said = {"file": arguments.file, "records": form.records}
-        say(forms.line(said) if arguments.json else table(said))
+    tell(arguments, asked, form)
     return 0
+
+
+def tell(arguments: argparse.Namespace, asked: Asked, form: Form) -> None:
+    places = "positions" if asked.stream is None else f"{asked.stream}, offsets"
+    missing = [escaped(f"missing: {places} {first} to {end - 1}: not there any more") for first, end in form.missing]
+    if arguments.file != STDOUT:
+        said: dict[str, Any] = {"file": arguments.file, "records": form.records}
+        shown = "\n".join([table(said), *missing])
+        say(forms.line(said | {"missing": form.missing}) if arguments.json else shown)
+    elif missing:
+        note(forms.line({"missing": form.missing}) if arguments.json else "\n".join(missing))
 
 
 def as_bound(bound: int | datetime | None) -> Bound:
@@ -77,24 +91,59 @@ async def export(arguments: argparse.Namespace, asked: Asked, make: Callable[[],
                 form = await write_file(db, asked, make, out, part, progress)
                 out.flush()
                 os.fsync(out.fileno())
-                os.rename(part, file)
-    sync_directory(Path(file).parent)
+                put_in_place(part, file)
     return form
 
 
 @contextmanager
 def open_part(part: str) -> Iterator[BinaryIO]:
     """Nobody else writes to it, and, as it is in the clear, nobody else reads it."""
-    try:
-        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise Invalid(f"{part}: {error.strerror}") from None
-    with open(fd, "ab+") as out:
+    with open(part, "ab+", opener=open_own) as out:
         try:
             fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Busy(f"{part} is being written by another export") from None
+        if not os.path.lexists(part) or not os.path.samestat(os.fstat(out.fileno()), os.lstat(part)):
+            raise Busy(f"{part} was another export's until now: call again")
         yield out
+
+
+def open_own(part: str, flags: int) -> int:
+    """A file that nobody else has, or has by another name, whatever was there before."""
+    try:
+        fd = os.open(part, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY, 0o600)
+    except OSError as error:
+        what = f" {NOT_OURS}" if error.errno == errno.ELOOP else f": {error.strerror}"
+        raise Invalid(f"{part}{what}") from None
+    about = os.fstat(fd)
+    if stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid() and about.st_nlink == 1:
+        os.fchmod(fd, 0o600)
+        return fd
+    os.close(fd)
+    raise Invalid(f"{part} {NOT_OURS}")
+
+
+def put_in_place(part: str, file: str) -> None:
+    """A file that has come meanwhile stays what it is."""
+    try:
+        take_name(part, file)
+    except FileExistsError:
+        raise Invalid(f"{file} has come meanwhile, and {part} is whole: take one of them away, and call again") from None
+
+
+def take_name(part: str, file: str) -> None:
+    """link → fsync of the directory → unlink; where there are no links: create → rename → fsync of the directory."""
+    try:
+        os.link(part, file, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError:
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        os.rename(part, file)
+        sync_directory(Path(file).parent)
+    else:
+        sync_directory(Path(file).parent)
+        os.unlink(part)
 
 
 def sync_directory(path: Path) -> None:
@@ -187,12 +236,23 @@ async def write(db: Log | Client, asked: Asked, form: Form, out: BinaryIO, progr
 async def go_on(
     db: Log | Client, asked: Asked, form: Form, out: BinaryIO, head: dict[str, Any], at: int | None, progress: Progress
 ) -> Form:
-    """From `at`, or where it was asked for, to its end."""
-    until = exports.bound_of(head["until"])
-    async for data, (offset, position) in form.exported(db, asked, asked.start if at is None else at, until):
-        out.write(data)
-        if isinstance(until, int):
-            progress(position if asked.stream is None else offset, until)
+    """From `at`, or where it was asked for, to its end; over what was dropped meanwhile."""
+    until, more = exports.bound_of(head["until"]), True
+    while more:
+        try:
+            async for data, last in form.exported(db, asked, asked.start if at is None else at, until):
+                out.write(data)
+                at = last[asked.stream is None] + 1
+                if isinstance(until, int):
+                    progress(at, until)
+            more = False
+        except Dropped as dropped:
+            # Where nothing was written yet it was asked for what is not there.
+            if at is None or dropped.first is None:
+                raise
+            first = dropped.first
+            form.missing.append((at, min(first, until) if isinstance(until, int) else first))
+            at = first
     out.write(form.end())
     out.flush()
     return form

@@ -93,6 +93,8 @@ class Form(Protocol):
     records: int
     #: Bytes that have passed and were sound.
     passed: int
+    #: What was to follow and was not there any more, half open.
+    missing: list[tuple[int, int]]
 
     def put(self, kind: Kind, value: Any) -> bytes: ...
     def end(self) -> bytes: ...
@@ -155,6 +157,7 @@ class Lines:
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
         self.records = self.passed = 0
+        self.missing: list[tuple[int, int]] = []
 
     def put(self, kind: Kind, value: Any) -> bytes:
         [said] = [name for name, other in FIELDS.items() if other == kind]
@@ -305,6 +308,7 @@ class Frames:
         self._previous = bytes(32)
         self.records = 0
         self.passed = len(MAGIC)
+        self.missing: list[tuple[int, int]] = []
 
     def put(self, kind: Kind, value: Any) -> bytes:
         return self._sealed(kind, _native.pack(value))

@@ -41,6 +41,16 @@ def say(data: bytes | str) -> None:
     sys.stdout.buffer.flush()
 
 
+def note(data: bytes | str) -> None:
+    """On stderr, where stdout has something else."""
+    if isinstance(data, str):
+        data = data.encode("utf-8", "backslashreplace") + b"\n"
+    if sys.stderr is not None:
+        clear()
+        sys.stderr.buffer.write(data)
+        sys.stderr.buffer.flush()
+
+
 def table(rows: dict[str, Any]) -> str:
     """Names and values for stdout, one pair a line."""
     width = max(map(len, rows)) + 2

@@ -1,24 +1,28 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kimberlite import sync
+from kimberlite import Busy, Unavailable, sync
+from kimberlite.cli import export, exports
 from tests.cli.conftest import Call, command, environment
 from tests.cli.exported import lengths, records
 
 
 def test_lines_are_what_read_prints_between_a_head_and_an_end(source: Path, call: Call, tmp_path: Path) -> None:
     outcome = call("export", source, tmp_path / "out", "--json")
-    assert (outcome.status, outcome.json()) == (0, {"file": str(tmp_path / "out"), "records": 201})
+    assert (outcome.status, outcome.json()) == (0, {"file": str(tmp_path / "out"), "records": 201, "missing": []})
     data = (tmp_path / "out").read_bytes()
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o600
     head, streams, *lines, end = data.splitlines(keepends=True)
@@ -170,3 +174,191 @@ def test_what_was_erased_or_dropped_is_left_out_and_its_offsets_stay_taken(
     assert lengths(other) == {"a": 30, "b": 30, "c": 1}
     assert call("export", path, tmp_path / "c", "--key-file", key, "--stream", "c", *form).status != 0
     assert call("export", path, tmp_path / "sealed", *form).status == 77
+
+
+def not_ours(part: Path, kind: str) -> None:
+    """In the place of what an export would write to."""
+    other = part.with_name("other")
+    if kind == "dangling":
+        part.symlink_to(other)
+    elif kind == "fifo":
+        os.mkfifo(part)
+    elif kind == "directory":
+        part.mkdir()
+    elif kind == "owner":
+        part.touch()
+        os.chown(part, 12345, -1)
+    else:
+        other.touch(0o644)
+        part.symlink_to(other) if kind == "link" else os.link(other, part)
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "second name", "fifo", "directory", "owner"])
+def test_a_part_that_is_not_ours_alone_is_refused(source: Path, call: Call, tmp_path: Path, kind: str) -> None:
+    if kind == "owner" and os.geteuid() != 0:
+        pytest.skip("only root gives files away")
+    part, other = tmp_path / "out.part", tmp_path / "other"
+    not_ours(part, kind)
+    outcome = call("export", source, tmp_path / "out")
+    assert outcome.status == 64
+    assert b"out.part" in outcome.err
+    assert not other.exists() or (other.stat().st_size, other.stat().st_mode & 0o777) == (0, 0o644)
+    assert os.path.lexists(part)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nobody_else_reads_a_part_that_is_gone_on_with(source: Path, call: Call, tmp_path: Path) -> None:
+    part = tmp_path / "out.part"
+    part.touch()
+    part.chmod(0o666)
+    assert call("export", source, tmp_path / "out").status == 0
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_comes_meanwhile_is_not_overwritten(
+    source: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    file, part = tmp_path / "out", tmp_path / "out.part"
+    if not links:
+
+        def refused(*_: object, **__: object) -> None:
+            raise PermissionError(errno.EPERM, "no links here")
+
+        monkeypatch.setattr(os, "link", refused)
+    write_file = export.write_file
+
+    async def slow(*arguments: Any) -> Any:
+        form = await write_file(*arguments)
+        file.write_bytes(b"somebody's")
+        return form
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "write_file", slow)
+        outcome = call("export", source, file)
+    assert outcome.status == 64
+    assert b"out has come meanwhile" in outcome.err
+    assert file.read_bytes() == b"somebody's"
+    file.unlink()
+    whole = part.read_bytes()
+    assert call("export", source, file).status == 0
+    assert (file.read_bytes(), file.stat().st_nlink, part.exists()) == (whole, 1, False)
+
+
+def test_one_that_another_has_just_finished_is_not_written_to(source: Path, tmp_path: Path) -> None:
+    part, file = tmp_path / "out.part", tmp_path / "out"
+    real = export.open_own
+
+    def late(name: str, flags: int) -> int:
+        fd = real(name, flags)
+        part.rename(file)
+        return fd
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(Busy, match="call again"),
+    ):
+        patch.setattr(export, "open_own", late)
+        with export.open_part(str(part)):
+            pass
+    assert file.read_bytes() == b""
+
+
+@pytest.mark.parametrize("where", ["inside", "segments/inside"])
+def test_nothing_is_written_into_a_database(source: Path, call: Call, tmp_path: Path, where: str) -> None:
+    with sync.open(tmp_path / "another") as db:
+        db.append("a", b"x")
+    for target in (source, tmp_path / "another"):
+        outcome = call("export", target, source / where)
+        assert (outcome.status, b"inside of the database" in outcome.err) == (64, True)
+    assert call("verify", source).status == 0
+
+
+LONG: Any = {"segment_bytes": 1 << 20, "pack": 0}
+
+
+@pytest.fixture
+def long(path: Path) -> Path:
+    """More than is read at once."""
+    with sync.open(path, **LONG) as db:
+        for i in range(80):
+            db.append("ab"[i % 2], os.urandom(50_000))
+    return path
+
+
+def drop(path: Path) -> int:
+    """All but about the last quarter of it; what is left begins there."""
+    with sync.open(path, **LONG) as db:
+        return db.retain(before=62).first
+
+
+def after_a_piece(call: Callable[[], object]) -> pytest.MonkeyPatch:
+    """What happens once when some records were written."""
+    patch, calls = pytest.MonkeyPatch(), [call]
+    for kind in (exports.Lines, exports.Frames):
+
+        async def exported(self: Any, *arguments: Any, real: Any = kind.exported) -> AsyncIterator[Any]:
+            async for found in real(self, *arguments):
+                yield found
+                while calls:
+                    calls.pop()()
+
+        patch.setattr(kind, "exported", exported)
+    return patch
+
+
+def stop() -> None:
+    raise Unavailable("cut off")
+
+
+@pytest.mark.parametrize("stream", [None, "b"])
+def test_one_that_was_cut_off_goes_on_behind_what_was_dropped_meanwhile(
+    long: Path, form: list[str], call: Call, tmp_path: Path, stream: str | None
+) -> None:
+    file, part, other = tmp_path / "out", tmp_path / "out.part", tmp_path / "other"
+    asked = [] if stream is None else ["--stream", stream]
+    patch = after_a_piece(stop)
+    assert call("export", long, file, *form, *asked).status == 74
+    patch.undo()
+    assert call("import", tmp_path / "few", part).status == 65
+    few, total = records(tmp_path / "few", stream), len(records(long, stream))
+    first = drop(long)
+    left = records(long, stream)
+    assert 0 < len(few) < len(few) + len(left) < total
+    outcome = call("export", long, file, *form, *asked, "--json")
+    assert outcome.status == 0, outcome.err
+    [missing] = outcome.json()["missing"]
+    assert missing[0] == (len(few) if stream else len(few) + 2)
+    assert missing[1] == (left[0][5] if stream else first)
+    assert call("import", other, file, "--json").json()["gaps"] == (1 if stream else 2)
+    assert records(other, stream) == few + left
+    assert lengths(other) == ({"b": 40} if stream else {"a": 40, "b": 40})
+
+
+def test_one_goes_on_behind_what_is_dropped_beside_it(
+    long: Path, form: list[str], call: Call, tmp_path: Path
+) -> None:
+    before, copy = records(long), tmp_path / "copy"
+    shutil.copytree(long, copy)
+    patch = after_a_piece(lambda: drop(long))
+    outcome = call("export", long, tmp_path / "out", *form)
+    patch.undo()
+    assert outcome.status == 0, outcome.err
+    assert b"missing: positions" in outcome.out
+    assert call("import", tmp_path / "other", tmp_path / "out").status == 0
+    found, left = records(tmp_path / "other"), records(long)
+    assert found[-len(left) :] == left
+    assert found[: -len(left)] == before[: len(found) - len(left)] != []
+    patch = after_a_piece(lambda: drop(copy))
+    outcome = call("export", copy, "-", *form)
+    patch.undo()
+    assert outcome.status == 0
+    assert outcome.err.startswith(b"missing: positions")
+    (tmp_path / "piped").write_bytes(outcome.out)
+    assert call("import", tmp_path / "third", tmp_path / "piped", "--json").json()["records"] == len(found)
+
+
+def test_what_is_asked_for_and_was_dropped_is_said(long: Path, form: list[str], call: Call, tmp_path: Path) -> None:
+    first = drop(long)
+    outcome = call("export", long, tmp_path / "out", "--start", 5, *form)
+    assert (outcome.status, f"before position {first} was dropped".encode() in outcome.err) == (1, True)
