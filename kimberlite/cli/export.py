@@ -128,7 +128,7 @@ def put_in_place(part: str, file: str) -> None:
     try:
         take_name(part, file)
     except FileExistsError:
-        raise Invalid(f"{file} has come meanwhile, and {part} is whole: take one of them away, and call again") from None
+        raise Invalid(f"{file} has come meanwhile, and {part} is whole: take one of them away and call again") from None
 
 
 def take_name(part: str, file: str) -> None:

@@ -155,7 +155,7 @@ class Finder:
             elif name != segment_name(number):
                 self.report.notes.append(f"{name}: it is segment {number}")
             if file.extent(LARGEST_SEGMENT) is not None:
-                self.report.notes.append(f"{name}: no segment is so long; from byte {LARGEST_SEGMENT} on it is left out")
+                self.report.notes.append(f"{name}: no segment is so long: byte {LARGEST_SEGMENT} and on are left out")
 
     def _keep(self, name: str) -> File:
         file = self.remains.backend.open(name, "r")

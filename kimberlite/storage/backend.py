@@ -112,8 +112,8 @@ def read_around(file: File, place: int, length: int, missed: Callable[[int], Non
 
 
 def written(file: File, start: int, end: int, most: int = sys.maxsize) -> Iterator[tuple[int, int]]:
-    """Places and lengths of what may be other than zeros between these two places, so much at a time at most: a file may
-    say that it is longer than any disk, and nobody lives to read its holes."""
+    """Places and lengths of what may be other than zeros between these two, so much at a time at most: a file may say
+    that it is longer than any disk, and nobody lives to read its holes."""
     while start < end and (extent := file.extent(start)) is not None:
         start, upto = extent[0], min(extent[1], end)
         while start < upto:

@@ -112,7 +112,7 @@ def test_of_a_segment_of_terabytes_what_one_can_have_is_salvaged(path: Path, tmp
         written.write(b"elsewhere")
     report = asyncio.run(salvage_directory(path, tmp_path / "again"))
     assert (report.copied, report.complete) == (COUNT, True)
-    assert report.notes == [f"{segment_name(0)}: no segment is so long; from byte {LARGEST_SEGMENT} on it is left out"]
+    assert report.notes == [f"{segment_name(0)}: no segment is so long: byte {LARGEST_SEGMENT} and on are left out"]
     assert read(tmp_path / "again") == COUNT
 
 

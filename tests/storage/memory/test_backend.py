@@ -140,6 +140,7 @@ def test_every_verb_can_fail() -> None:
         "write": lambda: file.write(0, b"x"),
         "sync": file.sync,
         "size": file.size,
+        "extent": lambda: file.extent(0),
         "allocate": lambda: file.allocate(0, 9),
         "truncate": lambda: file.truncate(0),
         "lock": file.lock,
