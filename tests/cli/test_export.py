@@ -245,7 +245,7 @@ def test_a_file_that_comes_meanwhile_is_not_overwritten(
     assert (file.read_bytes(), file.stat().st_nlink, part.exists()) == (whole, 1, False)
 
 
-def test_one_that_another_has_just_finished_is_not_written_to(source: Path, tmp_path: Path) -> None:
+def test_one_that_another_has_just_finished_is_not_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     part, file = tmp_path / "out.part", tmp_path / "out"
     real = export.open_own
 
@@ -254,13 +254,9 @@ def test_one_that_another_has_just_finished_is_not_written_to(source: Path, tmp_
         part.rename(file)
         return fd
 
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        pytest.raises(Busy, match="call again"),
-    ):
-        patch.setattr(export, "open_own", late)
-        with export.open_part(str(part)):
-            pass
+    monkeypatch.setattr(export, "open_own", late)
+    with pytest.raises(Busy, match="call again"), export.open_part(str(part)):
+        pass
     assert file.read_bytes() == b""
 
 
@@ -335,9 +331,7 @@ def test_one_that_was_cut_off_goes_on_behind_what_was_dropped_meanwhile(
     assert lengths(other) == ({"b": 40} if stream else {"a": 40, "b": 40})
 
 
-def test_one_goes_on_behind_what_is_dropped_beside_it(
-    long: Path, form: list[str], call: Call, tmp_path: Path
-) -> None:
+def test_one_goes_on_behind_what_is_dropped_beside_it(long: Path, form: list[str], call: Call, tmp_path: Path) -> None:
     before, copy = records(long), tmp_path / "copy"
     shutil.copytree(long, copy)
     patch = after_a_piece(lambda: drop(long))
