@@ -17,7 +17,7 @@ from kimberlite.storage.memory.backend import MemoryFile
 from tests.log.simulated import Machine, failing, payloads, until
 
 SEGMENT = segment_name(0)
-LOOKS = {"open", "exists", "check", "list", "read", "size"}
+LOOKS = {"open", "exists", "check", "list", "read", "size", "extent"}
 
 
 async def sees(reader: Log, records: int) -> bool:

@@ -290,7 +290,7 @@ async def test_a_path_that_leads_nowhere_is_misconfigured_and_nothing_is_made(tm
 
 async def test_a_file_system_that_is_mounted_read_only_is_misconfigured(machine: Machine) -> None:
     def read_only(verb: str, name: str, place: int, length: int) -> OSError | None:
-        reads = {"open", "exists", "check", "list", "read", "size", "lock"}
+        reads = {"open", "exists", "check", "list", "read", "size", "extent", "lock"}
         return None if verb in reads else OSError(errno.EROFS, os.strerror(errno.EROFS), name)
 
     machine.fault = read_only
