@@ -110,13 +110,22 @@ class Eraser:
 
     async def _rotate(self, keyring: Keyring, master: bytes) -> None:
         async with keyring.lock:
-            if keyring.vault.master_id != _native.key_id(master):
+            master_id = _native.key_id(master)
+            if keyring.vault.master_id != master_id:
+                self._check_unused(master_id)
                 await keyring.rotate(master)
                 return
             try:
                 await keyring.write()
             except OSError as error:
                 raise refusal("a copy of the vault is not under the new master key yet: do it again", error) from error
+
+    def _check_unused(self, master_id: bytes) -> None:
+        """A copy of the vault from before an erasure opens what was erased, under the master key of then."""
+        for number, _, _, _, _, then, _ in self._native.erasures:
+            if then == master_id:
+                what = f"the keys were under {then.hex()} when stream {self._native.name_of(number)!r} was erased"
+                raise Invalid(f"{what}: make a new one, and destroy that one")
 
     async def _say(self, payload: bytes) -> None:
         if not await self._committer.mark(await self._committer.say_anyhow([payload])):

@@ -39,6 +39,8 @@ def test_a_stream_is_erased_and_confirmed(path: Path, key: Path, tmp_path: Path,
     assert call("erase", path, "gone", "--confirm", *with_key).status == 77
     assert call("erase", path, "gone", "--confirm", "--key-file", new, "--json").json() == found | {"pending": False}
     assert "(confirmed)" in call("info", path, "--key-file", new).out.decode()
+    back = call("keys", "rotate", path, "--new-key-file", key, "--key-file", new)
+    assert (back.status, b"when stream 'gone' was erased" in back.err) == (64, True)
 
 
 def test_what_cannot_be_erased_is_refused(ledger: Path, tmp_path: Path, call: Call) -> None:
