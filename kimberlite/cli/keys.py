@@ -85,4 +85,7 @@ def check(arguments: argparse.Namespace) -> int:
         say(table(shown))
         for each in found["missing"]:
             say(f"missing: {escaped(each['stream'])}: {each['why']}")
+        if found["orphans"]:
+            what = "their streams were taken back by a repair or a crash, and what is in quarantine/ may open with them"
+            say(f"orphans: {what}: `keys rotate` leaves them out")
     return KeyUnavailable.exit_code if found["missing"] else 0

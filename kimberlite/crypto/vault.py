@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import Final
 
 from kimberlite import _native
@@ -60,16 +60,18 @@ class Vault:
         self._image[:] = head + _native.blake3(head, self._identity_hash)[:CHECK]
         self.generation = generation
 
-    def rewrapped(self, master: bytes) -> Vault:
-        """The same keys under another master key, one generation on. What does not open is no key, and left out."""
+    def rewrapped(self, master: bytes, bound: Set[tuple[int, bytes]]) -> Vault:
+        """The keys of the database and of what is `bound` under another master key, one generation on. Orphans are left
+        out, and what does not open: it is no key."""
         vault = Vault(bytearray(), self._database_id, self._identity_hash, master, self._random)
         vault._begin(self.generation + 1)
         for place in range(BLOCK, len(self._image), SLOT):
             slot = bytes(self._image[place : place + SLOT])
             key = self._key_in(slot) if self._sound(place, slot) else None
             if key is not None:
-                kind, stream, _, _, bound, _, _ = SLOT_HEAD.unpack_from(slot)
-                vault._append(kind, stream, bound, key)
+                kind, stream, _, _, declared, _, _ = SLOT_HEAD.unpack_from(slot)
+                if kind != STREAM or (stream, declared) in bound:
+                    vault._append(kind, stream, declared, key)
         vault._dirty.clear()
         vault._index()
         return vault
@@ -188,9 +190,9 @@ class Vault:
         numbered, named = slot[:8] == struct.pack("<II", STREAM, stream), slot[32:64] == bound
         return (numbered and named) or ((numbered or named) and not self._sound(place, slot))
 
-    def streams(self) -> set[tuple[int, bytes]]:
-        """Numbers and declarations' hashes that slots are bound to."""
-        return set(self._places)
+    def orphans(self, bound: Set[tuple[int, bytes]]) -> int:
+        """How many streams have slots and are not `bound`, by their numbers and their declarations' hashes."""
+        return len(self._places.keys() - bound)
 
     def unopened(self) -> list[int]:
         """Places of the slots that have something in them and open in neither copy."""

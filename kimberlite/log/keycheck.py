@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from kimberlite import _native
-from kimberlite.crypto.vault import Vault, read_header
+from kimberlite.crypto.vault import read_header
 from kimberlite.errors import Invalid, KeyUnavailable
 from kimberlite.log.identity import Identity
+from kimberlite.log.keyring import bound
 from kimberlite.log.opening import find_identity
 from kimberlite.log.options import Options
 from kimberlite.log.recovery import Keys, Loader, Progress, load_keys, load_marks, load_vault, new_log
@@ -63,7 +64,7 @@ def check(backend: Backend, master: bytes | None, progress: Progress | None = No
         "generation": generation,
         "streams": len(wanted),
         "missing": [{"stream": wanted[number][0], "why": reason} for number, reason in missing.items()],
-        "orphans": 0 if vault is None else orphans(vault, log),
+        "orphans": 0 if vault is None else vault.orphans(bound(log)),
         "erased": len(log.erasures),
         "pending": sum(confirmed is None for *_, confirmed in log.erasures),
         "unopened": [] if vault is None else vault.unopened(),
@@ -76,12 +77,6 @@ def read_log(backend: Backend, identity: Identity, progress: Progress | None) ->
     loader = Loader(backend, identity, keys, load_marks(backend, identity), log, write=False, progress=progress)
     loader.beyond(loader.run())
     return log
-
-
-def orphans(vault: Vault, log: _native.Log) -> int:
-    """Slots that no stream of the log is bound to."""
-    bound = {(number, log.declaration_hash(number)) for _, _, _, number, _ in log.streams()}
-    return len(vault.streams() - bound)
 
 
 def newest(backend: Backend, identity: Identity) -> tuple[int, bytes] | None:

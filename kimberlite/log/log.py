@@ -450,7 +450,8 @@ class Log:
 
     async def rotate(self, key_file: str | os.PathLike[str] | None = None) -> str:
         """Wraps every key under the master key in this file, and gives its id: with the one before nothing opens from
-        then on. Done again after it was cut off, it is finished."""
+        then on. Done again after it was cut off, it is finished. Refused is one that the keys were under when a stream
+        was erased. Keys of streams that the log does not know are left out."""
         eraser = self._eraser()
         if key_file is None:
             raise Invalid("the file of the next master key is to be named")

@@ -29,7 +29,7 @@ from kimberlite.log.erasure import Eraser
 from kimberlite.log.findings import Findings
 from kimberlite.log.following import Follower
 from kimberlite.log.identity import Identity, origin_fault
-from kimberlite.log.keyring import Keyring
+from kimberlite.log.keyring import Keyring, orphan_notes
 from kimberlite.log.log import Log
 from kimberlite.log.marks import Mark, encode_mark
 from kimberlite.log.names import (
@@ -409,7 +409,7 @@ class Opener:
             retention.look()
 
         checkpointer.on_written = checkpointed
-        keyring = None if keys.vault is None else Keyring(self.backend, keys.vault)
+        keyring = None if keys.vault is None else Keyring(self.backend, keys.vault, native)
         streams = Streams(native, keyring)
         eraser = Eraser(native, committer, checkpointer, keyring)
         streams.on_death = committer.poison
@@ -442,8 +442,9 @@ class Opener:
                 self._close_backend()
 
         def info() -> dict[str, Any]:
+            orphans = [] if keyring is None else keyring.notes
             waits = [] if retention.waits is None else [f"retention: {retention.waits}"]
-            return describe(identity, native, self.backend, [*self.notes, *findings.found, *waits])
+            return describe(identity, native, self.backend, [*self.notes, *orphans, *findings.found, *waits])
 
         log = Log(self.backend, native, committer, streams, options, info, close, None, identity.quantum)
         log.upkeep = Upkeep(packer, scrubber, retention, eraser, findings)
@@ -496,6 +497,7 @@ class Opener:
             self.backend, identity, keys, lambda: new_log(identity, keys, self.options, None), acknowledged
         )
         past.attach(self.backend, follower.log)
+        self.notes += orphan_notes(self.backend, keys.vault, follower.log)
         if self.anchor is not None:
             check_anchor(follower.log, self.anchor, keyed=keys.receipts)
         return follower, identity

@@ -20,6 +20,7 @@ from kimberlite.log.anchor import check_anchor
 from kimberlite.log.checkpoint import HASHES_HEADER, hashes_header
 from kimberlite.log.creation import check_everything, read_small
 from kimberlite.log.description import dropped, erasures
+from kimberlite.log.keyring import orphan_notes
 from kimberlite.log.names import CHECKPOINT, HASHES, PAST, VAULTS, segment_name
 from kimberlite.log.opening import checked_path, find_identity
 from kimberlite.log.options import Options
@@ -125,6 +126,7 @@ def verify(
     loader.promised = promised
     uncovered, end = loader.beyond(loader.run())
     keys.check(log)
+    notes += orphan_notes(backend, keys.vault, log)
     hashes.compare()
     notes += hashes.notes()
     if marks.newest.clean:

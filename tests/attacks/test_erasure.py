@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,10 @@ import pytest
 import kimberlite
 from kimberlite import sync
 from kimberlite.crypto.master import create_master, load_master
+from kimberlite.log.opening import Injected
+from kimberlite.log.options import Options
+from kimberlite.log.repair import Loss, repair
+from kimberlite.log.salvage import Finder
 from kimberlite.storage.memory import Disk, MemoryBackend
 from tests.model import read_log
 from tests.model.cursor import u32
@@ -166,6 +172,75 @@ def test_no_canary_is_in_any_file_while_it_is_erased_and_after(keys: tuple[Path,
             next(db.read("gone"))
         assert sum(PAYLOAD in record.payload for record in db.read()) == 40
     check(disk)
+
+
+#: What a client has sent.
+SECRET = [b"PIN %d of a client" % i + bytes(2_000) for i in range(20)]
+
+
+def given_up(disk: Disk, key: Path) -> None:
+    """A stream is declared behind damage, and a repair gives it up."""
+    with opened(disk, key) as db:
+        receipt = [db.append("other", [bytes(3_000)]) for _ in range(20)][10]
+        for pin in SECRET:
+            db.append("pins", pin)
+    files = {name: data for name, data in disk.files().items() if not name.startswith(("prepare/", "reserve"))}
+    [hit] = [group for group in read_log(files, load_master(key)).groups if group.number == receipt.group]
+    MemoryBackend(disk).open(f"segments/{hit.segment:020}.seg", "w").write(hit.place + 8, b"damage")
+
+    async def repaired() -> Loss | None:
+        options = Options(segment_bytes=SEGMENT, pack=0)
+        return await repair(lambda: MemoryBackend(disk), load_master(key), lambda _loss: True, options, Injected())
+
+    assert asyncio.run(repaired()) is not None
+
+
+def put_back(disk: Disk) -> Disk:
+    """The directory as it was before the repair, out of what is in quarantine; nothing else says where the log ends."""
+    files = disk.files()
+    segments = {int(name[9:29]): data for name, data in files.items() if name.startswith("segments/")}
+    tails = {}
+    for name, data in files.items():
+        if name.startswith("quarantine/"):
+            number, place, _ = name[11:-5].split("-")
+            tails[int(number)] = segments.get(int(number), b"")[: int(place)] + data
+    segments = {number: data for number, data in segments.items() if number < min(tails)} | tails
+    kept = {name: data for name, data in files.items() if name in ("identity", "vault.0", "vault.1")}
+    return Disk.from_files(kept | {f"segments/{number:020}.seg": data for number, data in segments.items()})
+
+
+def salvaged(disk: Disk, key: Path) -> list[bytes]:
+    """The secrets in what is found of whatever is left."""
+    with closing(Finder(MemoryBackend(disk), load_master(key))) as finder:
+        found = b"".join(batch.stored for _, _, _, batch in finder.records())
+    assert bytes(3_000) in found
+    return [secret for secret in SECRET if secret in found]
+
+
+def test_what_a_repair_gave_up_is_gone_with_the_erasure_of_its_stream_and_a_rotation(keys: tuple[Path, Path]) -> None:
+    old, new = keys
+    disk = Disk()
+    given_up(disk, old)
+    with opened(disk, old) as db:
+        assert [stream.name for stream in db.streams()] == ["other"]
+        with pytest.raises(kimberlite.Invalid):
+            db.erase("pins", reason="on request")
+        # Clients go on with it, and it is another stream.
+        db.append("pins", b"another")
+        db.erase("pins", reason="on request")
+    # The attacker is one who finds it, as long as its key is there.
+    assert salvaged(put_back(disk), old) == SECRET
+    before = secrets(disk.files(), old)
+    with opened(disk, old) as db:
+        assert "keys rotate" in str(db.info()["notes"])
+        db.rotate(new)
+        assert not db.confirm_erasure("pins").pending
+        assert "keys rotate" not in str(db.info()["notes"])
+    assert salvaged(put_back(disk), new) == []
+    # The key of the stream that was given up, and the master key.
+    gone = before - secrets(disk.files(), new)
+    assert len(gone) == 2
+    assert not any(key in data for key in gone for data in disk.files().values())
 
 
 def check(disk: Disk) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from tests.cli.conftest import Call
@@ -73,6 +74,24 @@ def test_check_knows_of_erasures_and_of_databases_without_a_key(
     assert call("erase", sealed, "a", "--reason", "why", "--key-file", key).status == 0
     found = call("keys", "check", sealed, "--key-file", key, "--json").json()
     assert (found["streams"], found["missing"], found["erased"], found["pending"]) == (1, [], 1, 1)
+
+
+def test_check_says_what_is_to_be_done_about_orphans(path: Path, key: Path, tmp_path: Path, process: Call) -> None:
+    with_key, new = ("--key-file", key), tmp_path / "new"
+    for stream in ("a", "b"):
+        assert process("append", path, stream, *with_key, stdin=b"x\n").status == 0
+        if stream == "a":
+            shutil.copytree(path, tmp_path / "earlier")
+    for name in ("vault.0", "vault.1"):
+        shutil.copy(path / name, tmp_path / "earlier" / name)
+    # Nothing of it is lost, so it ends with 0.
+    found = process("keys", "check", tmp_path / "earlier", *with_key)
+    assert (found.status, b"leaves them out" in found.out) == (0, True)
+    assert process("keys", "init", new).status == 0
+    assert process("keys", "rotate", tmp_path / "earlier", *with_key, "--new-key-file", new).status == 0
+    found = process("keys", "check", tmp_path / "earlier", "--key-file", new)
+    assert (found.status, b"leaves them out" in found.out) == (0, False)
+    assert process("read", tmp_path / "earlier", "--key-file", new).out == b"x\n"
 
 
 def test_rotate_finishes_what_was_begun(path: Path, key: Path, tmp_path: Path, call: Call, process: Call) -> None:

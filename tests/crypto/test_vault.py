@@ -54,6 +54,17 @@ def test_an_orphan_is_never_found() -> None:
     assert vault.data_key(2, bound(1)) is None
 
 
+def test_orphans_are_not_wrapped_anew() -> None:
+    vault, keys = filled(3)
+    known = {(1, bound(1)), (3, bound(30)), (4, bound(4))}
+    assert vault.orphans(known) == 2
+    rotated = vault.rewrapped(b"n" * 32, known)
+    assert rotated.orphans(known) == 0
+    again = load(rotated.image(), rotated.image(), master=b"n" * 32)
+    assert {stream: again.data_key(stream, bound(stream)) for stream in keys} == {1: keys[1], 2: None, 3: None}
+    assert (again.group_key, again.receipt_key) == (vault.group_key, vault.receipt_key)
+
+
 def slot(number: int) -> int:
     return BLOCK + number * SLOT
 
@@ -305,7 +316,7 @@ def test_of_a_copy_from_before_a_rotation_nothing_is_used(erased: int) -> None:
     before = vault.image()
     assert vault.erase(erased, bound(erased))
     assert not vault.erase(erased, bound(erased))
-    rotated = vault.rewrapped(b"n" * 32)
+    rotated = vault.rewrapped(b"n" * 32, {(stream, bound(stream)) for stream in keys})
     for copies, stale in (((before, rotated.image()), {0}), ((rotated.image(), before), {1})):
         again = load(*copies, master=b"n" * 32)
         assert (again.image(), again.stale, again.unopened()) == (rotated.image(), stale, [])

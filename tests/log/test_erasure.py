@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -14,7 +15,7 @@ from kimberlite.crypto.master import create_master, load_master
 from kimberlite.crypto.vault import BLOCK, SLOT
 from kimberlite.errors import NoSpace, UnknownOutcome
 from kimberlite.log import checkpoint
-from kimberlite.log.names import CHECKPOINT, HASHES, PRODUCERS, VAULTS
+from kimberlite.log.names import CHECKPOINT, HASHES, MARKS, PRODUCERS, VAULTS
 from kimberlite.storage.memory import Disk
 from tests.log.simulated import Machine, failing, payloads, until
 from tests.log.steps import Cut
@@ -489,10 +490,17 @@ async def test_many_at_once_are_erased_one_after_another(encrypted: Machine) -> 
 def other(encrypted: Machine) -> Machine:
     """The same disk, with another master key at hand."""
     assert encrypted.key is not None
-    create_master(encrypted.key.with_name("other"))
-    machine = Machine(encrypted.key.with_name("other"))
+    machine = Machine(create(encrypted, "other"))
     machine.disk = encrypted.disk
     return machine
+
+
+def create(machine: Machine, name: str) -> Path:
+    """Another master key beside the one that is."""
+    assert machine.key is not None
+    path = machine.key.with_name(name)
+    create_master(path)
+    return path
 
 
 async def test_all_keys_are_wrapped_anew_while_everything_goes_on(encrypted: Machine, other: Machine) -> None:
@@ -556,6 +564,162 @@ async def test_a_rotation_that_a_crash_cuts_off_leaves_one_key_that_opens(encryp
             with pytest.raises(KeyUnavailable):
                 await old.open(segment_bytes=SEGMENT)
     assert seen == {("opens", "refused"), ("finish", "opens"), ("refused", "opens")}
+
+
+def bereft(machine: Machine, later: Machine) -> set[tuple[int, bytes]]:
+    """Gives it the vault of when it had more streams; what the slots of those are bound to."""
+    orphans = slots(later) - slots(machine)
+    for name in VAULTS:
+        file = machine.backend().open(name, "w")
+        file.truncate(0)
+        file.write(0, later.disk.files()[name])
+        file.sync()
+    return orphans
+
+
+def slots(machine: Machine) -> set[tuple[int, bytes]]:
+    """What slots are bound to, of both copies."""
+    images = [machine.disk.files()[name] for name in VAULTS]
+    found = [image[place : place + SLOT] for image in images for place in range(BLOCK, len(image), SLOT)]
+    return {(int.from_bytes(slot[4:8], "little"), slot[32:64]) for slot in found if slot[0] == 3}
+
+
+async def orphaned(machine: Machine) -> set[tuple[int, bytes]]:
+    """Appends to streams that a crash then takes back; what their slots are bound to."""
+    later = machine.image()
+    async with later.open(segment_bytes=SEGMENT) as db:
+        for i in range(20):
+            await db.append(f"torn off {i}", b"x")
+    return bereft(machine, later)
+
+
+async def test_keys_of_streams_that_the_log_does_not_know_end_with_a_rotation(
+    encrypted: Machine, other: Machine
+) -> None:
+    receipts = await filled(encrypted, 3)
+    orphans = await orphaned(encrypted)
+    assert len(orphans) == 20
+    async with encrypted.open(segment_bytes=SEGMENT) as db:
+        await db.append("torn off 3", b"another")
+        await db.erase("torn off 3", reason=WHY)
+        # It is not known which of them was of that name.
+        assert slots(encrypted) >= orphans
+        assert other.key is not None
+        making = [asyncio.create_task(db.append(f"new {i}", b"%d" % i)) for i in range(20)]
+        await db.rotate(other.key)
+        receipts += await asyncio.gather(*making)
+        assert slots(encrypted).isdisjoint(orphans)
+        await whole(db, receipts)
+    assert len(places(other, 0)) == len(places(other, 1)) == 2 + 3 + 20
+    async with other.open(segment_bytes=SEGMENT) as db:
+        await whole(db, receipts)
+    assert other.verify(receipts[-1]).notes == []
+
+
+@pytest.mark.parametrize("power", [True, False], ids=["cut", "kill"])
+async def test_a_crash_in_a_rotation_takes_no_key_but_orphans(encrypted: Machine, other: Machine, power: bool) -> None:
+    receipts = await filled(encrypted, 2)
+    orphans = await orphaned(encrypted)
+    start, countdown, done, seen = encrypted.disk.files(), 0, False, set()
+    while not done:
+        countdown += 1
+        machine = Machine(encrypted.key)
+        machine.disk = Disk.from_files(start)
+        made: list[Receipt] = []
+        async with machine.open(segment_bytes=SEGMENT) as db:
+            promised: list[list[Receipt]] = []
+            cut = Cut(machine.disk, countdown, Random(countdown), power)
+
+            def step(cut: Cut = cut, made: list[Receipt] = made, promised: list[list[Receipt]] = promised) -> None:
+                cut()
+                if cut.left is not None and not promised:
+                    promised.append(list(made))
+
+            async def append(i: int, db: Log = db, made: list[Receipt] = made) -> None:
+                made.append(await db.append(f"new {i}", b"%d" % i))
+
+            machine.disk.on_step = step
+            # One in front of the rotation, one beside it and one behind it.
+            await append(0)
+            assert other.key is not None
+            await asyncio.gather(append(1), db.rotate(other.key), append(2))
+            machine.disk.on_step = None
+        done = cut.left is None
+        left = Machine(encrypted.key)
+        left.disk = machine.disk if done else cut.taken()
+        try:
+            left.verify()
+        except KeyUnavailable:
+            left.key = other.key
+        rotated = left.key == other.key
+        async with left.open(segment_bytes=SEGMENT) as db:
+            await whole(db, [*receipts, *(made if done else promised[0])])
+            # A copy from before is written anew by this start.
+            assert slots(left).isdisjoint(orphans) if rotated else slots(left) >= orphans
+            assert other.key is not None
+            await db.rotate(other.key)
+            assert slots(left).isdisjoint(orphans)
+            receipt = await db.append("new 3", b"3")
+        left.key = other.key
+        left.verify(receipt)
+        seen.add(rotated)
+    assert seen == {True, False}
+    assert countdown > 10
+
+
+async def test_a_master_key_under_which_a_stream_was_erased_is_not_taken_again(
+    encrypted: Machine, other: Machine
+) -> None:
+    receipts = await filled(encrypted, 3)
+    assert encrypted.key is not None
+    assert other.key is not None
+    third = create(encrypted, "third")
+    async with encrypted.open(segment_bytes=SEGMENT) as db:
+        # There is nothing yet that it could open.
+        await db.rotate(other.key)
+        await db.rotate(encrypted.key)
+        await db.erase("gone", reason=WHY)
+        await db.rotate(other.key)
+        before = encrypted.disk.files()
+        for confirmed in (False, True):
+            if confirmed:
+                await db.confirm_erasure("gone")
+            with pytest.raises(Invalid, match="when stream 'gone' was erased"):
+                await db.rotate(encrypted.key)
+            assert {name: encrypted.disk.files()[name] for name in VAULTS} == {name: before[name] for name in VAULTS}
+        await db.erase("other", reason=WHY)
+        # It is the one that counts, and a rotation to it may not be over.
+        await db.rotate(other.key)
+        await db.rotate(third)
+        with pytest.raises(Invalid, match="when stream 'other' was erased"):
+            await db.rotate(other.key)
+    last = Machine(third)
+    last.disk = encrypted.disk
+    last.backend().unlink(CHECKPOINT)
+    async with last.open(segment_bytes=SEGMENT) as db:
+        for old in (encrypted.key, other.key):
+            with pytest.raises(Invalid, match="make a new one"):
+                await db.rotate(old)
+        await whole(db, [receipt for receipt in receipts if receipt.stream == "kept"])
+
+
+async def test_an_erasure_that_only_its_record_tells_of_is_found_by_verify_and_by_a_writer(encrypted: Machine) -> None:
+    receipts = await filled(encrypted)
+    old = encrypted.disk.files()
+    await erased(encrypted)
+    backend = encrypted.backend()
+    backend.unlink(CHECKPOINT)
+    for name in (*VAULTS, MARKS):
+        file = backend.open(name, "w")
+        file.truncate(0)
+        file.write(0, old[name])
+        file.sync()
+    assert [each["reason"] for each in encrypted.verify().erasures] == [WHY]
+    async with encrypted.open(segment_bytes=SEGMENT) as db:
+        await expect_erased(db, receipts)
+    assert [len(places(encrypted, copy)) for copy in (0, 1)] == [4, 4]
+    async with encrypted.open(segment_bytes=SEGMENT, read_only=True) as reader:
+        await expect_erased(reader, receipts)
 
 
 async def test_an_erasure_is_pending_until_the_key_of_then_is_said_to_be_destroyed(

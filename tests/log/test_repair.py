@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from random import Random
 
 import pytest
 
 from kimberlite import Corrupt, Log, Receipt, RolledBack
-from kimberlite.crypto.master import load_master
+from kimberlite.crypto.master import create_master, load_master
 from kimberlite.errors import Busy, KeyUnavailable
 from kimberlite.log import checkpoint, packing
 from kimberlite.log.marks import MAGIC as MARK
@@ -315,3 +316,29 @@ async def test_nobody_opens_what_is_being_repaired(machine: Machine) -> None:
             await image.open(create=False)
         with pytest.raises(Corrupt, match="run it again"):
             image.verify()
+
+
+async def test_keys_of_streams_that_are_given_up_are_named_until_a_rotation(encrypted: Machine, tmp_path: Path) -> None:
+    receipts = await filled(encrypted)
+    async with encrypted.open(segment_bytes=SEGMENT, pack=0) as db:
+        for stream in ("t", "u"):
+            await db.append(stream, b"x")
+    name, place = place_of(encrypted, receipts[20])
+    encrypted.flip(name, place)
+    await repaired(encrypted)
+    told = "2 of its keys are of streams that the log does not know"
+    [note] = encrypted.verify().notes
+    assert told in note
+    create_master(tmp_path / "next")
+    async with encrypted.open(segment_bytes=SEGMENT, read_only=True) as reader:
+        assert told in str((await reader.info())["notes"])
+    async with encrypted.open(segment_bytes=SEGMENT) as db:
+        await db.append("t", b"another of that name")
+        assert told in str((await db.info())["notes"])
+        await db.rotate(tmp_path / "next")
+        assert "keys" not in str((await db.info())["notes"])
+    encrypted.key = tmp_path / "next"
+    assert encrypted.verify().notes == []
+    async with encrypted.open(segment_bytes=SEGMENT) as db:
+        assert await payloads(db.read("t")) == [b"another of that name"]
+        assert (await db.info())["notes"] == []
