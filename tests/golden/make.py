@@ -14,6 +14,7 @@ import lzma
 import tarfile
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -24,6 +25,7 @@ from kimberlite import Log, Record
 from kimberlite.cli import forms
 from kimberlite.cli.inspect import describe
 from kimberlite.crypto.master import PREFIX, load_master
+from kimberlite.log import checkpoint
 from kimberlite.log.clock import Moment
 from kimberlite.log.names import CLOCK
 from kimberlite.log.opening import Injected, open_log
@@ -122,10 +124,11 @@ class Golden:
     segment_bytes: int = 256 * 1024
     compression: int | None = None
 
-    @property
-    def options(self) -> Options:
-        """Without the marks that follow a pause: when there is one depends on the machine."""
-        return Options(segment_bytes=self.segment_bytes, compression=self.compression, idle=3600.0)
+    def options(self, session: int) -> Options:
+        """Without the marks that follow a pause: when there is one depends on the machine. So does when a segment is
+        packed: only the last session waits for it, and draws nothing else meanwhile."""
+        pack = 0.5 if session == len(self.sessions) - 1 else 0
+        return Options(segment_bytes=self.segment_bytes, compression=self.compression, idle=3600.0, pack=pack)
 
 
 GOLDEN = (
@@ -136,6 +139,17 @@ GOLDEN = (
     Golden("kept", (little, kept), segment_bytes=128 * 1024),
     Golden("left", (first, left), key=KEY, last_key=NEXT_KEY),
 )
+
+
+@contextmanager
+def unhurried() -> Iterator[None]:
+    """How long a machine takes makes no difference to when checkpoints are taken."""
+    usual = checkpoint.LEAST_INTERVAL
+    checkpoint.LEAST_INTERVAL = 3600.0  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        checkpoint.LEAST_INTERVAL = usual  # type: ignore[misc]
 
 
 async def written(golden: Golden, key: Path | None) -> Disk:
@@ -152,12 +166,13 @@ async def written(golden: Golden, key: Path | None) -> Disk:
             backend=MemoryBackend(disk, fault=cut.asked),
             origin="example.com/golden",
             anchor=None,
-            options=golden.options,
+            options=golden.options(number),
             injected=Injected(draw.randbytes, time.__next__, seed, moment=lambda: Moment(BEGAN, bytes(16), 0)),
         )
         disk.on_step = cut.stepped
-        await session(db)
-        await db.close()
+        with unhurried():
+            await session(db)
+            await db.close()
         disk.on_step = None
         disk = cut.left or disk
     return disk
