@@ -34,6 +34,8 @@ from kimberlite.storage.backend import BLOCK, Backend, File, let_go, opener
 OS_DELAY: Final = 1.0
 #: What a group takes beside its batches; and what declarations of new streams may take of one.
 OVERHEAD: Final = _native.OVERHEAD
+#: Records of a segment: its index counts them in 32 bits.
+MOST_RECORDS: Final = (1 << 32) - 1
 MOST_DECLARED: Final = 1 << 20
 #: Buffers kept for the next groups.
 SPARE_BUFFERS: Final = 16
@@ -207,7 +209,7 @@ class Committer:
             crowd = OVERHEAD + declarations + batch > self.tail.most or declarations > MOST_DECLARED
             some = min(declarations, MOST_DECLARED, self.tail.most // 2)
             bound = OVERHEAD + (some if crowd else declarations + batch)
-            if self.tail.full(bound):
+            if self.tail.full(bound) or self._out_of_numbers():
                 self._start(self._rotate())
             elif not self.tail.has_room(bound):
                 self._start(self.tail.make_room(bound))
@@ -215,6 +217,11 @@ class Committer:
                 self._declare(bound)
             else:
                 self._commit(*self._take())
+
+    def _out_of_numbers(self) -> bool:
+        """Whether the next group may have more records than the segment can count: compression makes little of some."""
+        there = self.log.sealed()[1] - self.segment.first_position
+        return there + self.tail.segment_bytes // _native.RECORD_HEADER > MOST_RECORDS
 
     def _may_seal(self) -> bool:
         flights, depth = self._flights, self.options.depth

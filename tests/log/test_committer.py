@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from collections import Counter
 from collections.abc import Callable, Iterator
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kimberlite import Closed, LimitExceeded, Log, NoSpace, Receipt, Record, UnknownOutcome
+from kimberlite._native import RECORD_HEADER
+from kimberlite.log import committer
 from kimberlite.log.committer import Committer
 from kimberlite.log.creation import read_small
 from kimberlite.log.identity import Identity
@@ -20,6 +23,7 @@ from kimberlite.storage.backend import Done, File
 from kimberlite.storage.memory import MemoryBackend
 from tests.log import simulated
 from tests.log.simulated import Machine, failing, payloads
+from tests.model import read_log
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -38,6 +42,23 @@ async def until(holds: Callable[[], bool]) -> None:
         return holds()
 
     await simulated.until(condition)
+
+
+async def test_a_segment_ends_before_its_index_cannot_count_its_records(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer, "MOST_RECORDS", 60_000)
+    async with machine.open(segment_bytes=1 << 20, compression=1, pack=0) as db:
+        for _ in range(40):
+            await db.append("s", [b""] * 1000)
+        assert await payloads(db.read("s")) == [b""] * 40_000
+    assert machine.verify().notes == []
+    segments = Counter[int]()
+    for group in read_log(machine.disk.files()).groups:
+        segments[group.segment] += group.records
+    # A group of the smallest records that fills a segment would still have had room.
+    assert max(segments.values()) <= 60_000 - (1 << 20) // RECORD_HEADER + 1001
+    assert len(segments) == 4
 
 
 # ---- policies
