@@ -13,8 +13,12 @@ from kimberlite.storage.backend import BLOCK
 MAGIC: Final = b"KIMBMRK1"
 LAYOUT: Final = struct.Struct("<8s16sQIIQ32s")
 CHECK: Final = 8
-#: No log comes to so many marks: a counter from here on was made up, and leaves no room to count on.
-COUNTERS: Final = 1 << 63
+#: No log comes to so many marks, or groups.
+NUMBERS: Final = 1 << 63
+#: No writer comes to such a counter but from one that was made up, and begins anew: so none comes to `NUMBERS`.
+MADE_UP: Final = NUMBERS // 2
+#: Incarnations are below.
+INCARNATIONS: Final = 1 << 32
 
 
 class Mark(NamedTuple):
@@ -62,6 +66,6 @@ def decode_mark(block: bytes, database_id: bytes, identity_hash: bytes) -> Mark 
     magic, database, counter, incarnation, flags, group, chain = LAYOUT.unpack_from(block)
     if magic != MAGIC or database != database_id or any(block[LAYOUT.size : -CHECK]):
         return None
-    if flags > 1 or counter >= COUNTERS:
+    if flags > 1 or max(counter, group) >= NUMBERS or (group == 0 and chain != identity_hash):
         return None
     return Mark(counter, incarnation, bool(flags), group, chain)

@@ -31,7 +31,7 @@ from kimberlite.log.following import Follower
 from kimberlite.log.identity import Identity, origin_fault
 from kimberlite.log.keyring import Keyring, orphan_notes
 from kimberlite.log.log import Log
-from kimberlite.log.marks import Mark, encode_mark
+from kimberlite.log.marks import MADE_UP, Mark, encode_mark
 from kimberlite.log.names import (
     CHECKPOINT,
     DIRECTORIES,
@@ -297,8 +297,13 @@ class Opener:
         mark = Mark(newest.counter + 1, log.incarnation, False, group, chain)
         # A killed writer's last one may be only with the kernel, also of a clean close: both could be lost together.
         file.sync()
-        file.write(mark.counter % 2 * BLOCK, encode_mark(mark, identity.database_id, identity.hash))
-        file.sync()
+        marks = [mark]
+        if mark.counter >= MADE_UP:
+            # Made up, and counted anew: the second takes the place of the one that is the newest until then.
+            marks = [mark._replace(counter=mark.counter % 2 + i) for i in (0, 1)]
+        for mark in marks:
+            file.write(mark.counter % 2 * BLOCK, encode_mark(mark, identity.database_id, identity.hash))
+            file.sync()
         if end.torn_upto is not None and end.file is not None and end.segment is not None:
             self._quarantine(end, end.torn_upto + 1, end.segment.number)
         return mark

@@ -23,7 +23,7 @@ from kimberlite.errors import Busy, Corrupt, Invalid
 from kimberlite.log.creation import check_kinds, discard, read_small, replace, write_small
 from kimberlite.log.identity import Identity
 from kimberlite.log.log import Log
-from kimberlite.log.marks import Mark, Marks, encode_mark
+from kimberlite.log.marks import INCARNATIONS, Mark, Marks, encode_mark
 from kimberlite.log.names import (
     CHECKPOINT,
     INDEX,
@@ -153,6 +153,9 @@ def look(
     finally:
         finder.close()
     before = max(marks.newest.incarnation, log.incarnation, finder.incarnation)
+    if before + 1 == INCARNATIONS:
+        what = f"no incarnation is above {before}, by which a repair could be told; salvage what is left"
+        raise Corrupt(f"{what}: {notes[0]}", file=MARKS)
     chain, when = log.durable_group()[1], clock()
     salt = salt_of(backend, segment)
     end = max(position, upto)
@@ -238,9 +241,8 @@ def cut(backend: Backend, identity: Identity, keys: Keys, plan: Plan, random: Ca
     backend.sync_directory(INDEX)
     discard(backend, CHECKPOINT)
     backend.sync_directory()
-    counter = marks.newest.counter + 1
-    blocks = [Mark(counter + i, plan.after, False, plan.group, plan.chain) for i in (0, 1)]
-    blocks.sort(key=lambda mark: mark.counter % 2)
+    # As of a new file: what the counters were before may be made up.
+    blocks = [Mark(counter, plan.after, False, plan.group, plan.chain) for counter in (0, 1)]
     write_small(backend, MARKS, b"".join(encode_mark(mark, identity.database_id, identity.hash) for mark in blocks))
 
 

@@ -45,7 +45,7 @@ def forged(place: int, value: int) -> bytes:
     st.integers(0, 2**63 - 2).map(lambda counter: counter // 2 * 2),
     st.integers(0, 2**32 - 1),
     st.booleans(),
-    st.integers(0, 2**64 - 1),
+    st.integers(1, 2**63 - 1),
     st.binary(min_size=32, max_size=32),
 )
 def test_what_is_encoded_is_decoded(counter: int, incarnation: int, clean: bool, group: int, chain: bytes) -> None:
@@ -105,6 +105,17 @@ def test_a_counter_that_no_log_comes_to_is_damage(counter: int) -> None:
     with pytest.raises(Corrupt) as raised:
         decode(b"".join(made_up))
     assert (raised.value.file, raised.value.place) == ("marks", 0)
+
+
+@pytest.mark.parametrize("numbers", [{"group": 2**63}, {"group": 2**64 - 1}, {"group": 0}])
+def test_a_group_that_no_log_comes_to_is_damage(numbers: dict[str, int]) -> None:
+    made_up = encode_mark(mark(4)._replace(**numbers), DATABASE, IDENTITY)  # type: ignore[arg-type]
+    assert decode(made_up + block(5)) == (mark(5), (0,))
+
+
+def test_before_the_first_group_the_chain_is_the_identity() -> None:
+    first = Mark(4, 0, False, 0, IDENTITY)
+    assert decode(encode_mark(first, DATABASE, IDENTITY) + bytes(BLOCK)) == (first, (1,))
 
 
 def test_zeros_are_damage() -> None:

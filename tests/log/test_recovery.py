@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from kimberlite.log.names import CHECKPOINT, IDENTITY, MARKS, segment_name
 from kimberlite.log.recovery import load_identity, load_keys, load_marks
 from kimberlite.storage.backend import BLOCK
 from tests.log.simulated import Machine, payloads, until
+from tests.log.steps import Cut
 
 FIRST = segment_name(0)
 
@@ -247,7 +249,10 @@ async def test_marks_with_numbers_that_no_log_comes_to_are_refused_by_everybody(
                 await harmed.open(read_only=read_only)
 
 
-@pytest.mark.parametrize("numbers", [{"counter": 2**63 - 1}, {"counter": 2**63 - 2}, {"incarnation": 2**32 - 1}])
+LARGEST = [{"counter": 2**63 - 1}, {"counter": 2**63 - 2}, {"counter": 2**62 - 1}, {"incarnation": 2**32 - 1}]
+
+
+@pytest.mark.parametrize("numbers", LARGEST, ids=str)
 async def test_marks_with_the_largest_numbers_can_be_followed_by_more(either: Machine, numbers: dict[str, int]) -> None:
     async with either.open() as db:
         await db.append("s", b"x")
@@ -258,6 +263,46 @@ async def test_marks_with_the_largest_numbers_can_be_followed_by_more(either: Ma
             await db.append("s", b"%d" % i)
             await marks_up_to_date(db)
         assert await payloads(db.read()) == [b"x", b"0", b"1", b"2"]
+        killed = full.image()
+    for left in (killed, full):
+        for i in range(3):
+            assert left.verify().notes == []
+            async with left.open() as db:
+                await db.append("t", b"%d" % i)
+        assert await payloads_of(left, "t") == [b"0", b"1", b"2"]
+
+
+async def payloads_of(machine: Machine, stream: str) -> list[bytes]:
+    async with machine.open(read_only=True) as db:
+        return await payloads(db.read(stream))
+
+
+@pytest.mark.parametrize("power", [True, False], ids=["cut", "kill"])
+@pytest.mark.parametrize("counter", [2**63 - 1, 2**63 - 2])
+async def test_who_counts_marks_anew_can_be_stopped_at_any_step(machine: Machine, counter: int, power: bool) -> None:
+    async with machine.open() as db:
+        await db.append("s", b"x")
+    full = made_up(machine, counter=counter)
+    countdown, done = 0, False
+    while not done:
+        countdown += 1
+        other = full.image()
+        cut = Cut(other.disk, countdown, Random(countdown), power)
+        other.disk.on_step = cut
+        db = await other.open()
+        await db.append("s", b"y", sync="batch")
+        other.disk.on_step = None
+        await db.close()
+        done = cut.left is None
+        left = Machine()
+        left.disk = other.disk if done else cut.taken()
+        async with left.open() as db:
+            found = await payloads(db.read("s"))
+            assert found in ([b"x"], [b"x", b"y"])
+            await db.append("s", b"z")
+        assert left.verify().notes == []
+        assert await payloads_of(left, "s") == [*found, b"z"]
+    assert countdown > 5
 
 
 async def test_files_that_a_database_cannot_be_without_are_missed(machine: Machine) -> None:

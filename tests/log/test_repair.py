@@ -20,6 +20,7 @@ from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import Disk
 from tests.log.simulated import Machine, payloads, until
 from tests.log.steps import Cut
+from tests.log.test_recovery import made_up
 from tests.model import read_log
 from tests.model.groups import GROUP_HEADER
 from tests.model.records import Repaired, decode_system
@@ -138,6 +139,33 @@ async def test_marks_that_are_lost_are_made_again(either: Machine) -> None:
     await repaired(either)
     async with either.open(segment_bytes=SEGMENT) as db:
         await kept(db, receipts, COUNT)
+
+
+async def test_where_no_incarnation_is_left_there_is_no_repair(either: Machine) -> None:
+    receipts = await filled(either)
+    full = made_up(either, incarnation=2**32 - 1)
+    name, place = place_of(full, receipts[20])
+    full.flip(name, place + GROUP_HEADER + 90)
+    before = full.disk.files()
+    with pytest.raises(Corrupt, match="no incarnation is above 4294967295") as caught:
+        await repaired(full)
+    assert caught.value.file == MARKS
+    assert full.disk.files() == before
+
+
+@pytest.mark.parametrize("counter", [2**63 - 1, 2**63 - 2, 2**62])
+async def test_counters_that_were_made_up_are_gone_with_a_repair(either: Machine, counter: int) -> None:
+    receipts = await filled(either)
+    full = made_up(either, counter=counter)
+    name, place = place_of(full, receipts[20])
+    full.flip(name, place + GROUP_HEADER + 90)
+    await repaired(full)
+    for _ in range(3):
+        assert full.verify().notes == []
+        async with full.open(segment_bytes=SEGMENT) as db:
+            await db.append("t", b"x")
+    async with full.open(segment_bytes=SEGMENT) as db:
+        await kept(db, receipts, 20)
 
 
 async def test_a_segment_that_is_missing_ends_the_log(either: Machine) -> None:
