@@ -11,6 +11,7 @@ from kimberlite import _native
 from kimberlite.crypto.master import load_master
 from kimberlite.errors import Busy, Corrupt, Invalid
 from kimberlite.log.log import Log
+from kimberlite.log.marks import INCARNATIONS
 from kimberlite.log.opening import Injected, Opening, checked_path, open_log
 from kimberlite.log.options import Options
 from kimberlite.log.refusals import UNFIT_TO_BEGIN, translate
@@ -38,7 +39,8 @@ class Finished:
 async def copy(finder: Finder, db: Log, clock: Finished) -> Report:
     """Into an empty log: offsets and times stay what they are, and what it is comes last."""
     report, before = finder.report, finder.incarnation
-    db._native.raise_incarnation(before + 1)
+    after = min(before + 1, INCARNATIONS - 1)
+    db._native.raise_incarnation(after)
     ends: dict[str, int] = {}
     async with db.importing() as into:
         for stream, offset, when, batch in finder.records():
@@ -50,7 +52,7 @@ async def copy(finder: Finder, db: Log, clock: Finished) -> Report:
     lost = report.lost()[:MOST_LOST]
     origin = finder.origin.database_id
     said = _native.encode_repair(
-        origin, salvaged=True, when=clock(), before=before, after=before + 1, kept=report.copied, lost=lost
+        origin, salvaged=True, when=clock(), before=before, after=after, kept=report.copied, lost=lost
     )
     committer, _ = db._writer()
     await committer.say([said])

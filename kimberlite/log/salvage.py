@@ -12,6 +12,8 @@ from itertools import chain, islice
 from typing import Any, Final
 
 from kimberlite import _native
+from kimberlite.arguments import checked_name
+from kimberlite.errors import Invalid
 from kimberlite.log import marks as marking
 from kimberlite.log.names import CHECKPOINT, HASHES, INDEX, MARKS, SEGMENTS, segment_name
 from kimberlite.log.options import LARGEST_SEGMENT
@@ -96,6 +98,7 @@ ERASED: Final = "it was erased"
 DAMAGED: Final = "no sound record of it is left"
 DOUBTFUL: Final = "different records of it are left, and nothing says which of them is the log's"
 BEHIND: Final = "it was durable, and nothing of it is left"
+TOO_LARGE: Final = f"it is whole, and larger than the {_native.LARGEST_BATCH_BYTES:,} bytes that a batch may have"
 
 
 class Finder:
@@ -249,12 +252,13 @@ class Finder:
             if stream == 0:
                 continue
             report.records += count
-            name = self.names.setdefault(stream, f"unnamed/{stream}")
+            name = self.name_of(stream)
             end, after = ends.get(stream, (0, 0))
             while (stream, end) in gaps:
                 end = gaps[stream, end]
-            if batch is None or offset < end:
-                why = DOUBTFUL if batch is not None else ERASED if stream in erased else NO_KEY
+            if batch is None or offset < end or batch.size > _native.LARGEST_BATCH_BYTES:
+                unopened = ERASED if stream in erased else NO_KEY
+                why = unopened if batch is None else DOUBTFUL if offset < end else TOO_LARGE
                 report.missing.append(Missing(first, position, why))
                 continue
             if offset > end:
@@ -271,6 +275,15 @@ class Finder:
         if report.last_group < report.durable_group:
             report.missing.append(Missing(max(position, end), max(position, end), BEHIND))
         report.missing.sort(key=lambda each: (each.first, each.end))
+
+    def name_of(self, stream: int) -> str:
+        """Its own, or one by its number that no other has."""
+        if stream not in self.names:
+            name = f"unnamed/{stream}"
+            while name in self.names.values():
+                name += "'"
+            self.names[stream] = name
+        return self.names[stream]
 
     def _guess(self, first: int, end: int, time: int) -> None:
         times = self.report.times
@@ -300,11 +313,19 @@ class Finder:
 
 
 def named(streams: Iterable[tuple[int, str | None]]) -> dict[int, str]:
-    """What streams are called that nothing has a name of: not as another one is."""
-    names = {number: name for number, name in streams if name is not None}
+    """Those that can be called so in another log: by a name that is one, and not the name of one before."""
+    names: dict[int, str] = {}
+    taken: set[str] = set()
     for number, name in streams:
-        if name is None:
-            names[number] = f"unnamed/{number}"
-            while list(names.values()).count(names[number]) > 1:
-                names[number] += "'"
+        if name is not None and name not in taken and is_name(name):
+            names[number] = name
+            taken.add(name)
     return names
+
+
+def is_name(name: str) -> bool:
+    try:
+        checked_name(name)
+    except Invalid:
+        return False
+    return True

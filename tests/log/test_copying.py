@@ -9,22 +9,27 @@ from kimberlite.crypto.master import load_master
 from kimberlite.log.copying import Finished, copy
 from kimberlite.log.names import segment_name
 from kimberlite.log.opening import Injected, open_log
-from kimberlite.log.options import Options
-from kimberlite.log.salvage import Finder
+from kimberlite.log.options import LARGEST_BATCH_BYTES, Options
+from kimberlite.log.salvage import TOO_LARGE, Finder, named
 from kimberlite.storage.backend import BLOCK
+from kimberlite.storage.memory import Disk
 from tests.log.simulated import Machine
+from tests.log.test_recovery import made_up
 from tests.log.test_repair import last_said
 from tests.log.test_salvage import SEGMENT, Found, filled, truth
+from tests.model import Batch
+from tests.model import Record as ModelRecord
+from tests.model.conftest import written
 
 GONE = 8
 
 
-async def salvaged(machine: Machine) -> tuple[Machine, Finder]:
+async def salvaged(machine: Machine, segment_bytes: int = SEGMENT) -> tuple[Machine, Finder]:
     """Into a new database on another disk."""
     other, clock = Machine(machine.key), Finished()
     other.now = machine.now
     finder = Finder(machine.backend(), load_master(machine.key))
-    async with other.open(segment_bytes=SEGMENT) as db:
+    async with other.open(segment_bytes=segment_bytes) as db:
         await copy(finder, db, clock)
     finder.close()
     return other, finder
@@ -125,6 +130,45 @@ async def test_a_clock_that_was_ahead_keeps_nobody_from_copying(machine: Machine
     async with opening as db:
         await copy(finder, db, clock)
     assert said(await read(other)) == expected
+
+
+async def test_where_no_incarnation_is_left_it_is_copied_under_the_last(either: Machine) -> None:
+    await filled(either, 0, 4)
+    expected, _ = truth(either)
+    new, _ = await salvaged(made_up(either, incarnation=2**32 - 1))
+    assert said(await read(new)) == expected
+    record = last_said(new)[1]
+    assert (record.before, record.after) == (2**32 - 1, 2**32 - 1)
+    async with new.open(segment_bytes=SEGMENT) as db:
+        assert (await db.append("s", b"more")).incarnation == 2**32 - 1
+
+
+async def test_a_stream_that_cannot_be_copied_costs_no_other() -> None:
+    """By another writer of the format, whose records may be larger and whose names may be any."""
+    batches = (
+        ("bad\nname", b"1"),
+        ("large", bytes(LARGEST_BATCH_BYTES)),
+        ("large", b"2"),
+        ("x" * 256, b"3"),
+        ("s", b"4"),
+    )
+    files = written(
+        [[Batch(name, (ModelRecord(payload),))] for name, payload in batches], tagged=False, segment_bytes=1 << 26
+    )
+    machine = Machine()
+    machine.disk = Disk.from_files(files)
+    new, finder = await salvaged(machine, segment_bytes=1 << 26)
+    found = {key: record.payload for key, record in (await read(new)).items()}
+    assert found == {("unnamed/1", 0): b"1", ("large", 1): b"2", ("unnamed/3", 0): b"3", ("s", 0): b"4"}
+    [missing] = finder.report.missing
+    assert (missing.first, missing.end, missing.why) == (3, 4, TOO_LARGE)
+    assert not finder.report.complete
+    assert last_said(new)[1].lost == ((3, 4),)
+    assert new.verify().notes == []
+
+
+def test_a_name_is_that_of_one_stream() -> None:
+    assert named([(0, ""), (1, "a"), (2, "b"), (3, "a"), (4, None), (5, "b\0")]) == {1: "a", 2: "b"}
 
 
 async def test_damage_at_random_is_copied_as_it_was_found(either: Machine) -> None:
