@@ -21,8 +21,8 @@ from kimberlite.cli.exports import Source
 from kimberlite.cli.target import add_key_file, add_target, opened
 from kimberlite.cli.terminal import Progress, say, table
 from kimberlite.client.client import Client
-from kimberlite.errors import Conflict, Dropped, Invalid
-from kimberlite.importing import Import
+from kimberlite.errors import Conflict, Dropped, Invalid, LimitExceeded
+from kimberlite.importing import HIGHEST, Import
 from kimberlite.log.log import Log
 
 STDIN: Final = "-"
@@ -105,6 +105,9 @@ class Loading:
     async def _batch(self, into: Import, stream: str, offset: int, time: int, batch: _native.Batch, of: str) -> None:
         there, end = self._there.get(stream, 0), offset + len(batch)
         known = self._next.get(stream)
+        if end > HIGHEST:
+            # Before the gap in front of it fills the stream.
+            raise LimitExceeded(f"{of}: stream {stream!r} would be longer than 2^63 - 1 records")
         if known is not None and offset < known:
             raise Invalid(f"{of}: stream {stream!r} goes back from offset {known} to {offset}")
         if known is None and 0 < there < offset:

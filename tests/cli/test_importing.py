@@ -146,6 +146,16 @@ def test_a_file_that_was_changed_anywhere_is_not_taken_for_whole(
         (lines(HEAD, b'{"payload": "", "offset": -Infinity}\n'), "line 2: -Infinity is no number"),
         (lines(HEAD, b'{"offset": ' + b"9" * 5000 + b"}\n"), "line 2: this is not JSON"),
         (lines(HEAD, record(1 << 63)), "line 2: offset is a number from 0 to 2^63 - 1"),
+        (lines(HEAD, record((1 << 63) - 1)), "line 2: stream 's' would be longer than 2^63 - 1"),
+        (lines(HEAD, record((1 << 63) - 2), record((1 << 63) - 1)), "line 2: stream 's' would be longer than"),
+        (
+            frames((0, _native.pack(HEAD["export"])), (2, _native.pack([["s", (1 << 63) - 1, 0, 9, [b"x"]]]))),
+            "be longer",
+        ),
+        (
+            frames((0, _native.pack(HEAD["export"])), (2, _native.pack([["s", (1 << 64) - 1, 0, 9, [b"x"]]]))),
+            "be longer",
+        ),
         (lines(HEAD, record(-1)), "line 2: offset is a number"),
         (lines(HEAD, record(0) | {"offset": 0.0}), "line 2: offset is a number"),
         (lines(HEAD, record(0) | {"offset": True}), "line 2: offset is a number"),
@@ -198,6 +208,7 @@ def test_what_is_wrong_is_said_with_its_place(call: Call, path: Path, tmp_path: 
     if path.exists():
         assert call("verify", path).status == 0
         assert [row[0] for row in records(path)] in ([], [b"0"], [b"0", b"5"])
+        assert all(length < 10 for length in lengths(path).values())
 
 
 def test_what_is_there_is_passed_over_if_it_is_the_same(call: Call, path: Path, tmp_path: Path) -> None:

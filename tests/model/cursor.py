@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+#: No stream and no log is longer, and no number of a group, a mark or a segment and no time is higher.
+HIGHEST = (1 << 63) - 1
+
 
 class ModelError(Exception):
     """These bytes are not what docs/format.md allows. `where` names the file and place."""

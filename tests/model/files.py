@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
-from .cursor import Cursor, ModelError, is_zero, require, u8, u16, u32, u64, up_to
+from .cursor import HIGHEST, Cursor, ModelError, is_zero, require, u8, u16, u32, u64, up_to
 from .groups import BLOCK
 from .hashes import blake, domain, key_id, sha256, wrapping_key, xaes_open, xaes_seal
 
@@ -113,6 +113,7 @@ def decode_mark(data: bytes, identity: Identity, where: str) -> Mark:
     cursor.zeros_to(4088, "rest of the mark")
     cursor.exactly(blake(data[:4088], key=identity.hash())[:8], "check")
     cursor.end()
+    require(max(counter, durable) <= HIGHEST, where, "numbers that run over")
     require(durable > 0 or chain == identity.hash(), where, "chain of no group")
     return Mark(counter, incarnation, durable, chain, bool(clean))
 

@@ -7,7 +7,7 @@ from itertools import accumulate
 
 import zstandard
 
-from .cursor import Cursor, ModelError, require, u8, u16, u32, u64, up_to
+from .cursor import HIGHEST, Cursor, ModelError, require, u8, u16, u32, u64, up_to
 from .hashes import blake, body_hash, domain, group_chain, group_tag, segment_chain, xaes_open, xaes_seal
 
 BLOCK = 4096
@@ -113,6 +113,7 @@ def decode_run(data: bytes, where: str) -> Run:
     records = cursor.number(4, "records")
     require(records > 0, where, "a run without records")
     offset, position, plain_length = (cursor.number(size, "header") for size in (8, 8, 4))
+    require(max(offset, position) + records <= HIGHEST, where, "offsets or positions that run over")
     cursor.zeros_to(40, "place 36")
     key_id, seed, nonce = cursor.take(16, "key id"), b"", b""
     if encrypted:
@@ -241,6 +242,7 @@ def decode_group(data: bytes, place: int, salt: bytes, *, tagged: bool, where: s
     number, position, records, count = (front.number(size, "header") for size in (8, 8, 4, 4))
     durable, timestamp, incarnation = (front.number(size, "header") for size in (8, 8, 4))
     front.zeros_to(64, "place 60")
+    require(max(number + 1, position + records, timestamp) <= HIGHEST, where, "numbers that run over")
     previous = front.take(32, "previous chain")
     front.exactly(blake(header[:96], u64(place), key=salt)[:8], "header check")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from .cursor import Cursor, ModelError, i64, require, u8, u16, u32, u64
+from .cursor import HIGHEST, Cursor, ModelError, i64, require, u8, u16, u32, u64
 
 
 class Mode(IntEnum):
@@ -251,7 +251,7 @@ def decode_system(record: Record, where: str) -> System:
         system = Confirmed(cursor.number(4, "stream"), cursor.take(32, "declaration"), cursor.take(16, "master key"))
     elif kind == 6:
         stream, start, end = (cursor.number(size, "gap") for size in (4, 8, 8))
-        require(stream > 0 and start < end < 1 << 63, where, "a gap of nothing, or of stream 0")
+        require(stream > 0 and start < end <= HIGHEST, where, "a gap of nothing, or of stream 0")
         size = len(record.payload) - cursor.place
         require(size <= 255, where, "a reason of more than 255 bytes")
         system = Gap(stream, start, end, cursor.text(size, "reason"))

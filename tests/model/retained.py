@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from .cursor import Cursor, ModelError, require, u32, u64
+from .cursor import HIGHEST, Cursor, ModelError, require, u32, u64
 from .hashes import blake, domain, xaes_open, xaes_seal
 from .records import Declaration, Piece, Record, decode_system
 
@@ -213,6 +213,8 @@ def decode_retained(data: bytes, where: str) -> Retained:
 def _check(said: Retained, where: str) -> None:
     """It does not contradict itself."""
     require(said.segment > 0 and said.group > 1, where, "nothing is before its first segment")
+    numbers = (said.segment, said.group, said.position, said.timestamp, said.system)
+    require(max(*numbers, *(left.offset for left in said.streams)) <= HIGHEST, where, "numbers that run over")
     require(len(said.peaks) == said.position.bit_count(), where, f"{len(said.peaks)} peaks")
     declared = said.declarations(where)
     require([one.stream for one in declared] == list(range(1, len(said.streams) + 1)), where, "declarations")

@@ -10,6 +10,7 @@ import pytest
 
 from . import Mark, Mode, ModelError, Producer, Record, pack_segment, read_log
 from .conftest import MASTER, identity_of, read, small_operations, written
+from .cursor import HIGHEST
 from .files import decode_identity, decode_vault, encode_marks, segment_name, unwrap_slot
 from .groups import (
     BLOCK,
@@ -89,6 +90,10 @@ LIES: dict[str, tuple[Callable[[Group], Group], str]] = {
     "previous": (lambda group: replace(group, previous=bytes(32)), "previous chain"),
     "closing": (lambda group: replace(group, closing=True), "closing groups"),
     "empty": (lambda group: replace(group, records=0, runs=()), "closing groups"),
+    "high number": (lambda group: replace(group, number=HIGHEST), "run over"),
+    "high position": (lambda group: replace(group, position=HIGHEST), "run over"),
+    "late": (lambda group: replace(group, timestamp=HIGHEST + 1), "run over"),
+    "high offset": (with_run(offset=HIGHEST), "run over"),
     "records": (lambda group: replace(group, records=2), "other records"),
     "run offset": (with_run(offset=3), "offset 3"),
     "run position": (with_run(position=4), "position"),

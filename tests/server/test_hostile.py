@@ -18,10 +18,14 @@ from typing import Any
 import msgpack
 import pytest
 
+import kimberlite
 from kimberlite import Closed, Receipt, _native
+from kimberlite.importing import HIGHEST
 from kimberlite.log.options import Options
+from kimberlite.log.verify import verify
 from kimberlite.server.connection import Connection
 from kimberlite.server.limits import Limits
+from kimberlite.storage import open_backend
 from kimberlite.wire.messages import NOBODY, Kind
 from tests.server.wires import Served, served, until
 
@@ -467,3 +471,74 @@ async def test_all_streams_are_listed_in_pieces(tmp_path: Path) -> None:
         assert [name for name, *_ in found] == [f"s{i}" for i in range(2_500)]
         wire.send(Kind.STREAMS, 1, {"start": (1 << 64) - 1})
         assert (await wire.next())[2] == []
+
+
+#: Offsets, and how many records are to go there.
+FAR = [
+    (offset, count)
+    for offset in (HIGHEST - 1, HIGHEST, HIGHEST + 1, 2 * HIGHEST, 2 * HIGHEST + 1)
+    for count in range(4)
+]
+
+
+async def test_numbers_at_their_ends_are_refused_by_themselves(tmp_path: Path) -> None:
+    """None is numbered, sealed or acknowledged that nobody could read again; what others send meanwhile is."""
+    async with served(tmp_path / "db") as there, beside(there) as took:
+        wire = await there.greeted()
+
+        async def ask(kind: Kind, body: Any) -> Any:
+            wire.send(kind, 1, body)
+            answer, _, said = await wire.next()
+            return said["code"] if answer == Kind.ERROR else answer
+
+        for number, (offset, count) in enumerate(FAR):
+            end = offset + count
+            wanted = "INVALID" if offset > HIGHEST else "LIMIT_EXCEEDED" if end > HIGHEST else Kind.RESULT
+            body = [f"i{number}", offset, None, [b"x"] * count or None, "g"]
+            assert await ask(Kind.IMPORT, body) == wanted, body
+            assert await ask(Kind.IMPORT, None) == Kind.RESULT
+            if wanted == Kind.RESULT:
+                full, left = f"i{number}", HIGHEST - end
+                assert await ask(Kind.APPEND, [full, [b"x"] * (left + 1), None, None, None]) == "LIMIT_EXCEEDED"
+                assert await ask(Kind.APPEND, [full, [b"x"] * (left + 1), end, None, None]) == "LIMIT_EXCEEDED"
+                both = [[full, [b"x"] * (left + 1), None], ["keep", [b"no"], None]]
+                assert await ask(Kind.APPEND_MANY, [both, None, None]) == "LIMIT_EXCEEDED"
+                if left:
+                    assert await ask(Kind.APPEND, [full, [b"x"] * left, None, [b"p", 0], None]) == Kind.RECEIPTS
+        for far in (HIGHEST + 1, 2 * HIGHEST, 2 * HIGHEST + 1):
+            refused: dict[str, tuple[Kind, Any]] = {
+                "time": (Kind.IMPORT, ["j", 0, far, [b"x"], None]),
+                "offset": (Kind.IMPORT, ["j", far, None, [b"x"], None]),
+                "expect": (Kind.APPEND, ["keep", [b"x"], far, None, None]),
+                "expect of a new one": (Kind.APPEND, ["new", [b"x"], far, None, None]),
+                "expect of several": (Kind.APPEND_MANY, [[["keep", [b"x"], far]], None, None]),
+                "sequence": (Kind.APPEND, ["keep", [b"x"], None, [b"p", far], None]),
+                "sequence of several": (Kind.APPEND_MANY, [[["keep", [b"x"], None]], [b"p", far], None]),
+                "position": (Kind.GET, {"positions": [far]}),
+            }
+            for name, (kind, body) in refused.items():
+                assert await ask(kind, body) == "INVALID", name
+            assert await ask(Kind.IMPORT, None) == Kind.RESULT
+            # A group that is not there yet is of another log.
+            assert await ask(Kind.APPEND, ["keep", [b"x"], None, [b"p", 0, far], None]) == "CONFLICT"
+            for stream, start in ((None, far), (None, {"time": far}), ("keep", far)):
+                assert await ask(Kind.READ, {"stream": stream, "start": start, "credit": far}) == Kind.END
+            assert await ask(Kind.APPEND, ["keep", [b"x"], None, None, None]) == Kind.RECEIPTS
+        for reverse in (False, True):
+            wire.send(Kind.READ, 1, {"limit": far, "until": far, "reverse": reverse, "credit": far})
+            assert len(await wire.records(1)) > 3
+        wire.send(Kind.TAIL, 2, {"stream": "keep", "start": far, "credit": far})
+        assert await wire.next() == (Kind.RESULT, 2, far)
+        before = len(took)
+        await until(lambda: len(took) > before + 3)
+        expected = [(r.stream, r.offset, r.payload) async for r in there.log.read() if r.stream != "beside"]
+        shutil.copytree(tmp_path / "db", tmp_path / "killed")
+    for name in ("killed", "db"):
+        for gone in (False, True):
+            if gone:
+                (tmp_path / name / "checkpoint").unlink(missing_ok=True)
+            with contextlib.closing(open_backend(str(tmp_path / name), read_only=True)) as backend:
+                # What was not idle yet when it was copied is told in notes.
+                assert verify(backend, None).notes == [] or (name, gone) == ("killed", False)
+            async with kimberlite.open(tmp_path / name) as log:
+                assert [(r.stream, r.offset, r.payload) async for r in log.read() if r.stream != "beside"] == expected

@@ -12,6 +12,8 @@ pub const RUN_PLAINTEXT: usize = 64 << 10;
 pub const CLOSING: u32 = 1;
 /// Of the file of tree hashes.
 pub const HASHES_HEADER: usize = 4096;
+/// No stream and no log is longer, and no number of a group and no time is higher.
+pub const HIGHEST: u64 = (1 << 63) - 1;
 
 pub type Hash = [u8; 32];
 
@@ -26,6 +28,11 @@ pub type Checked<T> = Result<T, Damage>;
 
 pub fn ensure(condition: bool, what: &'static str) -> Checked<()> {
     if condition { Ok(()) } else { Err(Damage(what)) }
+}
+
+/// Whether so many records may have the offsets, or the positions, from this one on.
+pub fn fits(first: u64, records: usize) -> bool {
+    first.checked_add(records as u64).is_some_and(|end| end <= HIGHEST)
 }
 
 pub fn u16_at(bytes: &[u8], at: usize) -> u16 {
@@ -226,8 +233,8 @@ impl GroupHeader {
         };
         ensure(zeros(&bytes[60..64]) && header.flags & !CLOSING == 0, "unnamed bytes are not zero")?;
         ensure(header.durable_upto < header.number, "the group claims to be durable itself")?;
-        let next = (header.number.checked_add(1), header.first_position.checked_add(header.records as u64));
-        ensure(next.0.is_some() && next.1.is_some(), "the group's numbers run over")?;
+        let bounded = header.number < HIGHEST && header.timestamp <= HIGHEST;
+        ensure(bounded && fits(header.first_position, header.records as usize), "the group's numbers run over")?;
         let least = GROUP_HEADER as u64 + header.runs as u64 * (RUN_HEADER as u64 + 8) + 32;
         ensure(header.length as u64 >= least, "the group's length is too small")?;
         ensure(
@@ -304,6 +311,8 @@ impl RunHeader {
         };
         ensure(zeros(&bytes[9..12]) && zeros(&bytes[36..40]), "unnamed bytes of a run are not zero")?;
         ensure(run.records > 0, "a run has no records")?;
+        let bounded = [run.first_offset, run.first_position].into_iter().all(|first| fits(first, run.records as usize));
+        ensure(bounded, "a run's numbers run over")?;
         let kind = if run.encrypted() {
             run.flags & COMPRESSED == 0 && run.plain == 0 && zeros(&run.random[24..]) && run.stream != 0
         } else {

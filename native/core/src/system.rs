@@ -1,6 +1,6 @@
 //! What the records of stream 0 say.
 
-use crate::format::{Checked, Damage, Hash, ensure, u16_at, u32_at, u64_at};
+use crate::format::{Checked, Damage, HIGHEST, Hash, ensure, u16_at, u32_at, u64_at};
 use crate::keys::domain;
 use crate::salvage::Repaired;
 
@@ -188,7 +188,7 @@ impl Gap {
     fn decode(payload: &[u8]) -> Checked<Self> {
         ensure(payload.len() >= Self::HEAD, "a system record is cut short")?;
         let (stream, from, to) = (u32_at(payload, 2), u64_at(payload, 6), u64_at(payload, 14));
-        let sound = stream > 0 && from < to && to < 1 << 63 && payload.len() <= Self::HEAD + Self::LONGEST;
+        let sound = stream > 0 && from < to && to <= HIGHEST && payload.len() <= Self::HEAD + Self::LONGEST;
         ensure(sound, "a gap is malformed")?;
         let reason = String::from_utf8(payload[Self::HEAD..].to_vec());
         let reason = reason.map_err(|_| Damage("the reason of a gap is not UTF-8"))?;

@@ -97,6 +97,10 @@ impl Log {
             Refused::Expected { stream, length } => {
                 errors::conflict(py, format!("stream {:?} has {length} records", name(stream)), Some(length), "stream")
             }
+            Refused::Full { stream } => {
+                let what = format!("stream {:?} would be longer than 2^63 - 1 records", name(stream));
+                errors::raise(py, "LimitExceeded", &what)
+            }
             Refused::Sequence { expected } => {
                 errors::conflict(py, format!("the producer's next sequence is {expected}"), Some(expected), "producer")
             }

@@ -7,7 +7,7 @@ use super::batches::several_head;
 use super::erased::Said;
 use super::segment::Index;
 use super::{End, Log, Segment, Skipped};
-use crate::format::{CLOSING, Checked, Damage, Hash, SegmentHeader, put};
+use crate::format::{CLOSING, Checked, Damage, Hash, SegmentHeader, fits, put};
 use crate::group::{self, Digest, Placed, Sealed};
 use crate::index::{GroupEntry, RunEntry};
 use crate::keys::{Key, domain};
@@ -42,6 +42,10 @@ pub enum Refused {
     Expected {
         stream: u32,
         length: u64,
+    },
+    /// The stream would be longer than any may be.
+    Full {
+        stream: u32,
     },
     Sequence {
         expected: u64,
@@ -125,6 +129,9 @@ impl Log {
             let length = streams.info[part.stream as usize].forming;
             if !part.fits(length) {
                 return Err(Refused::Expected { stream: part.stream, length });
+            }
+            if !fits(part.expect.unwrap_or(length), part.batch.ends.len()) {
+                return Err(Refused::Full { stream: part.stream });
             }
         }
         if let [Part { stream: 0, batch, .. }] = parts {

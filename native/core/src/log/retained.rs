@@ -1,7 +1,7 @@
 //! What a log knows of the segments it has dropped: the record that says so, and all that is left to say of them.
 
 use super::erased::{self, Erasure};
-use crate::format::{Checked, Damage, Hash, ensure, u32_at, u64_at};
+use crate::format::{Checked, Damage, HIGHEST, Hash, ensure, u32_at, u64_at};
 use crate::keys::NONCE;
 use crate::system::Piece;
 
@@ -151,7 +151,9 @@ impl Retained {
             erasures: erased::decode(&mut from)?,
         };
         ensure(from.0.is_empty(), "a retention record has bytes behind its end")?;
-        let sound = out.segment > 0 && out.group > 1 && out.position < 1 << 63;
+        let numbers = [out.segment, out.group, out.position, out.timestamp, out.system];
+        let mut numbers = numbers.into_iter().chain(out.streams.iter().map(|left| left.first));
+        let sound = out.segment > 0 && out.group > 1 && numbers.all(|number| number <= HIGHEST);
         let mut end = 0;
         let joined = out.drops.iter().all(|drop| std::mem::replace(&mut end, drop.to) == drop.from);
         ensure(

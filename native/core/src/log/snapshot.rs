@@ -7,7 +7,7 @@ use super::reread::State;
 use super::retained::Reader;
 use super::segment::{Index, NO_KEY, checked, derived_mac};
 use super::{End, Failure, Info, Log, Retained, Segment, Skipped};
-use crate::format::{Checked, Damage, GroupHeader, Hash, SegmentHeader, put, u16_at, u32_at, u64_at};
+use crate::format::{Checked, Damage, GroupHeader, HIGHEST, Hash, SegmentHeader, ensure, put, u16_at, u32_at, u64_at};
 use crate::index::Lookup;
 use crate::keys::{Key, TAG};
 use crate::system::{Declaration, System};
@@ -99,7 +99,7 @@ impl Log {
             return None;
         }
         let (group, position) = (u64_at(bytes, 24), u64_at(bytes, 32));
-        if group == u64::MAX || position >= 1 << 63 {
+        if group >= HIGHEST || position > HIGHEST {
             return None;
         }
         Some(Resume {
@@ -210,8 +210,9 @@ impl Log {
             };
             let key = keys(&declaration, &Declaration::hash(payload))?;
             streams.add(&declaration, payload, key.as_ref(), true)?;
-            let number = declaration.stream as usize;
-            streams.set_next(number, u64_at(head, 0));
+            let length = u64_at(head, 0);
+            ensure(length <= HIGHEST, "the checkpoint has a stream that is too long")?;
+            streams.set_next(declaration.stream as usize, length);
         }
         for _ in 0..u32_at(bytes, 156) {
             let row = take(GAP)?;

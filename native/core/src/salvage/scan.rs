@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Held, Piece, Salvage};
 use crate::format::{
-    BLOCK, GROUP_HEADER, GroupHeader, Hash, RUN_HEADER, RunHeader, SEGMENT_HEADER, SegmentHeader, check,
+    BLOCK, GROUP_HEADER, GroupHeader, HIGHEST, Hash, RUN_HEADER, RunHeader, SEGMENT_HEADER, SegmentHeader, check,
 };
 use crate::format::{u64_at, zeros};
 use crate::keys::TAG;
@@ -13,8 +13,6 @@ use crate::log::Source;
 
 /// Headers of a file that are tried with each value in each of their bytes: what looks like one costs some milliseconds.
 const MENDED: usize = 4096;
-/// No log has so many records.
-const HIGHEST: u64 = 1 << 62;
 /// Behind a run its check is looked for no further than a group is long.
 const REACH: usize = 32 << 20;
 
@@ -125,6 +123,7 @@ impl Salvage {
                 header = next;
             }
             let guess = file.data.get(header + 48..header + 56).map(|bytes| u64_at(bytes, 0));
+            let guess = guess.filter(|time| *time <= HIGHEST);
             let behind = place + run.length as usize;
             let proven = file.salt.is_some_and(|salt| {
                 let check = check(&salt, &hash, place as u64);

@@ -2,6 +2,7 @@
 use super::append::{Refused, put_records, take_batch};
 use super::cursor::{Cursor, Malformed, Parsed, Put};
 use super::records::{RunHead, take_record};
+use crate::format::HIGHEST;
 use crate::record::{Batch, LARGEST_BATCH};
 use crate::system::Gap;
 
@@ -33,6 +34,9 @@ impl<'a> Import<'a> {
         cursor.end()?;
         if batch.is_none() && gap.is_none() {
             return Err(Malformed("neither records nor a gap are imported").into());
+        }
+        if offset > HIGHEST || time.is_some_and(|time| time > HIGHEST) {
+            return Err(Refused::Invalid("an offset and a time are numbers from 0 to 2^63 - 1"));
         }
         if gap.is_some_and(|reason| reason.len() > Gap::LONGEST) {
             return Err(Refused::Invalid("the reason of a gap has at most 255 bytes"));

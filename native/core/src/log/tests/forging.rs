@@ -2,7 +2,9 @@
 
 use super::published::{SHAPES, grow};
 use super::world::{Random, World, empty_log, keys, state};
-use crate::format::{Damage, GROUP_HEADER, GroupHeader, Hash, RUN_HEADER, SEGMENT_HEADER, check, padded, put, u32_at};
+use crate::format::{
+    Damage, GROUP_HEADER, GroupHeader, HIGHEST, Hash, RUN_HEADER, SEGMENT_HEADER, check, padded, put, u32_at,
+};
 use crate::keys::{GroupKey, TAG};
 use crate::log::{Log, Replayed, Segment, Stop};
 
@@ -115,7 +117,7 @@ fn answer_at(world: &World, group: u64, edit: impl Fn(&mut Forged), agree: fn(&m
 #[test]
 fn a_group_header_with_a_wrong_field_is_refused_with_the_field_that_is_wrong() {
     let chain = "the chain hash is wrong";
-    let cases: [(Edit, &str); 20] = [
+    let cases: [(Edit, &str); 23] = [
         (|b| put(b, 16, u64::MAX.to_le_bytes()), "the group's numbers run over"),
         (|b| b[0] ^= 1, "no group starts here"),
         (|b| put(b, 8, 135u32.to_le_bytes()), "the group's length is too small"),
@@ -129,6 +131,9 @@ fn a_group_header_with_a_wrong_field_is_refused_with_the_field_that_is_wrong() {
         (|b| add(b, 24, 1), "the group's position is not the next one"),
         (|b| add(b, 24, -1), "the group's position is not the next one"),
         (|b| put(b, 24, u64::MAX.to_le_bytes()), "the group's numbers run over"),
+        (|b| put(b, 16, HIGHEST.to_le_bytes()), "the group's numbers run over"),
+        (|b| put(b, 24, HIGHEST.to_le_bytes()), "the group's numbers run over"),
+        (|b| put(b, 48, (HIGHEST + 1).to_le_bytes()), "the group's numbers run over"),
         (|b| put(b, 32, 0u32.to_le_bytes()), "runs and records disagree"),
         (|b| put(b, 32, 1u32.to_le_bytes()), "runs and records disagree"),
         (|b| put(b, 48, 1u64.to_le_bytes()), "the group's time is before the last one's"),
@@ -205,7 +210,7 @@ fn a_run_with_a_wrong_field_is_refused_before_and_after_its_group_is_made_to_agr
     let (bad, damaged) = (|what| Stop::Bad(Damage(what)), |what| Stop::Damaged(Damage(what)));
     let contradict = "the fields of a run contradict each other";
     // Which run, which edit of it, and what is answered when everything above it agrees.
-    let cases: [(usize, Edit, Stop); 23] = [
+    let cases: [(usize, Edit, Stop); 25] = [
         (0, |r| put(r, 0, 87u32.to_le_bytes()), bad("a run's length is wrong")),
         (0, |r| put(r, 0, u32::MAX.to_le_bytes()), bad("a run's length is wrong")),
         (0, |r| put(r, 4, 7u32.to_le_bytes()), damaged("a run's stream was never declared")),
@@ -230,6 +235,8 @@ fn a_run_with_a_wrong_field_is_refused_before_and_after_its_group_is_made_to_agr
         (1, |r| put(r, 12, u32::MAX.to_le_bytes()), bad("a run's length is wrong")),
         (0, |r| add(r, 16, 1), damaged("a run's offset is not the next one")),
         (0, |r| add(r, 24, 1), bad("a run's position is not the next one")),
+        (0, |r| put(r, 16, HIGHEST.to_le_bytes()), bad("a run's numbers run over")),
+        (1, |r| put(r, 16, u64::MAX.to_le_bytes()), bad("a run's numbers run over")),
         (0, |r| put(r, 32, 1u32.to_le_bytes()), damaged("a run's length is wrong")),
         (1, |r| put(r, 32, 1u32.to_le_bytes()), bad(contradict)),
         (0, |r| r[40] = 1, bad(contradict)),
