@@ -131,6 +131,7 @@ async def serve(
 
         assert log.upkeep is not None, "it is open for writing"
         log.upkeep.findings.on_found = lambda error: LOG.error("damage: %s", error)
+        log.upkeep.retention.on_waits = retention_waits
         about = {"database": info["database_id"], "origin": info["origin"]}
         server = Server(log, settings.limits, about=about, verify=verify, next_key_file=serving.next_key_file)
         for each in listening:
@@ -154,6 +155,13 @@ async def serve(
                 await log.close()
             raise UnknownOutcome(f"the log has failed: {failed}") from failed
     LOG.info("stopped")
+
+
+def retention_waits(why: str | None) -> None:
+    if why is None:
+        LOG.info("retention goes on")
+    else:
+        LOG.warning("retention: %s", why)
 
 
 def current_key_file(path: str, serving: config.Serve) -> str | None:

@@ -11,12 +11,19 @@ from enum import Enum
 from typing import Any, Final, Self, TextIO
 
 from kimberlite.cli import forms
-from kimberlite.errors import Conflict, Corrupt, KimberliteError
+from kimberlite.errors import Conflict, Corrupt, Dropped, Erased, KimberliteError
 from kimberlite.records import Erasure, Record
 
 WIDTH: Final = 40
 #: Seconds between two drawings.
 INTERVAL: Final = 0.1
+#: What errors say beside their message.
+FIELDS: Final[dict[type[KimberliteError], tuple[str, ...]]] = {
+    Conflict: ("expected",),
+    Corrupt: ("file", "place", "group", "position"),
+    Dropped: ("first",),
+    Erased: ("when", "reason"),
+}
 
 
 class Ink(Enum):
@@ -108,10 +115,9 @@ def complain(error: KimberliteError, *, as_json: bool) -> None:
 
 def error_form(error: KimberliteError) -> dict[str, Any]:
     form: dict[str, Any] = {"code": error.code, "message": str(error), "exit_code": error.exit_code}
-    if isinstance(error, Corrupt):
-        form |= {"file": error.file, "place": error.place, "group": error.group, "position": error.position}
-    if isinstance(error, Conflict):
-        form["expected"] = error.expected
+    for kind, names in FIELDS.items():
+        if isinstance(error, kind):
+            form |= {name: getattr(error, name) for name in names}
     return form
 
 

@@ -14,9 +14,9 @@ T = TypeVar("T")
 
 
 @contextmanager
-def aside(file: File, call: Callable[[], T]) -> Iterator[Callable[[], T]]:
+def aside(file: File | None, call: Callable[[], T]) -> Iterator[Callable[[], T]]:
     """A call, begun, that belongs to a file; what waits for its result. A simulated file belongs to one thread."""
-    if file.fd < 0:
+    if file is None or file.fd < 0:
         yield call
         return
     with ThreadPoolExecutor(1, "kimberlite-aside") as executor:

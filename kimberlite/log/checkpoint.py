@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from kimberlite import _native
-from kimberlite.errors import RolledBack
+from kimberlite.errors import Corrupt, RolledBack
 from kimberlite.log.ahead import aside
 from kimberlite.log.committer import Committer
 from kimberlite.log.creation import read_small, write_small
@@ -50,26 +50,30 @@ class Derived:
         self.producers: File | None = None
         self.producers_size = 0
         self.group = 0
+        #: What kept a start from making hashes again that are not to be believed.
+        self.refused: Corrupt | None = None
+        #: Whether the file of hashes says itself that it is not.
+        self._disowned = False
         #: The segment that the newest checkpoint ends in.
         self.segment = 0
         #: What was replayed at the start: no index file is known to be of it.
         self.replayed: list[_native.Segment] = []
 
     def load(self, loader: Loader, fresh: Callable[[], _native.Log]) -> tuple[_native.Log, Ended]:
-        """The log as of its last sound group, from the checkpoint if there is one that matches."""
+        """The log as of its last sound group, from the checkpoint if there is one that matches. Hashes that do not are
+        made again; while the segments cannot be read from the beginning, the checkpoint does without."""
         data = read_small(self.backend, CHECKPOINT)
         resume = None if data is None else self.log.resume(data)
         if data is not None and resume is not None and self._usable(resume, data, loader):
+            return self.log, self._resume(resume, loader)
+        self.log = loader.log = fresh()
+        loader.start_again()
+        try:
             end = loader.run()
-            loader.keys.check(self.log)
-            self.replayed = [segment for segment in loader.segments if segment.number >= resume.segment]
-            # Not before: what is refused stays as it is.
-            assert self.hashes is not None
-            self.hashes.truncate(HASHES_HEADER + 32 * resume.hashes)
-        else:
-            self.log = loader.log = fresh()
-            loader.start_again()
-            end = loader.run()
+        except Corrupt as error:
+            # Its frames hold the segments, and with them their locks.
+            self.refused = error.with_traceback(None)
+        if self.refused is None:
             loader.keys.check(self.log)
             self.replayed = loader.segments
             if resume is not None and self.log.sealed()[0] <= resume.group:
@@ -79,14 +83,33 @@ class Derived:
                 )
             # Only now: a checkpoint that refused this open must refuse the next one too.
             self._start_hashes()
+            return self.log, end
+        self.log = loader.log = fresh()
+        loader.start_again()
+        if data is None or resume is None or not self._usable(resume, data, loader, fitting=False):
+            raise self.refused
+        end = self._resume(resume, loader)
+        self.log.doubt()
         return self.log, end
 
-    def _usable(self, resume: _native.Resume, data: bytes, loader: Loader) -> bool:
-        """Whether the log has what the checkpoint was taken of; then the log is what it was."""
+    def _resume(self, resume: _native.Resume, loader: Loader) -> Ended:
+        end = loader.run()
+        loader.keys.check(self.log)
+        self.replayed = [segment for segment in loader.segments if segment.number >= resume.segment]
+        # Not before: what is refused stays as it is.
+        if self.hashes is None:
+            self.hashes = self.backend.open(HASHES, "x")
+            self.log.set_hashes(self.hashes)
+        self.hashes.truncate(HASHES_HEADER + 32 * resume.hashes)
+        return end
+
+    def _usable(self, resume: _native.Resume, data: bytes, loader: Loader, *, fitting: bool = True) -> bool:
+        """Whether the log has what the checkpoint was taken of, and, if they are to be `fitting`, its hashes; then the
+        log is what it was."""
         if resume.segment not in segment_numbers(self.backend):
             return False
-        hashes = self._open_hashes(resume.hashes)
-        if hashes is None:
+        hashes = self.backend.open(HASHES, "w") if self.backend.exists(HASHES) else None
+        if fitting and (hashes is None or hashes.size() < HASHES_HEADER + 32 * resume.hashes):
             return False
         with aside(hashes, lambda: self._load_producers(resume)) as loaded:
             self.log.set_hashes(hashes)
@@ -95,22 +118,13 @@ class Derived:
                 self.log.restore(data, loader.keys.data_key)
             except ValueError:
                 return False
-            if not loader.matches(resume) or not self.log.hashes_fit():
+            if not loader.matches(resume) or (fitting and not self.log.hashes_fit()):
                 return False
             if not loader.resume(resume.segment, resume.place) or not loaded():
                 return False
         self.hashes, self.producers_size, self.group = hashes, resume.producers, resume.group
         self.segment = resume.segment
         return True
-
-    def _open_hashes(self, count: int) -> File | None:
-        if not self.backend.exists(HASHES):
-            return None
-        file = self.backend.open(HASHES, "w")
-        if file.size() < HASHES_HEADER + 32 * count:
-            file.close()
-            return None
-        return file
 
     def _start_hashes(self) -> None:
         for name in (HASHES, PRODUCERS, CHECKPOINT):
@@ -146,11 +160,9 @@ class Derived:
                     self._replace_producers(entries)
                 elif entries:
                     self._append_producers(place, entries)
-                if not self.log.doubted:
-                    write_small(self.backend, CHECKPOINT, snapshot)
-                elif self.backend.exists(CHECKPOINT):
-                    # Without it the next start makes all hashes again.
-                    self.backend.unlink(CHECKPOINT)
+                if self.log.doubted:
+                    self._disown_hashes()
+                write_small(self.backend, CHECKPOINT, snapshot)
             except OSError:
                 # Hashes are kept until they are synced; what was taken of the producers is not.
                 self.producers_size = EVERYTHING
@@ -168,6 +180,13 @@ class Derived:
             self.hashes.write(HASHES_HEADER + 32 * first, hashes)
             self.hashes.sync()
             self.log.flushed_hashes(first + len(hashes) // 32)
+
+    def _disown_hashes(self) -> None:
+        """Without its header a start makes the file again."""
+        if self.hashes is not None and not self._disowned:
+            self.hashes.write(0, bytes(HASHES_HEADER))
+            self.hashes.sync()
+            self._disowned = True
 
     def _replace_producers(self, entries: bytes) -> None:
         """Until the checkpoint that names it is there, the old one names more than there is: a start would replay."""
@@ -214,7 +233,7 @@ class Checkpointer:
         self._last = self._loop.time() - LEAST_INTERVAL
         self._closed = derived.replayed
         self._stopped = False
-        #: Whether the checkpoint is gone, since hashes were found wrong.
+        #: Whether there was a checkpoint since hashes were found wrong.
         self._doubted = False
         self._interval = LEAST_INTERVAL
         #: Whether the log says something by now that its state has not: a start from a checkpoint would never know it.

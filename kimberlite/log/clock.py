@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from kimberlite import _native
-from kimberlite.arguments import spelled
+from kimberlite.arguments import UNITS
 from kimberlite.errors import Unavailable
 from kimberlite.log.creation import read_small, write_small
 from kimberlite.log.identity import Identity
@@ -84,13 +84,20 @@ class Clock:
             self._base = now, up
         return drift if drift > JUMP else 0
 
-    def now(self) -> int:
-        """Unavailable if nobody can say."""
-        if ahead := self.ahead():
-            raise Unavailable(
-                f"the clock has jumped, or the machine was off: it is {spelled(ahead)} ahead of when the log was last "
-                "known to be right, so nothing is dropped for its age; confirm the clock if it is right"
-            )
+    def held(self) -> Unavailable | None:
+        """Why nobody can say what time it is; None if it is as late as the wall clock says."""
+        if not (ahead := self.ahead()):
+            return None
+        return Unavailable(
+            f"the clock has jumped, or the machine was off: it is {ahead / UNITS['d']:,.1f} days ahead of when it was "
+            "last known to be right, so nothing is dropped for its age; confirm the clock if it is right. Rules "
+            "without an age go on"
+        )
+
+    def now(self, *, confirmed: bool = False) -> int:
+        """Unavailable if nobody can say, and it is not `confirmed` that the wall clock is right."""
+        if not confirmed and (held := self.held()) is not None:
+            raise held
         return self._ask().wall
 
     def confirm(self) -> None:

@@ -49,7 +49,15 @@ class Follower:
         if data is None or resume is None or not self._restored(data, resume):
             self.log = loader.log = fresh()
             loader.start_again()
-        end = loader.run()
+        try:
+            end = loader.run()
+        except Corrupt:
+            # As for a writer, whose hashes cannot be made again.
+            self.log = loader.log = fresh()
+            loader.start_again()
+            if data is None or resume is None or not self._restored(data, resume, fitting=False):
+                raise
+            end = loader.run()
         self._segment, self._place, self._closed = end.segment, end.place, end.closed
         # By its name a segment is another file once it is packed.
         self._scan: File | None = None if end.closed else end.file
@@ -58,21 +66,23 @@ class Follower:
             self._take_all()
             self.keys.check(self.log)
 
-    def _restored(self, data: bytes, resume: _native.Resume) -> bool:
-        if resume.segment not in segment_numbers(self.backend) or not self.backend.exists(HASHES):
+    def _restored(self, data: bytes, resume: _native.Resume, *, fitting: bool = True) -> bool:
+        if resume.segment not in segment_numbers(self.backend):
             return False
-        hashes = self.backend.open(HASHES, "r")
-        if hashes.size() < 4096 + 32 * resume.hashes:
-            hashes.close()
+        size = 0
+        if self.backend.exists(HASHES):
+            hashes = self.backend.open(HASHES, "r")
+            size = hashes.size()
+            self.log.set_hashes(hashes)
+            let_go(hashes)
+        if fitting and size < 4096 + 32 * resume.hashes:
             return False
-        self.log.set_hashes(hashes)
-        let_go(hashes)
         try:
             self.loader.attach_closed(resume.segment)
             self.log.restore(data, self.keys.data_key)
         except ValueError:
             return False
-        if not self.loader.matches(resume) or not self.log.hashes_fit():
+        if not self.loader.matches(resume) or (fitting and not self.log.hashes_fit()):
             return False
         return self.loader.resume(resume.segment, resume.place)
 
@@ -161,6 +171,13 @@ class Follower:
             self._scan.close()
         self._segment, self._scan, self._place, self._closed = segment, file, BLOCK, False
         return True
+
+    @property
+    def end(self) -> tuple[int, int]:
+        """The segment that is written, and where in it the log ends."""
+        with self._lock:
+            number = -1 if self._segment is None else self._segment.number
+            return (number + 1, BLOCK) if self._closed or number < 0 else (number, self._place)
 
     def close(self) -> None:
         with self._lock:

@@ -14,6 +14,7 @@ from kimberlite import _native
 from kimberlite.arguments import (
     Producer,
     Records,
+    Rule,
     Sender,
     Sync,
     checked_bound,
@@ -90,6 +91,8 @@ class Log:
         self._quantum = quantum
         #: What a writer does for closed segments.
         self.upkeep: Upkeep | None = None
+        #: What a rule would drop of what a reader has, if the clock is confirmed to be right or not.
+        self.would_drop: Callable[[Rule, bool], Dropping] | None = None
         self._pid = os.getpid()
         self._loop = asyncio.get_running_loop()
         self._closed: asyncio.Task[None] | None = None
@@ -270,8 +273,9 @@ class Log:
         """An async iterator of records, as they are when it starts.
 
         Integers are offsets with a stream and positions without, aware datetimes are times; `until` is
-        exclusive; `reverse` starts at the end. An unknown stream reads as empty, one that was erased as ERASED; of
-        the whole log its records are left out.
+        exclusive; `reverse` starts at the end. A number that is below what is left is DROPPED; a time is looked for
+        among that. An unknown stream reads as empty, one that was erased as ERASED; of the whole log its records are
+        left out.
         """
         return Reader(self._reading(self._native.read, stream, start, until, limit, reverse=reverse, system=system))
 
@@ -421,9 +425,15 @@ class Log:
         record is older than `age`, and as many as the log is larger than `size` bytes.
 
         What goes is gone for good: reading it is DROPPED from here on. What is left stays provable. With `dry_run` it
-        is only said what would go. Nothing goes for its age while the clock may have jumped; `confirm_clock` says
-        that it is right.
+        is only said what would go, which a reader can too: nothing is changed. Nothing goes for its age while the
+        clock may have jumped; `confirm_clock` says that it is right.
         """
+        self._check()
+        if dry_run and self.would_drop is not None:
+            asked = partial(self.would_drop, checked_rule(before, age, size), bool(confirm_clock))
+            await self._refreshed()
+            with reading_disk:
+                return await looked_again(self, self._backend.run, asked)
         self._writer()
         rule = checked_rule(before, age, size)
         assert self.upkeep is not None, "whoever writes has it"
@@ -527,7 +537,7 @@ class Log:
     def _let_go(self) -> None:
         """Whoever keeps the handle keeps no file open."""
         self._native.close()
-        self._committer = self._streams = self._refresh = self.upkeep = None
+        self._committer = self._streams = self._refresh = self.upkeep = self.would_drop = None
         self._close = self._info = gone
 
     async def __aenter__(self) -> Log:

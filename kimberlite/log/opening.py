@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kimberlite import _native
-from kimberlite.arguments import check_receipt
+from kimberlite.arguments import Rule, check_receipt
 from kimberlite.crypto.master import load_master
 from kimberlite.errors import (
     Busy,
@@ -35,6 +35,7 @@ from kimberlite.log.marks import MADE_UP, Mark, encode_mark
 from kimberlite.log.names import (
     CHECKPOINT,
     DIRECTORIES,
+    HASHES,
     IDENTITY,
     MARKS,
     PREPARE,
@@ -50,12 +51,12 @@ from kimberlite.log.options import Options
 from kimberlite.log.packing import Packer
 from kimberlite.log.recovery import Ended, Keys, Loader, load_identity, load_keys, load_marks, new_log
 from kimberlite.log.refusals import FULL, UNFIT_TO_BEGIN, UNFIT_TO_WRITE, translate
-from kimberlite.log.retention import Retention, unlink_before
+from kimberlite.log.retention import Retention, count, oldest_kept, unlink_before
 from kimberlite.log.scrub import Scrubber
 from kimberlite.log.streams import Streams
 from kimberlite.log.tail import LEAST_AHEAD, Prepared, Tail, install
 from kimberlite.log.upkeep import Upkeep
-from kimberlite.records import Receipt
+from kimberlite.records import Dropping, Receipt
 from kimberlite.storage import Backend, open_backend
 from kimberlite.storage.backend import BLOCK, File, written
 
@@ -402,11 +403,16 @@ class Opener:
         )
         checkpointer = Checkpointer(derived, committer, options)
         findings = Findings()
+        if (refused := derived.refused) is not None:
+            findings.add(refused)
+            self.notes.append(
+                f"{HASHES}: it is not to be believed, and with this damage it cannot be made again: {refused}"
+            )
         packer = Packer(self.backend, native, derived, findings, options.pack, self.injected.random)
         scrubber = Scrubber(self.backend, native, derived, packer.lock, findings, options.scrub, self.injected.clock)
         last = native.durable_time or identity.created
         clock = Clock(self.backend, identity, self.injected.moment, last)
-        retention = Retention(self.backend, native, committer, checkpointer, packer, clock)
+        retention = Retention(self.backend, native, committer, checkpointer, packer, clock, findings)
 
         def checkpointed() -> None:
             packer.checkpointed()
@@ -491,7 +497,15 @@ class Opener:
         def info() -> dict[str, Any]:
             return describe(identity, native, self.backend, self.notes)
 
-        return Log(self.backend, native, None, None, self.options, info, close, follower.refresh, identity.quantum)
+        def would_drop(rule: Rule, confirmed: bool) -> Dropping:
+            clock = Clock(self.backend, identity, self.injected.moment, native.durable_time or identity.created)
+            oldest = oldest_kept(rule, clock, confirmed=confirmed)
+            end = follower.end
+            return count(self.backend, native, rule, oldest, end[0], end)
+
+        log = Log(self.backend, native, None, None, self.options, info, close, follower.refresh, identity.quantum)
+        log.would_drop = would_drop
+        return log
 
     def _follow(self) -> tuple[Follower, Identity]:
         creation.check_kinds(self.backend)

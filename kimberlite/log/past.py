@@ -6,7 +6,7 @@ hashes that are about to be the only ones → checked → past, fsync → (fsync
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from kimberlite import _native
@@ -20,10 +20,18 @@ from kimberlite.storage.backend import Backend, File, read_around
 PIECE: Final = 1 << 14
 
 
-def keep(backend: Backend, native: _native.Log, database_id: bytes, position: int) -> None:
-    """The hashes of what is before this position. A full disk keeps them where they are."""
+def keep(
+    backend: Backend,
+    native: _native.Log,
+    database_id: bytes,
+    position: int,
+    *,
+    told: Callable[[Corrupt], None] | None = None,
+) -> None:
+    """The hashes of what is before this position. A full disk keeps them where they are. What is wrong is Corrupt, or
+    is `told`, and left out."""
     try:
-        _copy(backend, native, database_id, position)
+        _copy(backend, native, database_id, position, told)
     except OSError as error:
         if error.errno not in FULL:
             raise
@@ -37,7 +45,7 @@ def let_go(backend: Backend, position: int) -> None:
         return
     kept = leaves_in(past)
     past.close()
-    if kept < position:
+    if kept < position or not backend.exists(HASHES):
         return
     hashes = backend.open(HASHES, "w")
     try:
@@ -83,30 +91,44 @@ def check(file: File, native: _native.Log, piece: int) -> Iterator[bytes]:
         raise Corrupt("it is of another tree", file=PAST)
 
 
-def _copy(backend: Backend, native: _native.Log, database_id: bytes, position: int) -> None:
-    hashes, new = backend.open(HASHES, "r"), not backend.exists(PAST)
+def _copy(
+    backend: Backend, native: _native.Log, database_id: bytes, position: int, told: Callable[[Corrupt], None] | None
+) -> None:
+    hashes, new = backend.open(HASHES, "r") if backend.exists(HASHES) else None, not backend.exists(PAST)
     past = backend.open(PAST, "x" if new else "w")
     try:
         # What a crash has left of an earlier copy may be there in part. What is not there any more leaves a hole.
         start, proving = native.first, native.proving(native.first)
         assert proving is not None, "what was dropped last is known"
+        wrong: int | None = None
         past.write(0, (b"KIMBPST1" + database_id).ljust(HASHES_HEADER, b"\0"))
         past.truncate(HASHES_HEADER + 32 * stored(start))
         while start < position:
             end = min(start + PIECE, position)
-            data = _piece(hashes, start, end)
-            if proving.take(data) is not None:
-                raise Corrupt(
-                    "it is not what follows from the records; once it is deleted, it is made again", file=HASHES
-                )
+            data = b"" if hashes is None else _piece(hashes, start, end)
+            length = 32 * (stored(end) - stored(start))
+            if wrong is None:
+                wrong = stored(start) + len(data) // 32 if len(data) < length else proving.take(data)
+                if wrong is not None and told is None:
+                    raise wrong_at(wrong, "it is not what the records say; it is made again")
+            # It is believed in nothing, and beside what is wrong it still proves something.
             past.write(HASHES_HEADER + 32 * stored(start), data)
             start = end
+        if wrong is not None and told is not None:
+            what = f"nothing tells what is right: receipts of before position {position} may prove nothing"
+            told(wrong_at(wrong, what))
+            past.truncate(HASHES_HEADER + 32 * stored(position))
         past.sync()
         if new:
             backend.sync_directory()
     finally:
-        hashes.close()
+        if hashes is not None:
+            hashes.close()
         past.close()
+
+
+def wrong_at(index: int, what: str) -> Corrupt:
+    return Corrupt(what, file=HASHES, place=HASHES_HEADER + 32 * index)
 
 
 def _piece(file: File, start: int, end: int) -> bytes:

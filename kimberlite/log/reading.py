@@ -137,11 +137,18 @@ class Reading(Generic[B]):
             return None, 0, 0
         if number is not None:
             native.check_erased(number)
+        self._check_kept(number)
         length = native.durable if number is None else native.length(number)
         first = native.first if number is None else native.first_offset(number)
         start = first if self._start is None else min(await self._place(self._start, number), length)
         end = length if self._until is None else min(await self._place(self._until, number), length)
         return number, start, end
+
+    def _check_kept(self, number: int | None) -> None:
+        """What is asked for by its number is there. A time is looked for among what is."""
+        start, until = (min(at, NO_END) if isinstance(at, int) else None for at in (self._start, self._until))
+        if start is None or until is None or start < until:
+            self._log._native.check_bounds(number, start, until)
 
     async def _place(self, bound: int | Time, number: int | None) -> int:
         if isinstance(bound, int):
@@ -159,6 +166,8 @@ class Following(Generic[B]):
     ) -> None:
         self._log, self._read, self._stream, self._system, self._run = log, read, stream, system, run
         self.closed = False
+        #: Where it was told to start, until that is known not to be gone.
+        self._told = start if isinstance(start, int) else None
         #: Whether a time was looked for among what is there; then it is among what comes.
         self._looked = False
         #: A place, or a time as long as there is no record of it or later: log time never goes back.
@@ -185,6 +194,9 @@ class Following(Generic[B]):
             if number is not None:
                 native.check_erased(number)
             if self._stream is None or number is not None:
+                if self._told is not None:
+                    native.check_bounds(number, min(self._told, NO_END))
+                    self._told = None
                 start = await self._place(number)
                 end = native.durable if number is None else native.length(number)
                 if start < end:

@@ -239,8 +239,9 @@ class Loader:
         self.segments: list[_native.Segment] = []
         #: Where the sound groups end: segment, place, and whether that is the segment's own end. None without any.
         self.reached: tuple[int, int, bool] | None = None
-        #: The segment that a checkpoint ends in, when it is open already.
+        #: The segment that a checkpoint ends in, when it is open already; and the one that is replayed.
         self._resumed: Opened | None = None
+        self._replayed: Opened | None = None
         #: Called after each piece that was replayed; and the bytes of those pieces.
         self.on_chunk: Callable[[], None] = lambda: None
         self.bytes = 0
@@ -258,6 +259,7 @@ class Loader:
             opened = resumed or self._open(number, last=last)
             if opened is None:
                 return end
+            self._replayed = opened
             segment, file, scan, place = opened
             if resumed is None:
                 self.enter(segment, number)
@@ -282,6 +284,7 @@ class Loader:
         newest, (durable, chain) = self.marks.newest, self.log.durable_group()
         if newest.group == durable and newest.chain != chain:
             raise Corrupt("the watermark names another chain hash", file=MARKS, group=durable)
+        self._replayed = None
         return end
 
     def numbers(self) -> list[int]:
@@ -325,11 +328,13 @@ class Loader:
         return self._resumed is not None and self.log.reaches(self._resumed.segment)
 
     def start_again(self) -> None:
-        """The checkpoint was not to be used after all."""
-        if self._resumed is not None:
-            self._resumed.file.close()
-            self._resumed.scan.close()
-        self._resumed, self.segments = None, []
+        """What was replayed so far, or resumed, was not to be used after all."""
+        for opened in (self._resumed, self._replayed):
+            if opened is not None:
+                opened.file.close()
+                opened.scan.close()
+        self._resumed = self._replayed = None
+        self.segments = []
 
     def _open(self, number: int, covered: int = BLOCK, *, last: bool) -> Opened | None:
         """The segment and its file, locked and synced if it may be written; None if it is a torn beginning."""

@@ -11,21 +11,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Final
 
 from kimberlite import _native
 from kimberlite.arguments import Rule
-from kimberlite.errors import KimberliteError
+from kimberlite.errors import Corrupt, KimberliteError
 from kimberlite.log import past
 from kimberlite.log.checkpoint import Checkpointer
 from kimberlite.log.clock import Clock
 from kimberlite.log.committer import Committer
 from kimberlite.log.creation import keep_reserve
 from kimberlite.log.description import size_of
+from kimberlite.log.findings import Findings
 from kimberlite.log.names import DIRECTORIES, INDEX, SEGMENTS, segment_name
 from kimberlite.log.options import Options
 from kimberlite.log.packing import Packer
 from kimberlite.log.refusals import refusal
+from kimberlite.log.scrub import mend
 from kimberlite.log.tasks import Chores
 from kimberlite.records import Dropping
 from kimberlite.storage.backend import Backend
@@ -39,7 +42,7 @@ LOOK: Final = 60.0
 class Retention:
     """Segments are dropped whole, the oldest first, and only such as the last checkpoint is behind.
 
-    One dropping at a time; what the options let go is dropped unasked.
+    One dropping at a time; what the options let go is dropped unasked. What is found damaged meanwhile is a finding.
     """
 
     def __init__(
@@ -50,14 +53,17 @@ class Retention:
         checkpointer: Checkpointer,
         packer: Packer,
         clock: Clock,
+        findings: Findings,
     ) -> None:
         self._backend, self._native, self._committer, self._packer = backend, native, committer, packer
-        self._checkpointer, self._clock = checkpointer, clock
+        self._checkpointer, self._clock, self._findings = checkpointer, clock, findings
         self._rule = rule_of(committer.options)
         self._chores = Chores("kimberlite-retain", committer.poison)
         self._looking: asyncio.Task[None] | None = None
         #: Why what the options let go is not dropped; None if it is.
         self.waits: str | None = None
+        #: Told of each reason, and of None when there is no more.
+        self.on_waits: Callable[[str | None], None] = lambda _why: None
         self._timer = asyncio.get_running_loop().call_later(LOOK, self._tick)
         self.look()
 
@@ -87,11 +93,21 @@ class Retention:
     async def _look(self) -> None:
         try:
             if self._rule != Rule():
-                outcome = await self._drop(self._rule)
-                self.waits = str(outcome) if isinstance(outcome, KimberliteError) else None
+                why = await self._let_go()
+                before, self.waits = self.waits, None if why is None else str(why)
+                if self.waits != before:
+                    self.on_waits(self.waits)
             await self._backend.run(self.note)
         finally:
             self._looking = None
+
+    async def _let_go(self) -> KimberliteError | None:
+        """What the options say; why not all of it, if so. While nobody knows the time the other rule goes on."""
+        rule, held = self._rule, None
+        if rule.age is not None and (held := self._clock.held()) is not None:
+            rule = rule._replace(age=None)
+        outcome = await self._drop(rule)
+        return outcome if isinstance(outcome, KimberliteError) else held
 
     def note(self) -> None:
         """What time it is, for a later start."""
@@ -104,35 +120,24 @@ class Retention:
     ) -> Dropping | KimberliteError:
         """What goes, or why it does not."""
         try:
-            if confirm_clock:
-                await self._backend.run(self._clock.confirm)
             async with self._packer.lock:
-                return await (self._plan(rule, self._committer.tail.number) if dry_run else self._drop_all(rule))
+                if dry_run:
+                    return await self._plan(rule, self._committer.tail.number, confirmed=confirm_clock)
+                if confirm_clock:
+                    await self._backend.run(self._clock.confirm)
+                return await self._drop_all(rule)
         except KimberliteError as error:
+            if isinstance(error, Corrupt):
+                self._findings.add(error)
             return error
         except OSError as error:
             return refusal("not all that was to be dropped is gone yet", error)
 
-    async def _plan(self, rule: Rule, upto: int) -> Dropping:
+    async def _plan(self, rule: Rule, upto: int, *, confirmed: bool = False) -> Dropping:
         """What of the segments before this one the rule lets go."""
-        oldest = None if rule.age is None else self._clock.now() - rule.age
-        end = self._committer.tail.place
-        return await self._backend.run(lambda: self._count(rule, oldest, upto, end))
-
-    def _count(self, rule: Rule, oldest: int | None, upto: int, end: int) -> Dropping:
-        number = dropped = self._native.dropped[0]
-        first = position = self._native.first
-        active, until = self._committer.tail.number, None
-        sizes = [size_of(self._backend, segment_name(n)) for n in range(number, active)]
-        left = total = sum(sizes) + end
-        while number < upto and (ended := self._native.ended(number)) is not None:
-            after, time = ended
-            old = oldest is not None and time < oldest
-            if not (old or position_goes(rule.before, after) or (rule.size is not None and left > rule.size)):
-                break
-            left -= sizes[number - dropped]
-            number, position, until = number + 1, after, time
-        return Dropping(number - dropped, position - first, total - left, position, until)
+        oldest = oldest_kept(rule, self._clock, confirmed=confirmed)
+        end = self._committer.tail.number, self._committer.tail.place
+        return await self._backend.run(lambda: count(self._backend, self._native, rule, oldest, upto, end))
 
     async def _drop_all(self, rule: Rule) -> Dropping:
         planned = await self._plan(rule, self._committer.tail.number)
@@ -143,9 +148,7 @@ class Retention:
         number, position, now = first + planned.segments, planned.first, self._committer.clock()
         retained = await self._backend.run(lambda: self._native.retain(number, now, str(rule)))
         if retained is not None:
-            await self._backend.run(
-                lambda: past.keep(self._backend, self._native, self._committer.database_id, position)
-            )
+            await self._backend.run(lambda: self._keep(range(first, number), position))
             piece = min(PIECE, self._committer.tail.most // 4)
             records = _native.Log.retention_records(retained, piece)
             self._checkpointer.held = True
@@ -160,6 +163,18 @@ class Retention:
             await self._backend.run(lambda: self._unlink(number))
         return planned
 
+    def _keep(self, segments: range, position: int) -> None:
+        """The hashes of what is before this position. Those that are wrong are made again, as far as their segments
+        are sound; what cannot be is given up with the records, which it would prove."""
+        database = self._committer.database_id
+        try:
+            past.keep(self._backend, self._native, database, position)
+        except Corrupt as error:
+            self._findings.add(error)
+            for number in segments:
+                mend(self._backend, self._native, number, database, self._findings)
+            past.keep(self._backend, self._native, database, position, told=self._findings.add)
+
     def _unlink(self, number: int) -> None:
         unlink_before(self._backend, number)
         past.let_go(self._backend, self._native.first)
@@ -169,6 +184,31 @@ class Retention:
 def rule_of(options: Options) -> Rule:
     age, size = options.retain_age, options.retain_size
     return Rule(None, round(age * 10**9) if age else None, size or None)
+
+
+def oldest_kept(rule: Rule, clock: Clock, *, confirmed: bool) -> int | None:
+    """What is older than this is so for its age; None if no age is asked for."""
+    return None if rule.age is None else clock.now(confirmed=confirmed) - rule.age
+
+
+def count(
+    backend: Backend, native: _native.Log, rule: Rule, oldest: int | None, upto: int, end: tuple[int, int]
+) -> Dropping:
+    """What a rule lets go of the segments before this one. The log ends at a place of the segment that is written."""
+    number = dropped = native.dropped[0]
+    first = position = native.first
+    active, place = end
+    until = None
+    sizes = [size_of(backend, segment_name(n)) for n in range(number, active)]
+    left = total = sum(sizes) + place
+    while number < upto and (ended := native.ended(number)) is not None:
+        after, time = ended
+        old = oldest is not None and time < oldest
+        if not (old or position_goes(rule.before, after) or (rule.size is not None and left > rule.size)):
+            break
+        left -= sizes[number - dropped]
+        number, position, until = number + 1, after, time
+    return Dropping(number - dropped, position - first, total - left, position, until)
 
 
 def position_goes(before: int | None, after: int) -> bool:

@@ -37,7 +37,8 @@ PASS: Final = 24 * 3600.0
 AGAIN: Final = 60.0
 #: Where an index has the salt of its segment.
 SALT: Final = slice(48, 80)
-AT_THE_NEXT_START: Final = "the next start makes it again"
+#: What is beyond a scrub.
+AT_A_START: Final = "the next start makes it again, if it finds every segment sound"
 
 
 class Scrubber:
@@ -159,8 +160,9 @@ class Scrub:
     ) -> None:
         self._backend, self._log, self._native, self._number = backend, log, native, number
         self._database_id = database_id
-        #: As long as nothing in it was found wrong: one place is enough.
         self._hashes: File | None = None
+        #: Whether some of them were wrong: one place is enough to say.
+        self._wrong = False
         #: What is wrong, and what makes it right again where it is derived.
         self.found: list[KimberliteError] = []
         self.mends: list[Callable[[], None]] = []
@@ -213,12 +215,14 @@ class Scrub:
     def _open_hashes(self) -> int:
         with self._finding(self._log.doubt):
             self._hashes = opened(self._backend, HASHES)
-            if read_sound(self._hashes, 0, HASHES_HEADER) != hashes_header(self._database_id):
-                raise Corrupt(f"its header is wrong; {AT_THE_NEXT_START}", file=HASHES, place=0)
             if not self._native.is_rooted:
                 _, position = self._native.expected
-                what = f"so much before this position is wrong that nothing tells what is right; {AT_THE_NEXT_START}"
+                what = f"so much before this position is wrong that nothing tells what is right; {AT_A_START}"
                 raise Corrupt(what, file=HASHES, position=position)
+            found = read_sound(self._hashes, 0, HASHES_HEADER)
+            # A writer that does not believe it has taken its header away.
+            if any(found) or not self._log.doubted:
+                self._hold(0, found, hashes_header(self._database_id), "its header is wrong")
             return HASHES_HEADER
         self._close_hashes()
         return 0
@@ -227,14 +231,34 @@ class Scrub:
         if self._hashes is None:
             return 0
         place = HASHES_HEADER + 32 * first
-        with self._finding(self._log.doubt):
+        try:
             found = read_sound(self._hashes, place, len(right))
-            if found != right:
-                place += difference(found, right)
-                raise Corrupt(f"it is not what the records say; {AT_THE_NEXT_START}", file=HASHES, place=place)
-            return len(right)
-        self._close_hashes()
-        return 0
+        except KimberliteError as error:
+            self._mend(place, right, error)
+        else:
+            self._hold(place, found, right, "it is not what the records say")
+        return len(right)
+
+    def _hold(self, place: int, found: bytes, right: bytes, what: str) -> None:
+        # Of what was dropped meanwhile they are elsewhere.
+        if found != right and self.is_current:
+            at = place + difference(found, right)
+            self._mend(place, right, Corrupt(f"{what}; it is made again", file=HASHES, place=at))
+
+    def _mend(self, place: int, right: bytes, error: KimberliteError) -> None:
+        """Of closed segments nobody else writes any, and what is right does not hang on their files."""
+        if not self._wrong:
+            self.found.append(error)
+        self._wrong = True
+        try:
+            file = self._backend.open(HASHES, "w")
+            try:
+                file.write(place, right)
+                file.sync()
+            finally:
+                file.close()
+        except OSError:
+            self._log.doubt()
 
     def _close_hashes(self) -> None:
         if self._hashes is not None:
@@ -268,6 +292,19 @@ class Scrub:
                     yield len(found)
             finally:
                 source.close()
+
+
+def mend(backend: Backend, log: _native.Log, number: int, database_id: bytes, findings: Findings) -> None:
+    """Reads a closed segment again, which neither is packed nor dropped meanwhile, and makes its hashes again."""
+    native = log.scrub(number)
+    if native is not None:
+        scrub = Scrub(backend, log, native, number, database_id)
+        for _ in scrub.steps():
+            pass
+        for error in scrub.found:
+            findings.add(error)
+        for each in scrub.mends:
+            each()
 
 
 class Past:

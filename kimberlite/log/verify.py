@@ -235,6 +235,9 @@ class Hashes:
 
     def notes(self) -> list[str]:
         again = "delete the file to have it made again"
-        if self._file is not None and read_around(self._file, 0, HASHES_HEADER) != self._header:
+        header = self._header if self._file is None else read_around(self._file, 0, HASHES_HEADER)
+        if not any(header):
+            return [f"{HASHES}: a writer did not believe it, and the next one that opens makes it again"]
+        if header != self._header:
             return [f"{HASHES}: its header is wrong; {again}"]
         return [] if self._first_wrong is None else [f"{HASHES}: hash {self._first_wrong} is wrong; {again}"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -71,3 +72,30 @@ def test_the_tail_of_what_is_dropped_goes_on_with_what_comes(long: Path, call: C
         db.retain(size=0)
     outcome = call("tail", long, "s")
     assert (outcome.status, outcome.out, outcome.err) == (0, b"", b"")
+
+
+def test_a_dry_run_of_a_directory_takes_no_lock_and_leaves_it_as_it_is(long: Path, call: Call) -> None:
+    def left() -> dict[str, bytes]:
+        return {str(file): file.read_bytes() for file in sorted(long.rglob("*")) if file.is_file()}
+
+    before = left()
+    would = call("retain", long, "--before", "40", "--dry-run", "--json").json()
+    assert left() == before
+    with kimberlite.sync.open(long, segment_bytes=64 * 1024) as db:
+        db.append("s", b"more")
+        assert call("retain", long, "--before", "40", "--dry-run", "--json").json() == would
+    assert call("retain", long.with_name("nowhere"), "--before", "1", "--dry-run").status == 64
+
+
+def test_an_error_in_json_says_where_to_go_on(long: Path, call: Call) -> None:
+    first = call("retain", long, "--before", "40", "--json").json()["first"]
+    for bounds in (("--start", "0"), ("--until", "3"), ("--start", "0", "--reverse")):
+        said = call("read", long, "s", *bounds, "--json")
+        assert said.status == 1
+        error = json.loads(said.err)
+        assert (error["code"], error["exit_code"]) == ("DROPPED", 1)
+        kept = call("read", long, "s", "--start", str(error["first"]), "--limit", "1", "--json").json()
+        assert kept["offset"] == error["first"] > 0
+        assert call("read", long, *bounds, "--json").status == 1
+        assert json.loads(call("read", long, *bounds, "--json").err)["first"] == first
+    assert call("read", long, "s", "--start", "3", "--until", "3").status == 0

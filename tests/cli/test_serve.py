@@ -263,3 +263,18 @@ def test_a_log_that_fails_ends_the_daemon_and_its_clients_go_on_with_the_next(
     receipts = asyncio.run(load())
     assert [receipt.first_offset for receipt in receipts] == list(range(300))
     assert daemons[1].end() == 0
+
+
+def test_that_retention_waits_for_a_clock_is_said_once(tmp_path: Path, daemons: list[Daemon]) -> None:
+    async def fill() -> None:
+        async with kimberlite.open(tmp_path / "db") as db, db.importing() as into:
+            await into.add("s", 0, time.time_ns() - 40 * 86_400 * 10**9, [b"long ago"])
+
+    asyncio.run(fill())
+    (tmp_path / "db" / "clock").unlink()
+    daemons.append(Daemon(tmp_path / "db", *ANY, "--set", "log.retain_age=60"))
+    daemons[0].listening()
+    time.sleep(0.2)
+    assert daemons[0].end() == 0
+    [line] = [line for line in daemons[0].said if "retention: " in line]
+    assert "40.0 days ahead" in line

@@ -6,6 +6,8 @@ import asyncio
 import errno
 import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -286,8 +288,10 @@ async def test_hashes_that_are_wrong_are_made_again_for_whoever_asks_and_by_the_
             assert await db.append("s", b"%d" % i * 900, producer=("p", i)) == receipts[i]
         assert either.disk.files()[HASHES] != right
         await db.append("s", b"more")
-    # The file is not believed any more: without a checkpoint it is made from the segments.
-    assert CHECKPOINT not in either.disk.files()
+    # The file says that it is not believed any more: it is made from the segments. Who only checks says so, too.
+    assert not any(either.disk.files()[HASHES][:4096])
+    [note] = either.verify(receipts[-1]).notes
+    assert note == "hashes: a writer did not believe it, and the next one that opens makes it again"
     async with either.open(segment_bytes=64 * 1024) as db:
         assert (await db.get(receipts[3].first_position)).offset == 3
     assert either.disk.files()[HASHES][: len(right)] == right
@@ -313,3 +317,102 @@ async def test_a_file_of_hashes_whose_header_is_wrong_is_named_and_made_again(ei
     assert either.verify().notes == ["hashes: its header is wrong; delete the file to have it made again"]
     await same(either, receipts)
     assert either.disk.files()[HASHES][: len(right)] == right
+
+
+def spoil(machine: Machine, how: str) -> None:
+    """Damage to the file of hashes."""
+    size = len(machine.disk.files()[HASHES])
+    if how == "gone":
+        machine.backend().unlink(HASHES)
+    elif how == "short":
+        machine.backend().open(HASHES, "w").truncate(5000)
+    else:
+        machine.write(HASHES, {"header": 0, "peaks": size - 32 * 8}[how], b"x" * 32 * 8)
+
+
+@pytest.mark.parametrize("how", ["gone", "short", "header", "peaks", "read"])
+async def test_what_is_wrong_in_the_hashes_refuses_no_start_that_was_none_without_it(either: Machine, how: str) -> None:
+    receipts = await filled(either)
+    damaged = (segment_name(1), 2 * 4096 + 300)
+    right = either.disk.files()[HASHES]
+    either.flip(*damaged)
+    if how == "read":
+        # The leaf beside that of the third record.
+        either.flip(HASHES, 4096 + 32 * 3)
+        async with either.open(segment_bytes=64 * 1024, pack=0, scrub=0) as db:
+            assert (await db.get(receipts[2].first_position)).offset == 2
+        assert not any(either.disk.files()[HASHES][:4096])
+    else:
+        spoil(either, how)
+    # What is beside the damage is proven by its hash alone.
+    proven = receipts if how in ("header", "peaks", "read") else receipts[-20:]
+    for n in range(2):
+        left = either.disk.files()
+        async with either.open(segment_bytes=64 * 1024, read_only=True) as reader:
+            for receipt in proven[::19]:
+                assert (await reader.get(receipt.first_position)).offset == receipt.first_offset
+            with pytest.raises(kimberlite.Corrupt):
+                await payloads(reader.read("s"))
+        assert either.disk.files() == left
+        async with either.open(segment_bytes=64 * 1024, pack=0, scrub=0) as db:
+            notes = (await db.info())["notes"]
+            assert any(note.startswith("hashes: it is not to be believed") and damaged[0] in note for note in notes)
+            assert db.upkeep is not None
+            [error] = db.upkeep.findings.found.values()
+            assert isinstance(error, kimberlite.Corrupt)
+            assert error.file == damaged[0]
+            assert n > 0 or (await db.info())["root"] == receipts[-1].root.hex()
+            assert await db.append("s", b"59" * 900, producer=("p", 59)) == receipts[59]
+            assert (await db.append("s", b"%d" % n)).first_offset == 60 + n
+            for receipt in proven[::19]:
+                assert (await db.get(receipt.first_position)).offset == receipt.first_offset
+    with pytest.raises(kimberlite.Corrupt, match=damaged[0]):
+        either.verify()
+    # Once the segments are sound again, so are the hashes.
+    either.flip(*damaged)
+    async with either.open(segment_bytes=64 * 1024, pack=0, scrub=0) as db:
+        assert (await db.info())["notes"] == []
+    assert either.disk.files()[HASHES][: len(right)] == right
+    assert either.verify(receipts[-1]).notes == []
+
+
+async def test_what_a_start_does_without_hashes_it_does_not_do_without_the_rest(either: Machine) -> None:
+    await filled(either)
+    either.flip(segment_name(1), 2 * 4096 + 300)
+    either.write(HASHES, 0, bytes(4096))
+    for name in (CHECKPOINT, PRODUCERS):
+        machine = either.image()
+        machine.backend().unlink(name)
+        left = machine.disk.files()
+        with pytest.raises(kimberlite.Corrupt, match=segment_name(1)):
+            await machine.open(segment_bytes=64 * 1024)
+        assert machine.disk.files() == left
+    # Behind the checkpoint nothing may be damaged.
+    async with either.open(segment_bytes=64 * 1024, pack=0, scrub=0) as db:
+        number = db._native.segment_of((await db.append("s", b"more")).first_position)
+        await asyncio.sleep(0.02)
+        dead = either.image()
+    dead.flip(segment_name(number), dead.end(number) - 4096 + 110)
+    with pytest.raises(kimberlite.Corrupt):
+        await dead.open(segment_bytes=64 * 1024)
+
+
+@pytest.mark.parametrize("backend", ["threads", "auto"])
+async def test_damage_in_the_last_segment_is_begun_behind_where_the_checkpoint_is(
+    tmp_path: Path, backend: Literal["threads", "auto"]
+) -> None:
+    """On a real disk, whose files are locked."""
+    path = tmp_path / "db"
+    async with kimberlite.open(path, backend=backend) as db:
+        for i in range(40):
+            await db.append("s", b"%d" % i * 900)
+    for name, place in ((segment_name(0), 3 * 4096 + 300), (HASHES, 0)):
+        with (path / name).open("r+b") as file:
+            file.seek(place)
+            file.write(b"damage")
+    for n in range(2):
+        async with kimberlite.open(path, backend=backend, read_only=True) as reader:
+            assert (await anext(reader.read("s", reverse=True))).offset == 39 + n
+        async with kimberlite.open(path, backend=backend) as db:
+            assert (await db.append("s", b"more")).first_offset == 40 + n
+            assert segment_name(0) in (await db.info())["notes"][0]

@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 
-from kimberlite import Corrupt, Dropped, Dropping, Invalid, Log, NoSpace, Receipt, RolledBack, Unavailable
+from kimberlite import (
+    Corrupt,
+    Dropped,
+    Dropping,
+    Invalid,
+    KimberliteError,
+    Log,
+    NoSpace,
+    Receipt,
+    RolledBack,
+    Unavailable,
+)
 from kimberlite.log import checkpoint, retention
 from kimberlite.log.clock import JUMP
 from kimberlite.log.names import CHECKPOINT, CLOCK, HASHES, PAST, RESERVE, segment_name
@@ -122,9 +133,9 @@ async def test_nothing_goes_for_its_age_while_the_clock_may_have_jumped(either: 
     async with opening(either, retain_age=200 * 3600.0) as db:
         assert await first(db) == 0
         either.now += 20 * DAY
-        with pytest.raises(Unavailable, match="20 d ahead"):
+        with pytest.raises(Unavailable, match=r"20\.0 days ahead"):
             await db.retain(age=3600)
-        with pytest.raises(Unavailable, match="20 d ahead"):
+        with pytest.raises(Unavailable, match=r"20\.0 days ahead"):
             await db.retain(age=3600, dry_run=True)
 
         async def noted() -> bool:
@@ -132,6 +143,10 @@ async def test_nothing_goes_for_its_age_while_the_clock_may_have_jumped(either: 
 
         await until(noted)
         await db.append("s", b"from the future")
+        assert await first(db) == 0
+        # Not even what another rule lets go: all of it, or it is said.
+        with pytest.raises(Unavailable, match="Rules without an age go on"):
+            await db.retain(age=3600, before=20, size=0)
         assert await first(db) == 0
         # A place is no matter of time.
         await db.retain(before=20)
@@ -154,6 +169,101 @@ async def test_nothing_goes_for_its_age_while_the_clock_may_have_jumped(either: 
         await db.retain(age=timedelta(days=1))
 
 
+async def test_a_clock_in_doubt_holds_up_no_rule_but_that_of_age(either: Machine) -> None:
+    await filled(either)
+    told: list[str | None] = []
+    async with opening(either, retain_age=200 * 3600.0, retain_size=2 * SEGMENT) as db:
+        assert db.upkeep is not None
+        db.upkeep.retention.on_waits = told.append
+        either.now += 20 * DAY
+        await until(partial(held, db))
+
+        async def small() -> bool:
+            return bool((await db.info())["bytes"] <= 4 * SEGMENT)
+
+        for i in range(3 * COUNT):
+            await db.append("s", b"%d" % i)
+        await until(small)
+        kept = await first(db)
+        assert kept > COUNT
+        await asyncio.sleep(0.02)
+        [why] = told
+        assert why is not None
+        assert "20.0 days ahead" in why
+        assert db.upkeep.retention.waits == why
+        await db.retain(confirm_clock=True)
+        await until(partial(free, db))
+        assert told == [why, None]
+        rules = {each["rule"] for each in (await db.info())["dropped"]}
+        assert f"beyond {2 * SEGMENT} bytes" in rules
+    either.verify()
+
+
+async def test_a_dry_run_confirms_no_clock_and_says_what_would_go_if_it_were_right(either: Machine) -> None:
+    await filled(either)
+    async with opening(either) as db:
+        either.now += 20 * DAY
+        noted = either.disk.files().get(CLOCK)
+        would = await db.retain(age=3600, dry_run=True, confirm_clock=True)
+        assert would.segments > 2
+        async with opening(either, read_only=True) as reader:
+            with pytest.raises(Unavailable, match=r"20\.0 days ahead"):
+                await reader.retain(age=3600, dry_run=True)
+            assert await reader.retain(age=3600, dry_run=True, confirm_clock=True) == would
+        with pytest.raises(Unavailable, match=r"20\.0 days ahead"):
+            await db.retain(age=3600)
+        assert either.disk.files().get(CLOCK) == noted
+        assert await db.retain(age=3600, confirm_clock=True) == would
+
+
+async def test_a_reader_says_what_would_go_and_changes_nothing(either: Machine) -> None:
+    receipts = await filled(either)
+    rules: list[dict[str, Any]] = [
+        {"before": receipts[30].first_position},
+        {"age": 30 * 3600},
+        {"size": 2 * SEGMENT},
+        {"size": 3 * SEGMENT, "age": 50 * 3600},
+        {"before": 0},
+        {},
+    ]
+    left = either.disk.files()
+    for rule in rules:
+        machine = either.image()
+        async with opening(machine, read_only=True) as reader:
+            would = await reader.retain(**rule, dry_run=True)
+            assert machine.disk.files() == left
+            # Beside a writer too, and whatever that makes of the files.
+            async with opening(machine) as db:
+                assert await reader.retain(**rule, dry_run=True) == would
+                assert await db.retain(**rule) == would
+                assert (await reader.retain(**rule, dry_run=True)).first == would.first
+    async with opening(either) as db:
+        await db.append("s", b"more")
+        killed = either.image()
+    files = killed.disk.files()
+    async with opening(killed, read_only=True) as reader:
+        assert (await reader.retain(size=0, dry_run=True)).segments > 2
+    assert killed.disk.files() == files
+
+
+async def test_a_reader_counts_what_is_packed_meanwhile(either: Machine) -> None:
+    receipts = await filled(either)
+    before = receipts[30].first_position
+    async with opening(either, read_only=True) as reader:
+        would = await reader.retain(before=before, dry_run=True)
+        async with either.open(segment_bytes=SEGMENT, pack=1.0) as db:
+            assert db.upkeep is not None
+            packer = db.upkeep.packer
+
+            async def packed() -> bool:
+                return packer.packed > 3
+
+            await until(packed)
+            again = await reader.retain(before=before, dry_run=True)
+            assert again._replace(bytes=0) == would._replace(bytes=0)
+            assert again.bytes < would.bytes / 2
+
+
 async def held(db: Log) -> bool:
     return any("the clock has jumped" in note for note in (await db.info())["notes"])
 
@@ -168,7 +278,7 @@ async def test_a_clock_that_goes_back_and_comes_again_has_jumped(machine: Machin
         machine.now -= 20 * DAY
         assert (await db.retain(age=3600)).segments == 0
         machine.now += 20 * DAY
-        with pytest.raises(Unavailable, match="20 d ahead"):
+        with pytest.raises(Unavailable, match=r"20\.0 days ahead"):
             await db.retain(age=3600)
         assert (await db.retain(age=3600, confirm_clock=True)).segments > 0
 
@@ -314,16 +424,79 @@ async def test_what_is_kept_of_the_past_is_not_kept_twice(machine: Machine) -> N
         assert (await db.get(receipts[-1].first_position)).payload == b"59"
 
 
-async def test_hashes_that_are_wrong_are_not_kept_as_if_they_were_right(machine: Machine) -> None:
-    receipts = await filled(machine)
-    machine.flip(HASHES, 4096 + 32 * 3)
-    async with opening(machine) as db:
-        with pytest.raises(Corrupt, match="hashes"):
-            await db.retain(before=receipts[40].first_position)
-        assert await first(db) == 0
-    machine.backend().unlink(HASHES)
-    async with opening(machine) as db:
-        assert (await db.retain(before=receipts[40].first_position)).segments > 0
+@pytest.mark.parametrize("unasked", [True, False])
+async def test_hashes_that_are_wrong_hold_up_nothing_and_are_made_again(either: Machine, *, unasked: bool) -> None:
+    receipts = await filled(either)
+    upto = receipts[40].first_position
+    whole = either.image()
+    async with opening(whole) as db:
+        gone = await db.retain(before=upto)
+    right = whole.disk.files()[PAST]
+    for places in ([3], [0], list(range(60)), []):
+        if unasked and not places:
+            continue
+        machine = either.image()
+        rule: dict[str, Any] = {"retain_size": gone.bytes} if unasked else {}
+        for place in places:
+            machine.flip(HASHES, 4096 + 32 * place)
+        told: list[KimberliteError] = []
+        async with opening(machine, scrub=0, **rule) as db:
+            assert db.upkeep is not None
+            findings = db.upkeep.findings
+            findings.on_found = told.append
+            if not places:
+                machine.backend().unlink(HASHES)
+            if unasked:
+
+                async def reached() -> bool:
+                    return db._native.first > 0
+
+                await until(reached)
+            else:
+                assert await db.retain(before=upto) == gone
+            assert told
+            assert all(isinstance(error, Corrupt) and error.file == HASHES for error in told)
+            assert list(findings.found.values()) == told
+            await asyncio.sleep(0.01)
+            assert db.upkeep.retention.waits is None
+        if unasked:
+            continue
+        if places:
+            assert machine.disk.files()[PAST] == right
+            notes = machine.verify(receipts[0]).notes
+            assert [note for note in notes if not note.startswith("hashes: a writer did not believe it")] == []
+        async with opening(machine, anchor=receipts[-1], scrub=0) as db:
+            assert await payloads(db.read("s")) == [b"%d" % i for i in range(await first(db), COUNT)]
+            assert db.upkeep is not None
+            assert db.upkeep.findings.count == 0
+        # Made again by a start at the latest.
+        assert [note for note in machine.verify(receipts[-1]).notes if not note.startswith("past")] == []
+
+
+async def test_hashes_that_nothing_can_make_again_are_given_up_with_the_records(either: Machine) -> None:
+    receipts = await filled(either)
+    # The leaf of a record, and the record.
+    either.flip(HASHES, 4096 + 32 * 3)
+    either.flip(segment_name(0), 2 * 4096 + 200)
+    async with opening(either, scrub=0) as db:
+        assert (await db.retain(before=receipts[40].first_position)).segments > 2
+        assert db.upkeep is not None
+        said = [str(error) for error in db.upkeep.findings.found.values()]
+        assert [what for what in said if what.startswith(segment_name(0))]
+        assert any("may prove nothing" in what for what in said)
+        kept = await first(db)
+    for receipt in (receipts[7], receipts[-1]):
+        [note] = either.verify(receipt).notes
+        assert "past: hash" in note
+    with pytest.raises(RolledBack, match="root"):
+        either.verify(either.forge(receipts[7], root=bytes(32)))
+    # What is left is as sound as ever, and so is what is dropped next.
+    async with opening(either, scrub=0) as db:
+        assert await payloads(db.read("s")) == [b"%d" % i for i in range(kept, COUNT)]
+        await db.retain(before=receipts[50].first_position)
+        assert db.upkeep is not None
+        assert db.upkeep.findings.count == 0
+    assert either.verify(receipts[45]).first_position > receipts[40].first_position
 
 
 @pytest.mark.parametrize("start", [None, 0])

@@ -259,17 +259,33 @@ async def test_damage_that_is_found_while_nobody_asks_is_said_and_what_is_sound_
 
 
 async def test_what_is_not_dropped_though_the_settings_let_it_go_is_said(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"segment_bytes": 64 * 1024, "pack": 0}
+    options: dict[str, Any] = {"segment_bytes": 64 * 1024, "pack": 0, "scrub": 0}
+    async with served(tmp_path / "db", retain_size=256 * 1024, **options) as there:
+        for _ in range(20):
+            await there.log.append("s", b"x")
+        assert shown(there)["kimberlite_retention_waits"]["kimberlite_retention_waits"] == 0
+        # Where the segment ends, and when.
+        first = tmp_path / "db" / segment_name(0)
+        spoil(first, first.read_bytes().rindex(b"KIMBGRP1"))
+        async with asyncio.timeout(20):
+            while shown(there)["kimberlite_retention_waits"]["kimberlite_retention_waits"] == 0:
+                await there.log.append("s", b"x")
+                await asyncio.sleep(0.01)
+        assert any(f"retention: {segment_name(0)}" in note for note in (await there.log.info())["notes"])
+        assert shown(there)["kimberlite_damage"]["kimberlite_damage"] == 1
+
+
+async def test_hashes_that_retention_finds_damaged_are_said_and_hold_it_up_no_further(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"segment_bytes": 64 * 1024, "pack": 0, "scrub": 0}
     async with served(tmp_path / "db", **options) as there:
         for _ in range(40):
             await there.log.append("s", b"x")
-        assert shown(there)["kimberlite_retention_waits"]["kimberlite_retention_waits"] == 0
-    with (tmp_path / "db/hashes").open("r+b") as file:
-        file.seek(4096 + 3 * 32)
-        file.write(b"another")
+    spoil(tmp_path / "db/hashes", 4096 + 3 * 32)
     async with served(tmp_path / "db", retain_size=64 * 1024, **options) as there:
-        await until(lambda: shown(there)["kimberlite_retention_waits"]["kimberlite_retention_waits"] == 1)
-        assert any("retention: hashes" in note for note in (await there.log.info())["notes"])
+        await until(lambda: shown(there)["kimberlite_first_position"]["kimberlite_first_position"] > 0)
+        assert shown(there)["kimberlite_retention_waits"]["kimberlite_retention_waits"] == 0
+        assert shown(there)["kimberlite_damage"]["kimberlite_damage"] > 0
+        assert any("hashes, byte 4" in note for note in (await there.log.info())["notes"])
 
 
 async def test_what_is_lost_of_a_closed_segment_is_said_though_nobody_packs_or_reads_it(

@@ -298,6 +298,18 @@ async def test_the_oldest_segments_are_dropped(how: str, tmp_path: Path) -> None
         with pytest.raises(Dropped) as caught:
             await anext(db.tail("s", start=0))
         assert (await anext(db.read("s"))).offset == caught.value.first
+        kept = caught.value.first
+        assert kept is not None
+        for stream, there in (("s", kept), (None, would.first)):
+            wanted: list[dict[str, Any]] = [{"start": there - 1}, {"until": there - 1}, {"start": 0, "until": 1}]
+            for bounds in wanted:
+                with pytest.raises(Dropped) as caught:
+                    await payloads(db.read(stream, **bounds))
+                assert caught.value.first == there
+            assert await payloads(db.read(stream, start=1, until=1)) == []
+            assert await payloads(db.read(stream, until=there)) == []
+            early = datetime(1971, 1, 1, tzinfo=UTC)
+            assert (await anext(db.read(stream, start=early, system=True))).position >= would.first
         assert (await db.retain(age=timedelta(days=1), size=1 << 40, confirm_clock=True)).segments == 0
         for wrong in ({"before": -1}, {"age": -1}, {"size": "1"}):
             with pytest.raises(Invalid):

@@ -118,6 +118,18 @@ impl Log {
         self.inner.doubted.load(Relaxed)
     }
 
+    /// Raises Dropped if a read that starts or ends there, an offset of a stream or a position, asks for what is gone.
+    #[pyo3(signature = (stream, start, until=None))]
+    fn check_bounds(
+        &self,
+        py: Python<'_>,
+        stream: Option<u32>,
+        start: Option<u64>,
+        until: Option<u64>,
+    ) -> PyResult<()> {
+        self.inner.check_bounds(stream, start, until).map_err(|failure| self.failure(py, failure))
+    }
+
     /// What of a span may be read without waiting for an index; None if what is first wanted may not.
     fn at_hand(&self, stream: Option<u32>, start: u64, end: u64, reverse: bool) -> Option<(u64, u64)> {
         self.inner.at_hand(log::Span { stream, start, end, reverse })

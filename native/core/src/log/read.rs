@@ -177,6 +177,21 @@ impl Log {
         if wanted < first { Err(Failure::Dropped { stream, first }) } else { Ok(()) }
     }
 
+    /// Whether a read by these bounds asks for nothing that is gone. At offset 0 nobody goes on who has read what is before
+    /// it: a gap that begins there is one that is begun in its middle.
+    pub fn check_bounds(&self, stream: Option<u32>, start: Option<u64>, until: Option<u64>) -> Result<(), Failure> {
+        for bound in [start, until].into_iter().flatten() {
+            self.check_kept(stream, bound)?;
+        }
+        let Some(stream) = stream.filter(|_| start == Some(0)) else { return Ok(()) };
+        let streams = self.streams.read().unwrap();
+        let info = streams.info.get(stream as usize);
+        match info.and_then(|info| info.gap_at(0).filter(|gap| gap.to <= info.durable)) {
+            Some(gap) => Err(Failure::Skipped { stream, first: gap.to }),
+            None => Ok(()),
+        }
+    }
+
     /// What failed may have done so because it was dropped meanwhile.
     fn unless_dropped<T>(&self, stream: Option<u32>, wanted: u64, failure: Failure) -> Result<T, Failure> {
         self.check_kept(stream, wanted).and(Err(failure))
@@ -372,7 +387,10 @@ impl Log {
 
     /// The right hash of a node by its level and index, where the file of hashes is not as it should be.
     fn made_again(&self, node: (u32, u64), most: usize) -> Option<Hash> {
-        self.doubted.store(true, Relaxed);
+        if (node.1 + 1) << node.0 > self.first() {
+            // Of what was dropped the file has none.
+            self.doubted.store(true, Relaxed);
+        }
         let (size, peaks) = self.peaks();
         let mut window = Window::default();
         let leaf_of = |position| {

@@ -70,15 +70,18 @@ impl Log {
 
     /// Where a closed segment ends, and when its last group was sealed; None if none of this number is closed.
     pub fn ended(&self, number: u64) -> Result<Option<(u64, u64)>, Failure> {
-        let (segment, next) = {
-            let segments = self.segments.read().unwrap();
-            let (Some(segment), Some(next)) = (segments.get(&number), segments.get(&(number + 1))) else {
-                return Ok(None);
+        // Of a reader's the file may be another by now.
+        self.again(|| {
+            let (segment, next) = {
+                let segments = self.segments.read().unwrap();
+                let (Some(segment), Some(next)) = (segments.get(&number), segments.get(&(number + 1))) else {
+                    return Ok(None);
+                };
+                (segment.clone(), next.header)
             };
-            (segment.clone(), next.header)
-        };
-        let last = self.last_group(&segment, next.first_group - 1)?;
-        Ok(Some((next.first_position, last.timestamp)))
+            let last = self.last_group(&segment, next.first_group - 1)?;
+            Ok(Some((next.first_position, last.timestamp)))
+        })
     }
 
     /// Where stream 0 and all others go on behind these segments.
