@@ -47,29 +47,31 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def rotate(arguments: argparse.Namespace) -> int:
-    arguments.target = arguments.file
+    arguments.target, begun = arguments.file, False
     if is_url(arguments.target):
         if arguments.new_key_file is not None:
             raise Invalid("a key does not travel: the daemon takes the one that its setting next_key_file names")
         with connected(arguments) as database:
             key_id = database.rotate()
     else:
-        key_id = rotate_directory(arguments)
+        key_id, begun = rotate_directory(arguments)
     if arguments.json:
         say(forms.line({"key_id": key_id}))
     else:
-        say(f"every key is wrapped under master key {key_id}: with the one before nothing opens any more.")
+        already = "already " if begun else ""
+        say(f"every key is {already}wrapped under master key {key_id}: with another one nothing opens.")
     return 0
 
 
-def rotate_directory(arguments: argparse.Namespace) -> str:
+def rotate_directory(arguments: argparse.Namespace) -> tuple[str, bool]:
+    """The id of the key, and whether it was the master key before."""
     path, new = directory(arguments.target), arguments.new_key_file
     if new is None:
         raise Invalid("rotate needs --new-key-file")
     # Once it was cut off, with the one before the database may not open.
     begun = path.is_dir() and wrapped_by(path) == _native.key_id(read_key_file(new))
     with sync.open(path, create=False, key_file=new if begun else arguments.key_file) as database:
-        return database.rotate(new)
+        return database.rotate(new), begun
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -81,11 +83,13 @@ def check(arguments: argparse.Namespace) -> int:
     if arguments.json:
         say(forms.line(found))
     else:
-        shown: dict[str, Any] = {name: value for name, value in found.items() if name != "missing"}
+        shown: dict[str, Any] = {name: value for name, value in found.items() if name not in ("missing", "refused")}
         say(table(shown))
+        if found["refused"]:
+            say(f"refused: {found['refused']}")
         for each in found["missing"]:
             say(f"missing: {escaped(each['stream'])}: {each['why']}")
         if found["orphans"]:
             what = "their streams were taken back by a repair or a crash, and what is in quarantine/ may open with them"
             say(f"orphans: {what}: `keys rotate` leaves them out")
-    return KeyUnavailable.exit_code if found["missing"] else 0
+    return KeyUnavailable.exit_code if found["missing"] or found["refused"] else 0

@@ -90,6 +90,8 @@ class Vault:
         headers = [read_header(copy, database_id, identity_hash) for copy in copies]
         sound = [header for header in headers if header is not None]
         if not sound:
+            if any(copy.startswith(MAGIC + database_id) for copy in copies):
+                raise KeyUnavailable("the first block of the vault is damaged in both copies")
             raise KeyUnavailable("no copy of the vault is this database's")
         generation, master_id = max(sound)
         if master_id != _native.key_id(master):

@@ -63,12 +63,22 @@ def check(backend: Backend, master: bytes | None, progress: Progress | None = No
         "wrapped_by": master_id.hex() or None,
         "generation": generation,
         "streams": len(wanted),
+        "refused": refused(backend, identity, master),
         "missing": [{"stream": wanted[number][0], "why": reason} for number, reason in missing.items()],
         "orphans": 0 if vault is None else vault.orphans(bound(log)),
         "erased": len(log.erasures),
         "pending": sum(confirmed is None for *_, confirmed in log.erasures),
         "unopened": [] if vault is None else vault.unopened(),
     }
+
+
+def refused(backend: Backend, identity: Identity, master: bytes | None) -> str | None:
+    """Why a writer with this key is refused, whatever there is of the streams' own; None if none is."""
+    try:
+        load_keys(backend, identity, master, os.urandom, read_only=False)
+    except KeyUnavailable as error:
+        return str(error)
+    return None
 
 
 def read_log(backend: Backend, identity: Identity, progress: Progress | None) -> _native.Log:

@@ -109,3 +109,36 @@ def test_rotate_finishes_what_was_begun(path: Path, key: Path, tmp_path: Path, c
     assert (path / "vault.0").read_bytes() == (path / "vault.1").read_bytes()
     assert call("read", path, "--key-file", new).out == b"x\n"
     assert call("keys", "check", path, "--key-file", new, "--json").json()["generation"] == 2
+
+
+def test_check_says_whom_a_writer_would_be_refused_by(path: Path, key: Path, call: Call, process: Call) -> None:
+    assert process("append", path, "a", "--key-file", key, stdin=b"x\n").status == 0
+    assert call("keys", "check", path, "--key-file", key, "--json").json()["refused"] is None
+    # The group key, the receipt key, and the first block, of which little is used.
+    for place, what in (
+        (4096, b"slot at byte 4096"),
+        (4352, b"slot at byte 4352"),
+        (2000, b"first block of the vault"),
+    ):
+        for name in ("vault.0", "vault.1"):
+            flip(path / name, place)
+        check = call("keys", "check", path, "--key-file", key)
+        assert (check.status, b"refused: " in check.out, what in check.out) == (77, True, True)
+        refused = process("append", path, "a", "--key-file", key, stdin=b"x\n")
+        assert (refused.status, what in refused.err, b"damaged" in refused.err) == (77, True, True)
+        flip(path / "vault.1", place)
+        assert call("keys", "check", path, "--key-file", key).status == 0
+        flip(path / "vault.0", place)
+
+
+def flip(file: Path, place: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+
+
+def test_rotate_to_the_same_key_says_that_it_is_that_already(path: Path, key: Path, call: Call, process: Call) -> None:
+    assert process("append", path, "a", "--key-file", key, stdin=b"x\n").status == 0
+    said = call("keys", "rotate", path, "--key-file", key, "--new-key-file", key)
+    assert (said.status, b"is already wrapped" in said.out) == (0, True)
+    assert call("read", path, "a", "--key-file", key).out == b"x\n"
