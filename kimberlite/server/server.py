@@ -11,7 +11,16 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from kimberlite import _native
-from kimberlite.errors import Closed, Invalid, KimberliteError, LimitExceeded, RolledBack, UnknownOutcome
+from kimberlite.errors import (
+    Closed,
+    Invalid,
+    KeyUnavailable,
+    KimberliteError,
+    LimitExceeded,
+    Misconfigured,
+    RolledBack,
+    UnknownOutcome,
+)
 from kimberlite.log.log import Log
 from kimberlite.log.serving import Serving
 from kimberlite.records import Receipt
@@ -173,7 +182,14 @@ class Server:
         if not self._next_key_file:
             raise Invalid("the setting next_key_file says of no key that it is the next")
         self.check_writable()
-        return await self.serving.rotate(self._next_key_file)
+        try:
+            return await self.serving.rotate(self._next_key_file)
+        except (KeyUnavailable, Misconfigured) as error:
+            if self._next_key_file not in str(error):
+                raise
+            LOG.error("next_key_file: %s", error)
+            what = "the file that the setting next_key_file names gives no key; the server's log says why"
+            raise type(error)(what) from None
 
     def check_writable(self) -> None:
         if self._rolled_back is not None:

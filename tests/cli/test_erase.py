@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from tests.cli.conftest import Call
@@ -23,6 +24,8 @@ def test_a_stream_is_erased_and_confirmed(path: Path, key: Path, tmp_path: Path,
     assert "a\\u202eticket (pending" in told
     read = call("read", path, "gone", *with_key)
     assert (read.status, b"ERASED" in read.err, b"ticket" in read.err) == (1, True, True)
+    said = json.loads(call("read", path, "gone", *with_key, "--json").err)
+    assert (said["code"], said["when"], said["reason"]) == ("ERASED", found["when"], found["reason"])
     assert call("read", path, *with_key).out == b"one\ntwo\n"
     assert call("streams", path, *with_key).out.decode().splitlines() == [
         "           2  encrypted  kept",
@@ -62,8 +65,9 @@ def test_a_daemon_erases_and_takes_the_next_key(
     url = f"kimberlite://{daemon.listening()}"
     found = call("erase", url, "gone", "--reason", "ticket", "--json").json()
     assert call("read", url, "gone").status == 1
-    # There is none yet.
-    assert call("keys", "rotate", url).status == 77
+    # There is none yet; where it would be is nobody's business here.
+    none = call("keys", "rotate", url)
+    assert (none.status, b"next_key_file" in none.err, str(new).encode() in none.err) == (77, True, False)
     key_id = call("keys", "init", new, "--json").json()["key_id"]
     assert call("keys", "rotate", url, "--new-key-file", new).status == 64
     assert call("keys", "rotate", url, "--json").json() == {"key_id": key_id}
@@ -71,6 +75,7 @@ def test_a_daemon_erases_and_takes_the_next_key(
     assert call("verify", url, "--json").json()["erasures"] == [found]
     assert call("erase", url, "gone", "--confirm", "--json").json() == found | {"pending": False}
     assert daemon.end() == 0
+    assert any(f"next_key_file: key file {new}" in line for line in daemon.said)
     # The key that fits is taken, until its file is where the other was.
     again = Daemon(path, *settings)
     url = f"kimberlite://{again.listening()}"
