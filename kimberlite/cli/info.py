@@ -6,7 +6,7 @@ import argparse
 
 from kimberlite.cli import forms
 from kimberlite.cli.target import add_key_file, add_target, open_reader
-from kimberlite.cli.terminal import dropped, erased, say, table
+from kimberlite.cli.terminal import dropped, erased, repaired, say, table
 from kimberlite.records import Erasure
 
 
@@ -21,12 +21,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         say(forms.line(found))
         return 0
-    notes, drops, erasures = (found.pop(name) for name in ("notes", "dropped", "erasures"))
+    notes, drops, erasures, repairs = (found.pop(name) for name in ("notes", "dropped", "erasures", "repairs"))
     say(table(found))
     for drop in drops:
         say(dropped(drop))
     for each in erasures:
         say(erased(Erasure(**each)))
+    for each in repairs:
+        say(repaired(each))
     for note in notes:
         say(f"note: {note}")
     return 0

@@ -58,6 +58,7 @@ def form(loss: Loss) -> dict[str, Any]:
         "kept_records": plan.position,
         "lost_groups": loss.groups,
         "lost_positions": [plan.position, plan.end],
+        "unknown_groups": loss.unknown and list(loss.unknown),
         "salvageable_records": loss.records,
         "segment": plan.segment,
         "place": plan.place,
@@ -71,8 +72,11 @@ def show(loss: Loss, *, as_json: bool) -> None:
         say(forms.line(form(loss)))
         return
     rows = form(loss)
-    del rows["damaged"]
+    del rows["damaged"], rows["unknown_groups"]
     say(table({name: escaped(str(value)) for name, value in rows.items()}))
+    if loss.unknown is not None:
+        first, last = loss.unknown
+        say(f"note: groups {first} to {last}, positions unknown: they were durable, and only their numbers are known")
     if loss.records:
         what = f"{loss.records} records behind the damage are sound"
         say(f"note: {what}: `kimberlite salvage` saves them, a repair gives them up")

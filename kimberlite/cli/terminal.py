@@ -15,6 +15,8 @@ from kimberlite.errors import Conflict, Corrupt, Dropped, Erased, KimberliteErro
 from kimberlite.records import Erasure, Record
 
 WIDTH: Final = 40
+#: Of what a repair has given up.
+MOST_RANGES: Final = 8
 #: Seconds between two drawings.
 INTERVAL: Final = 0.1
 #: What errors say beside their message.
@@ -76,6 +78,16 @@ def erased(each: Erasure) -> str:
     when = datetime.fromtimestamp(each.when // 10**9, UTC).isoformat()
     state = "pending: copies of its key may open under a master key of before" if each.pending else "confirmed"
     return f"erased: {escaped(each.stream)}, {when}, {escaped(each.reason)} ({state})"
+
+
+def repaired(each: dict[str, Any]) -> str:
+    """One entry of `repairs` in what `info` and `verify` say."""
+    when = datetime.fromtimestamp(each["when"] // 10**9, UTC).isoformat()
+    lost = [f"{start:,} to {end - 1:,}" if end > start else f"from {start:,} on" for start, end in each["lost"]]
+    more = [f"{len(lost) - MOST_RANGES} more ranges"] if len(lost) > MOST_RANGES else []
+    given = f"lost: positions {', '.join(lost[:MOST_RANGES] + more)}" if lost else "nothing was lost"
+    what = f"salvaged: from database {each['database_id']}" if each["salvaged"] else "repaired"
+    return f"{what}: {when}, incarnation {each['incarnation']}, kept {each['kept']:,} records, {given}"
 
 
 def harmless(data: bytes) -> bytes:

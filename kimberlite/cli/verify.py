@@ -11,7 +11,7 @@ from typing import Any
 from kimberlite import api
 from kimberlite.cli import forms
 from kimberlite.cli.target import RETRY, add_key_file, add_target, directory, is_url
-from kimberlite.cli.terminal import Ink, Progress, dropped, erased, say, table
+from kimberlite.cli.terminal import Ink, Progress, dropped, erased, repaired, say, table
 from kimberlite.errors import Invalid
 from kimberlite.log.verify import shown, verify_directory
 from kimberlite.records import Erasure, Receipt
@@ -29,12 +29,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         say(forms.line(found))
         return 0
-    notes, drops, erasures = (found.pop(name) for name in ("notes", "dropped", "erasures"))
+    notes, drops, erasures, repairs = (found.pop(name) for name in ("notes", "dropped", "erasures", "repairs"))
     say(table({"verdict": Ink.GREEN.on(sys.stdout, "sound")} | found))
     for drop in drops:
         say(dropped(drop))
     for each in erasures:
         say(erased(Erasure(**each)))
+    for each in repairs:
+        say(repaired(each))
     for note in notes:
         say(f"note: {note}")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kimberlite import _native
-from kimberlite.errors import Unavailable
+from kimberlite.errors import KimberliteError, Unavailable
 from kimberlite.log.identity import Identity
 from kimberlite.records import Erasure
 from kimberlite.storage.backend import Backend
@@ -23,6 +23,11 @@ def describe(identity: Identity, native: _native.Log, backend: Backend, notes: l
         root = durable
     group, chain = native.durable_group()
     names = backend.list("segments")
+    said: list[dict[str, Any]] = []
+    try:
+        said = repairs(native)
+    except KimberliteError as error:
+        notes = [*notes, f"what was repaired cannot be read: {error}"]
     return {
         "origin": identity.origin,
         "database_id": identity.database_id.hex(),
@@ -36,6 +41,7 @@ def describe(identity: Identity, native: _native.Log, backend: Backend, notes: l
         "first_position": native.first,
         "dropped": dropped(native),
         "erasures": [each._asdict() for each in erasures(native)],
+        "repairs": said,
         "bytes": sum(size_now(backend, f"segments/{name}") for name in names),
         "encrypted": identity.tagged,
         "backend": backend.name,
@@ -58,6 +64,23 @@ def erasures(native: _native.Log) -> list[Erasure]:
     return [
         Erasure(native.name_of(stream), when, reason, position, confirmed is None)
         for stream, _, when, reason, position, _, confirmed in native.erasures
+    ]
+
+
+def repairs(native: _native.Log) -> list[dict[str, Any]]:
+    """What was given up, by the records that say so: of this log, or of the one that it was salvaged from."""
+    return [
+        {
+            "salvaged": salvaged,
+            "database_id": database.hex(),
+            "when": when,
+            "position": position,
+            "incarnation": after,
+            "before": before,
+            "kept": kept,
+            "lost": [list(each) for each in lost],
+        }
+        for position, salvaged, database, when, before, after, kept, lost in native.repairs()
     ]
 
 

@@ -111,6 +111,8 @@ class Loss(NamedTuple):
     groups: int
     records: int
     files: list[str]
+    #: Of these groups, the last included, nobody knows which positions they had.
+    unknown: tuple[int, int] | None = None
 
 
 def look(
@@ -143,7 +145,7 @@ def look(
     group, position, _ = log.sealed()
     finder = Finder(backend, master)
     try:
-        records, last, upto = finder.behind(position)
+        records, ended = finder.behind(position), finder.ended()
         if finder.dropped > position:
             # It is what a rule of retention has dropped.
             raise nothing
@@ -158,10 +160,11 @@ def look(
         raise Corrupt(f"{what}: {notes[0]}", file=MARKS)
     chain, when = log.durable_group()[1], clock()
     salt = salt_of(backend, segment)
-    end = max(position, upto)
+    end = max(position, ended.position)
     plan = Plan(segment, place, closed, salt, group - 1, chain, when, before, before + 1, position, end)
-    last = max(last, loader.watermark, finder.report.durable_group)
-    return Loss(plan, "; ".join(notes), max(0, last - group + 1), records, behind(backend, plan))
+    known, last = max(group - 1, ended.group), max(ended.group, ended.durable, loader.watermark)
+    unknown = (known + 1, last) if last > known else None
+    return Loss(plan, "; ".join(notes), max(0, last - group + 1), records, behind(backend, plan), unknown)
 
 
 def enter(backend: Backend, master: bytes | None, random: Callable[[int], bytes]) -> tuple[Identity, Keys]:

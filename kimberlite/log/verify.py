@@ -19,7 +19,7 @@ from kimberlite.log.ahead import Ahead
 from kimberlite.log.anchor import check_anchor
 from kimberlite.log.checkpoint import HASHES_HEADER, hashes_header
 from kimberlite.log.creation import check_everything, read_small
-from kimberlite.log.description import dropped, erasures
+from kimberlite.log.description import dropped, erasures, repairs
 from kimberlite.log.keyring import orphan_notes
 from kimberlite.log.names import CHECKPOINT, HASHES, PAST, VAULTS, segment_name
 from kimberlite.log.opening import checked_path, find_identity
@@ -53,6 +53,8 @@ class Report:
     keys_checked: bool
     #: Streams that nobody can read any more.
     erasures: list[dict[str, Any]]
+    #: What was given up, and is said to be.
+    repairs: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
 
 
@@ -168,6 +170,7 @@ def verify(
         chain=chain,
         keys_checked=keys.vault is not None,
         erasures=[each._asdict() for each in erasures(log)],
+        repairs=repairs(log),
         notes=notes,
     )
 

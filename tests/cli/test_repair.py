@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from tests.cli.conftest import Call
+from tests.cli.test_serve import ANY, Daemon
 
 SEGMENT = "segments/00000000000000000000.seg"
 #: Where the second of the groups is.
@@ -42,6 +43,34 @@ def test_it_is_written_again(ledger: Path, call: Call, process: Call) -> None:
     assert (receipt["first_offset"], receipt["incarnation"]) == (0, 1)
     assert list((ledger / "quarantine").iterdir())
     assert call("repair", ledger, "--json").json() == {"damaged": False}
+    for command in ("info", "verify"):
+        [said] = call(command, ledger, "--json").json()["repairs"]
+        assert (said["incarnation"], said["kept"], said["lost"], said["salvaged"]) == (1, 4, [[4, 7]], False)
+        assert "incarnation 1, kept 4 records, lost: positions 4 to 6" in call(command, ledger).out.decode()
+
+
+def test_a_daemon_says_so_too(ledger: Path, call: Call) -> None:
+    break_it(ledger)
+    assert call("repair", ledger, "--accept-loss", "--yes").status == 0
+    said = call("info", ledger, "--json").json()["repairs"]
+    daemon = Daemon(ledger, *ANY)
+    url = f"kimberlite://{daemon.listening()}"
+    for command in ("info", "verify"):
+        assert call(command, url, "--json").json()["repairs"] == said
+        assert b"repaired: " in call(command, url).out
+    assert daemon.end() == 0
+
+
+def test_what_is_missing_at_the_end_is_shown(ledger: Path, call: Call) -> None:
+    file = ledger / SEGMENT
+    file.write_bytes(file.read_bytes()[:SECOND])
+    shown = call("repair", ledger, "--json").json()
+    assert (shown["lost_positions"], shown["unknown_groups"]) == ([4, 7], None)
+    (ledger / "checkpoint").unlink()
+    (ledger / "hashes").unlink()
+    shown = call("repair", ledger, "--json").json()
+    assert (shown["lost_positions"], shown["unknown_groups"]) == ([4, 4], [2, 2])
+    assert b"groups 2 to 2, positions unknown" in call("repair", ledger).out
 
 
 def test_where_there_is_no_database(tmp_path: Path, call: Call) -> None:

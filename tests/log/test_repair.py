@@ -21,6 +21,7 @@ from kimberlite.storage.memory import Disk
 from tests.log.simulated import Machine, payloads, until
 from tests.log.steps import Cut
 from tests.log.test_recovery import made_up
+from tests.model import Log as ModelLog
 from tests.model import read_log
 from tests.model.groups import GROUP_HEADER
 from tests.model.records import Repaired, decode_system
@@ -207,6 +208,86 @@ async def test_a_tail_that_a_checkpoint_has_seen_is_given_up(either: Machine) ->
     assert "checkpoint" in loss.why
     async with either.open(segment_bytes=SEGMENT) as db:
         await kept(db, receipts, COUNT - 3)
+
+
+async def test_a_last_segment_that_is_missing_is_said_with_its_positions(either: Machine) -> None:
+    receipts = await filled(either)
+    last = max(name for name in either.disk.files() if name.startswith("segments/"))
+    either.backend().unlink(last)
+    end = receipts[-1].last_position + 1
+    loss = await repaired(either, agreed=False)
+    assert loss is not None
+    assert (loss.plan.end, loss.unknown) == (end, None)
+    assert loss.groups == end - loss.plan.position > 0
+    # Of nothing else that is left follows more than the number of the last group, and of the leaves nearly all.
+    for name in either.disk.files():
+        if name == CHECKPOINT or name.startswith("index/"):
+            either.backend().unlink(name)
+    loss = await repaired(either, agreed=False)
+    assert loss is not None
+    assert loss.plan.end in (end - 1, end)
+    either.backend().unlink("hashes")
+    loss = await repaired(either)
+    assert loss is not None
+    assert loss.plan.end == loss.plan.position
+    assert loss.unknown is not None
+    assert loss.unknown[1] - loss.unknown[0] + 1 == loss.groups > 0
+    assert last_said(either)[1].lost == ((loss.plan.position, loss.plan.position),)
+
+
+async def test_what_was_given_up_is_said_for_good(either: Machine) -> None:
+    receipts = await filled(either)
+    expected = []
+    for _ in range(2):
+        name, place = place_of(either, receipts[-5])
+        either.flip(name, place)
+        loss = await repaired(either)
+        assert loss is not None
+        plan = loss.plan
+        expected.append(
+            {
+                "salvaged": False,
+                "database_id": truth_of(either).identity.database.hex(),
+                "when": plan.when,
+                "position": plan.position,
+                "incarnation": plan.after,
+                "before": plan.before,
+                "kept": plan.position,
+                "lost": [[plan.position, plan.end]],
+            }
+        )
+        assert either.verify().repairs == expected
+        async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+            assert (await db.info())["repairs"] == expected
+            receipts = [await db.append("s", payload(i)) for i in range(10)]
+    for gone in ([], [CHECKPOINT]):
+        for name in gone:
+            either.backend().unlink(name)
+        assert either.verify().notes == []
+        for read_only in (True, False):
+            async with either.open(segment_bytes=SEGMENT, pack=0, read_only=read_only) as db:
+                assert (await db.info())["repairs"] == expected
+    async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+        for _ in range(COUNT):
+            await db.append("s", payload(0))
+        await db.retain(before=(await db.info())["records"])
+        info = await db.info()
+        assert info["first_position"] > expected[-1]["position"]
+        assert info["repairs"] == expected
+    assert either.verify().repairs == expected
+    assert [position for position, _ in truth_of(either).repairs] == [each["position"] for each in expected]
+    for gone in ([], [CHECKPOINT]):
+        for name in gone:
+            either.backend().unlink(name)
+        async with either.open(segment_bytes=SEGMENT) as db:
+            assert (await db.info())["repairs"] == expected
+        assert either.verify().notes == []
+
+
+def truth_of(machine: Machine) -> ModelLog:
+    names = ("prepare/", "reserve", "quarantine/")
+    files = {name: data for name, data in machine.disk.files().items() if not name.startswith(names)}
+    return read_log(files, load_master(machine.key))
 
 
 async def test_a_packed_segment_is_cut_into_one_that_is_not(either: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,6 +168,7 @@ def replay_agrees(disk: Disk, master: Master | None, log: Log) -> None:
     keys.check(native)
     erased = [(erasure.stream, erasure.position, erasure.timestamp, erasure.reason) for erasure in log.erasures]
     assert [(stream, position, when, why) for stream, _, when, why, position, _, _ in native.erasures] == erased
+    assert [position for position, *_ in native.repairs()] == [position for position, _ in log.repairs]
     assert native.sealed()[:2] == (ended(log).number + 1, log.tree_size)
     assert native.root() == (log.tree_size, log.root)
     assert native.durable_group() == (ended(log).number, log.chain)

@@ -8,7 +8,7 @@ from .cursor import u16, u32, u64, up_to
 from .files import RECEIPT_KEY, decode_vault, segment_name, unwrap_slot
 from .groups import BLOCK, Run, SegmentHeader, decode_group, decode_segment_header, runs_of
 from .hashes import Tree, blake, domain
-from .log import Log, Row, Sealed
+from .log import Log, Row, Sealed, repairs_of
 from .records import Gap, decode_system
 from .retained import encode_erasures, encode_sent, erasures_before
 
@@ -91,11 +91,19 @@ def checkpoint_file(files: Files, log: Log, number: int, producers: int, dropped
         chain = header_of(files, segment).chain()
     data = b"KIMBCKP1" + log.identity.database + u64(number) + u64(group.tree_size) + chain
     data += u64(group.timestamp) + u32(group.incarnation) + u32(len(declared)) + u64(segment) + u64(place)
-    gaps = gaps_of(rows)
+    gaps, repairs = gaps_of(rows), repairs_of(rows)
     data += header_of(files, segment).salt + u64(producers) + u64(length_of(log, 0, rows))
-    data += u32(len(tree.peaks)) + u32(len(gaps)) + u64(last_place) + group.chain + last + b"".join(tree.peaks)
+    data += (
+        u32(len(tree.peaks))
+        + u32(len(repairs) + len(gaps))
+        + u64(last_place)
+        + group.chain
+        + last
+        + b"".join(tree.peaks)
+    )
     for i, declaration in enumerate(declared):
         data += u64(length_of(log, i + 1, rows)) + u16(len(declaration)) + declaration
+    data += b"".join(u32(0) + u64(position) + u64(0) * 2 for position, _ in repairs)
     for position, gap in sorted(gaps, key=lambda each: (each[1].stream, each[0])):
         data += u32(gap.stream) + u64(position) + u64(gap.start) + u64(gap.end)
     data += encode_erasures(erasures_before(log.erasures, group.tree_size))

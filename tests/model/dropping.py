@@ -8,7 +8,7 @@ from dataclasses import replace
 from .derived import declarations, header_of, length_of, slot_keys
 from .files import hashes_header, leaf_index, segment_name
 from .hashes import Tree, index_key
-from .log import Log
+from .log import Log, repairs_of
 from .records import Mode
 from .retained import Drop, Left, Retained, SealedSent, last_sent, seal_sent
 
@@ -48,6 +48,7 @@ def retained_of(
         streams=tuple(Left(offset, each) for offset, each in zip(offsets[1:], declared, strict=True)),
         producers=tuple(sent for sent in silent if log.streams[sent.stream].mode is Mode.PLAIN),
         sealed=tuple(sealed),
+        repairs=(() if before is None else before.repairs) + repairs_of(dropped),
         drops=_joined(() if before is None else before.drops, header.first_position, rule, now),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .cursor import ModelError
@@ -107,6 +108,10 @@ class Log:
     erasures: tuple[Erasure, ...]
 
     @property
+    def repairs(self) -> tuple[tuple[int, bytes], ...]:
+        return (() if self.retained is None else self.retained.repairs) + repairs_of(self.rows)
+
+    @property
     def retained(self) -> Retained | None:
         return self.retentions[-1][1] if self.retentions else None
 
@@ -150,6 +155,11 @@ class Log:
     def retained_at(self, group: int) -> Retained | None:
         """What had been said by this group."""
         return max((said for at, said in self.retentions if at <= group), key=lambda said: said.segment, default=None)
+
+
+def repairs_of(rows: Iterable[Row]) -> tuple[tuple[int, bytes], ...]:
+    """Positions and payloads of the records that say what was given up."""
+    return tuple((row.position, row.payload) for row in rows if row.stream == 0 and row.payload[:2] == b"\7\0")
 
 
 def hashes_file(log: Log) -> bytes:

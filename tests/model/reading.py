@@ -51,7 +51,7 @@ from .hashes import (
     salts,
     seal_key,
 )
-from .log import Log, Row, Sealed, Stream
+from .log import Log, Row, Sealed, Stream, repairs_of
 from .records import (
     Confirmed,
     Declaration,
@@ -333,6 +333,8 @@ class _Reader:
         require(said.streams == tuple(left[1 : len(said.streams) + 1]), where, "streams")
         require(not any(one.offset for one in left[len(said.streams) + 1 :]), where, "a stream is left out")
         require(said.erasures == erasures_before(self.listed_erasures(), said.position), where, "erasures")
+        before = () if self.begun is None else self.begun.repairs
+        require(said.repairs == (*before, *repairs_of(self.rows[:kept])), where, "repairs")
         self.check_sent(said, where)
 
     def check_sent(self, said: Retained, where: str) -> None:

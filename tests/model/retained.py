@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from .cursor import HIGHEST, Cursor, ModelError, require, u32, u64
 from .hashes import blake, domain, xaes_open, xaes_seal
-from .records import Declaration, Piece, Record, decode_system
+from .records import Declaration, Piece, Record, Repaired, decode_system
 
 T = TypeVar("T")
 
@@ -140,6 +140,8 @@ class Retained:
     sealed: tuple[SealedSent, ...] = ()
     drops: tuple[Drop, ...] = ()
     erasures: tuple[Erasure, ...] = ()
+    #: Positions and payloads of the records that say what was given up.
+    repairs: tuple[tuple[int, bytes], ...] = ()
 
     def declarations(self, where: str) -> list[Declaration]:
         found = [decode_system(Record(left.declaration), where) for left in self.streams]
@@ -165,7 +167,8 @@ def encode_retained(said: Retained) -> bytes:
         u64(drop.start) + u64(drop.end) + u64(drop.first) + u64(drop.last) + _sized(drop.rule.encode())
         for drop in said.drops
     )
-    return data + encode_erasures(said.erasures)
+    data += encode_erasures(said.erasures)
+    return data + _several(u64(at) + _sized(payload) for at, payload in said.repairs) if said.repairs else data
 
 
 def decode_retained(data: bytes, where: str) -> Retained:
@@ -205,6 +208,9 @@ def decode_retained(data: bytes, where: str) -> Retained:
         drops=several(36, drop),
         erasures=several(56, erasure),
     )
+    if cursor.place < len(data):
+        said = replace(said, repairs=several(12, lambda: (number(), sized())))
+        require(bool(said.repairs), where, "repairs that are none")
     cursor.end()
     _check(said, where)
     return said
@@ -225,6 +231,9 @@ def _check(said: Retained, where: str) -> None:
     erased = [one.stream for one in said.erasures]
     require(len(set(erased)) == len(erased) and set(erased) <= encrypted, where, f"erasures of streams {erased}")
     require(said.erasures == erasures_before(said.erasures, said.position), where, "an erasure that stands behind it")
+    repaired = [decode_system(Record(payload), where) for _, payload in said.repairs]
+    require(all(isinstance(one, Repaired) for one in repaired), where, "repairs")
+    require(all(at < said.position for at, _ in said.repairs), where, "a repair that stands behind it")
     ends = [0, *(drop.end for drop in said.drops)]
     require([drop.start for drop in said.drops] == ends[:-1], where, "a gap between what was dropped")
     require(ends[-1] == said.position, where, "droppings that end elsewhere")

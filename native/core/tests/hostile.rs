@@ -129,7 +129,7 @@ fn records_and_system_records_of_any_bytes_are_refused_or_sound() {
     let repaired = Repaired { salvaged: true, database: [4; 16], when: 3, before, after, kept: 9, lost }.encode();
     let erased = Erased { stream: 3, declared: [4; 32], master: [5; 16], reason: "on request".into() }.encode();
     let confirmed = Confirmed { stream: 3, declared: [4; 32], master: [6; 16] }.encode();
-    for (seed, good) in (2..).zip([declaration().encode(), several, piece, erased, confirmed, repaired]) {
+    for (seed, good) in (2..).zip([declaration().encode(), several, piece, erased, confirmed, repaired.clone()]) {
         fuzz(seed, 20_000, 4, &good, |bytes| match System::decode(bytes) {
             Ok(System::Repaired(repaired)) => repaired.encode() == bytes,
             Ok(System::Declaration(declaration)) => declaration.encode() == bytes,
@@ -155,6 +155,7 @@ fn records_and_system_records_of_any_bytes_are_refused_or_sound() {
         sealed: vec![(2, [8; 24], vec![9; 80])],
         drops: vec![dropped.clone(), Dropped { from: 6, ..dropped }],
         erasures: vec![erasure.clone(), Erasure { confirmed: Some(at), ..erasure }],
+        repairs: vec![(5, repaired)],
         ..Retained::default()
     };
     fuzz(60, 20_000, 8, &retained.encode(), |bytes| Retained::decode(bytes).is_ok_and(|found| found.encode() == bytes));

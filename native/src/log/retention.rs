@@ -4,6 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use kimberlite_core::format::{Damage, SegmentHeader};
 use kimberlite_core::log::{self, Retained};
+use kimberlite_core::salvage::Repaired;
+use kimberlite_core::system::System;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
@@ -13,6 +15,9 @@ use super::replaying::{Stopped, ask, stopped};
 
 /// Positions from and up to, when first and last, and by what rule.
 type Dropped = (u64, u64, u64, u64, String);
+
+/// As `repairs` gives them.
+type Repair<'py> = (u64, bool, Bound<'py, PyBytes>, u64, u32, u32, u64, Vec<(u64, u64)>);
 
 fn decoded(bytes: &[u8]) -> PyResult<Retained> {
     Retained::decode(bytes).map_err(|Damage(what)| PyValueError::new_err(what))
@@ -44,6 +49,22 @@ impl Log {
         let drops = retained.iter().flat_map(|retained| &retained.drops);
         let drops = drops.map(|each| (each.from, each.to, each.first, each.last, each.rule.clone())).collect();
         (retained.as_ref().map_or(0, |retained| retained.segment), drops)
+    }
+
+    /// What was given up, by every record that says so: its position, whether it was of another log, that one's id, when,
+    /// the incarnations before and after, how many records were kept, and the positions that were not.
+    fn repairs<'py>(&self, py: Python<'py>) -> PyResult<Vec<Repair<'py>>> {
+        let durable = self.inner.durable();
+        let found = py.detach(|| self.inner.repairs_before(durable)).map_err(|failure| self.failure(py, failure))?;
+        let repaired = found.into_iter().filter_map(|(position, payload)| match System::decode(&payload) {
+            Ok(System::Repaired(said)) => Some((position, said)),
+            _ => None,
+        });
+        let shown = |(position, said): (u64, Repaired)| {
+            let database = PyBytes::new(py, &said.database);
+            (position, said.salvaged, database, said.when, said.before, said.after, said.kept, said.lost)
+        };
+        Ok(repaired.map(shown).collect())
     }
 
     /// All that the segments before this one say and the others need; None if there is nothing to drop.

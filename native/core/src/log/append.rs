@@ -174,7 +174,7 @@ impl Log {
         if time > now {
             return Err(Refused::Future);
         }
-        self.admit(parts, None, false, now)
+        self.admit(parts, None, false, time)
     }
 
     /// The group that an append is in already, if it is in one; or why nobody can know, or tell. Of what was not appended

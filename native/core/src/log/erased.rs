@@ -62,9 +62,13 @@ fn said(from: &mut Reader) -> Checked<Said> {
 }
 
 impl Streams {
-    /// Takes in what a system record says of erasures.
+    /// Takes in what a system record says of erasures, and where one says what was given up.
     pub fn hear(&mut self, system: &System, at: Said) -> Checked<()> {
         let (stream, declared) = match system {
+            System::Repaired(_) => {
+                self.repairs.push(at.position);
+                return Ok(());
+            }
             System::Erased(said) => (said.stream, said.declared),
             System::Confirmed(said) => (said.stream, said.declared),
             _ => return Ok(()),

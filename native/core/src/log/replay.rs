@@ -135,7 +135,6 @@ impl Log {
             for i in 0..opened.count() {
                 let payload = opened.decoded(i).payload;
                 match System::decode(payload)? {
-                    System::Repaired(_) => {}
                     System::Declaration(declaration) => {
                         let key = keys(&declaration, &Declaration::hash(payload))?;
                         said.declared.push((declaration, payload.to_vec(), key));
@@ -143,8 +142,8 @@ impl Log {
                     System::Retained(piece) => said.pieces.push(piece),
                     System::Gap(gap) => said.gaps.push((run.header.first_position + i as u64, gap)),
                     System::Several(_) => {}
-                    erasing @ (System::Erased(_) | System::Confirmed(_)) => {
-                        said.erasing.push((run.header.first_position + i as u64, erasing));
+                    heard @ (System::Erased(_) | System::Confirmed(_) | System::Repaired(_)) => {
+                        said.heard.push((run.header.first_position + i as u64, heard));
                     }
                 }
             }
@@ -164,12 +163,12 @@ impl Log {
                 None => streams.add(&declaration, &payload, key.as_ref(), true)?,
             }
         }
-        let mut erasing = said.erasing.iter().peekable();
+        let mut heard = said.heard.iter().peekable();
         let mut gaps = said.gaps.iter().peekable();
         for run in &group.runs {
             let number = run.header.stream as usize;
             let end = run.header.first_position + run.header.records as u64;
-            while let Some((position, system)) = erasing.next_if(|(position, _)| *position < end) {
+            while let Some((position, system)) = heard.next_if(|(position, _)| *position < end) {
                 streams.hear(system, erased::Said { position: *position, timestamp: group.header.timestamp })?;
             }
             while let Some((position, gap)) = gaps.next_if(|(position, _)| *position < run.header.first_position) {
@@ -237,7 +236,7 @@ impl Log {
             incarnation: header.incarnation,
         };
         drop(tail);
-        for (_, system) in &said.erasing {
+        for (_, system) in &said.heard {
             if let System::Erased(erased) = system {
                 self.forget(erased.stream);
             }
@@ -274,8 +273,8 @@ type Declared = (Declaration, Vec<u8>, Option<Key>);
 struct Said {
     /// In their order, until they are followed.
     declared: Vec<Declared>,
-    /// Of erasures, with their positions.
-    erasing: Vec<(u64, System)>,
+    /// Of erasures and repairs, with their positions.
+    heard: Vec<(u64, System)>,
     pieces: Vec<Piece>,
     /// With their positions.
     gaps: Vec<(u64, Gap)>,

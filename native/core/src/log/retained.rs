@@ -3,7 +3,7 @@
 use super::erased::{self, Erasure};
 use crate::format::{Checked, Damage, HIGHEST, Hash, ensure, u32_at, u64_at};
 use crate::keys::NONCE;
-use crate::system::Piece;
+use crate::system::{Piece, System};
 
 /// A stream as it was where the first kept segment begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +49,8 @@ pub struct Retained {
     pub drops: Vec<Dropped>,
     /// What was said of erasures before `position`.
     pub erasures: Vec<Erasure>,
+    /// Positions and payloads of the records before `position` that say what was given up.
+    pub repairs: Vec<(u64, Vec<u8>)>,
 }
 
 fn bytes(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -122,6 +124,13 @@ impl Retained {
             bytes(&mut out, drop.rule.as_bytes());
         }
         erased::encode(&mut out, &self.erasures);
+        if !self.repairs.is_empty() {
+            out.extend((self.repairs.len() as u32).to_le_bytes());
+            for (position, payload) in &self.repairs {
+                out.extend(position.to_le_bytes());
+                bytes(&mut out, payload);
+            }
+        }
         out
     }
 
@@ -149,15 +158,27 @@ impl Retained {
                 Ok(Dropped { from: at, to, first, last, rule })
             })?,
             erasures: erased::decode(&mut from)?,
+            repairs: match from.0 {
+                [] => vec![],
+                _ => {
+                    let found = from.several(12, |from| Ok((from.u64()?, from.bytes()?.to_vec())))?;
+                    ensure(!found.is_empty(), "a retention record has bytes behind its end")?;
+                    found
+                }
+            },
         };
         ensure(from.0.is_empty(), "a retention record has bytes behind its end")?;
         let numbers = [out.segment, out.group, out.position, out.timestamp, out.system];
         let mut numbers = numbers.into_iter().chain(out.streams.iter().map(|left| left.first));
         let sound = out.segment > 0 && out.group > 1 && numbers.all(|number| number <= HIGHEST);
+        let mut repairs = out.repairs.iter();
+        let repaired = repairs.all(|(position, payload)| {
+            *position < out.position && matches!(System::decode(payload), Ok(System::Repaired(_)))
+        });
         let mut end = 0;
         let joined = out.drops.iter().all(|drop| std::mem::replace(&mut end, drop.to) == drop.from);
         ensure(
-            sound && joined && end == out.position && out.peaks.len() == out.position.count_ones() as usize,
+            sound && joined && repaired && end == out.position && out.peaks.len() == out.position.count_ones() as usize,
             "a retention record contradicts itself",
         )?;
         Ok(out)

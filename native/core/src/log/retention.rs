@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::read::MOST_LEAVES;
+use super::read::{MOST_LEAVES, Window};
 use super::replay::Replayed;
 use super::retained::{Collector, Dropped, Left, Retained};
 use super::walk::Walk;
@@ -48,6 +48,7 @@ impl Log {
             }
         }
         let erasures = self.streams.read().unwrap().erasures_before(position);
+        let repairs = self.repairs_before(position)?;
         let (segment, group, chain) = (number, header.first_group, header.before);
         let (timestamp, incarnation) = (last.timestamp, last.incarnation);
         let out = Retained {
@@ -64,8 +65,23 @@ impl Log {
             sealed,
             drops,
             erasures,
+            repairs,
         };
         Ok(Some(out))
+    }
+
+    /// Positions and payloads of the records up to a position that say what was given up.
+    pub fn repairs_before(&self, position: u64) -> Result<Vec<(u64, Vec<u8>)>, Failure> {
+        let (mut out, left) = {
+            let streams = self.streams.read().unwrap();
+            let left: Vec<u64> = streams.repairs.iter().copied().filter(|&at| at < position).collect();
+            (self.retained().map(|retained| retained.repairs.clone()).unwrap_or_default(), left)
+        };
+        for at in left {
+            let (run, within) = self.run_at(at, &mut Window::default(), 0)?;
+            out.push((at, run.opened.decoded(within).payload.to_vec()));
+        }
+        Ok(out)
     }
 
     /// Where a closed segment ends, and when its last group was sealed; None if none of this number is closed.
@@ -149,6 +165,7 @@ impl Log {
         let retained = Arc::new(retained);
         let mut streams = self.streams.write().unwrap();
         streams.info[0].first = retained.system;
+        streams.repairs.retain(|&position| position >= retained.position);
         for (info, left) in streams.info.iter_mut().skip(1).zip(&retained.streams) {
             info.first = left.first;
             info.skipped.retain(|gap| gap.position >= retained.position);
@@ -219,6 +236,10 @@ impl Log {
             let mut same = known.map(|(info, left)| info.declaration == left.declaration && left.first <= info.forming);
             ensure(found.streams.len() < streams.info.len() && same.all(|same| same), ANOTHER)?;
             ensure(found.erasures == streams.erasures_before(found.position), ANOTHER)?;
+            let before = self.retained();
+            let dropped = before.iter().flat_map(|before| &before.repairs).map(|(position, _)| *position);
+            let known = dropped.chain(streams.repairs.iter().copied()).filter(|&position| position < found.position);
+            ensure(known.eq(found.repairs.iter().map(|(position, _)| *position)), ANOTHER)?;
         }
         if let Some(before) = self.retained() {
             let ahead = &mut self.collector.lock().unwrap().ahead;

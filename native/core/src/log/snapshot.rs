@@ -17,6 +17,11 @@ const MAGIC: &[u8; 8] = b"KIMBCKP1";
 const FIXED: usize = 232;
 const GAP: usize = 28;
 
+/// In the place of a gap of stream 0, which has none: where a record says what was given up.
+fn repair_row(&position: &u64) -> [u8; GAP] {
+    gap_row(0, &Skipped { position, from: 0, to: 0 })
+}
+
 fn gap_row(stream: u32, gap: &Skipped) -> [u8; GAP] {
     let mut row = [0; GAP];
     put(&mut row, 0, stream.to_le_bytes());
@@ -67,7 +72,7 @@ impl Log {
         out.extend(streams.info[0].forming.to_le_bytes());
         out.extend((tree.peaks().len() as u32).to_le_bytes());
         let gaps: usize = streams.info.iter().map(|info| info.skipped.len()).sum();
-        out.extend((gaps as u32).to_le_bytes());
+        out.extend(((streams.repairs.len() + gaps) as u32).to_le_bytes());
         out.extend(tail.last_place.to_le_bytes());
         out.extend(tail.last_chain);
         out.extend(*self.last_piece.lock().unwrap());
@@ -78,6 +83,7 @@ impl Log {
             out.extend((info.declaration.len() as u16).to_le_bytes());
             out.extend(&info.declaration);
         }
+        streams.repairs.iter().for_each(|position| out.extend(repair_row(position)));
         for (stream, info) in (0u32..).zip(&streams.info) {
             info.skipped.iter().for_each(|gap| out.extend(gap_row(stream, gap)));
         }
@@ -170,12 +176,13 @@ impl Log {
         })
     }
 
-    /// Whether these rows are the gaps before a position, of those that were not dropped since.
+    /// Whether these rows are the repairs and gaps before a position, of those that were not dropped since.
     fn had_gaps(&self, rows: &[u8], position: u64) -> bool {
         let streams = self.streams.read().unwrap();
         let gaps =
             (0u32..).zip(&streams.info).flat_map(|(stream, info)| info.skipped.iter().map(move |gap| (stream, gap)));
-        let known = gaps.filter(|(_, gap)| gap.position < position).map(|(stream, gap)| gap_row(stream, gap));
+        let gaps = gaps.filter(|(_, gap)| gap.position < position).map(|(stream, gap)| gap_row(stream, gap));
+        let known = streams.repairs.iter().filter(|&&at| at < position).map(repair_row).chain(gaps);
         let rows = rows.as_chunks::<GAP>().0.iter().filter(|row| u64_at(&row[..], 4) >= self.first());
         known.eq(rows.copied())
     }
@@ -216,6 +223,10 @@ impl Log {
         }
         for _ in 0..u32_at(bytes, 156) {
             let row = take(GAP)?;
+            if u32_at(row, 0) == 0 {
+                streams.repairs.push(u64_at(row, 4));
+                continue;
+            }
             let info = streams.info.get_mut(u32_at(row, 0) as usize);
             let info = info.ok_or(Damage("the checkpoint names a gap of no stream"))?;
             info.skipped.push(Skipped { position: u64_at(row, 4), from: u64_at(row, 12), to: u64_at(row, 20) });

@@ -55,6 +55,8 @@ impl Info {
 pub struct Streams {
     pub list: Vec<Arc<Stream>>,
     pub info: Vec<Info>,
+    /// Positions of the records that say what was given up, but for those that were dropped.
+    pub repairs: Vec<u64>,
     names: HashMap<String, u32>,
 }
 
@@ -63,7 +65,8 @@ impl Streams {
         let (name, declaration, skipped) = (String::new(), vec![], vec![]);
         let (forming, durable) = (0, 0);
         let info = Info { name, declaration, first: 0, skipped, forming, durable, declared: true, erased: None };
-        Self { list: vec![Arc::new(Stream::new(0, identity, false, None))], info: vec![info], names: HashMap::new() }
+        let list = vec![Arc::new(Stream::new(0, identity, false, None))];
+        Self { list, info: vec![info], repairs: vec![], names: HashMap::new() }
     }
 
     pub fn number(&self, name: &str) -> Option<u32> {
