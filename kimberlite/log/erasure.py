@@ -52,6 +52,15 @@ class Eraser:
         await self._chores.run(self._attempt(self._rotate(self._keyring, master)))
         return self._keyring.vault.master_id.hex()
 
+    async def settle(self) -> None:
+        """Empties the slots of all streams that the log erases, also by records that came another way."""
+        if self._keyring is None:
+            return
+        async with self._keyring.lock:
+            for number, declared, *_ in self._native.erasures:
+                self._native.forget(number)
+                await self._keyring.erase(number, declared)
+
     async def stop(self) -> None:
         """Returns when nothing is under way any more."""
         await self._chores.stop()

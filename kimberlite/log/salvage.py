@@ -6,25 +6,35 @@ What proves a record is told in `native/core/src/salvage/`; here is put together
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
-from typing import Any, Final
+from struct import Struct
+from typing import Any, Final, NamedTuple
 
 from kimberlite import _native
 from kimberlite.arguments import checked_name
 from kimberlite.errors import Invalid
+from kimberlite.importing import HIGHEST
 from kimberlite.log import marks as marking
 from kimberlite.log.names import CHECKPOINT, HASHES, INDEX, MARKS, SEGMENTS, segment_name
 from kimberlite.log.options import LARGEST_SEGMENT
 from kimberlite.log.remains import Remains, find_keys, find_origin
 from kimberlite.storage import BLOCK, Backend, File
-from kimberlite.storage.backend import written
+from kimberlite.storage.backend import read_around, written
 
 #: Where the salt of a segment is in what names one.
 SALT_AT: Final = {INDEX: 48, CHECKPOINT: 104}
 DERIVED: Final = b"kimberlite/derived/1".ljust(32, b"\0")
 MAC: Final = 32
+#: Of an index: first group and position, groups, runs, records and streams; and of a row of its table of streams its
+#: number and length.
+INDEX_HEADER: Final = Struct("<32xQQ32xIIII")
+INDEX_STREAM: Final = Struct("<I12xQ")
+#: Before the first of the tree's hashes, and how many leaves are looked at from their end.
+HASHES_HEADER: Final = 4096
+MOST_LEAVES: Final = 4096
 #: Records taken at a time.
 PIECE: Final = 4096
 
@@ -51,6 +61,7 @@ class Jump:
     end: int
     after: int
     before: int
+    why: str
 
 
 @dataclass
@@ -77,12 +88,14 @@ class Report:
     durable_group: int = 0
     missing: list[Missing] = field(default_factory=list)
     jumps: list[Jump] = field(default_factory=list)
+    #: Streams that stay erased, as `info` of the new log has them.
+    erasures: list[dict[str, Any]] = field(default_factory=list)
     times: list[Guessed] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
-        return not self.lost() and self.last_group >= self.durable_group
+        return not self.lost()
 
     def lost(self) -> list[tuple[int, int]]:
         return [(each.first, each.end) for each in self.missing if each.why not in (DROPPED, ERASED)]
@@ -99,6 +112,28 @@ DAMAGED: Final = "no sound record of it is left"
 DOUBTFUL: Final = "different records of it are left, and nothing says which of them is the log's"
 BEHIND: Final = "it was durable, and nothing of it is left"
 TOO_LARGE: Final = f"it is whole, and larger than the {_native.LARGEST_BATCH_BYTES:,} bytes that a batch may have"
+UNKNOWN: Final = "groups {} to {}, positions unknown: they were durable, and nothing of them is left"
+
+
+class Gone(NamedTuple):
+    """An erasure. Times are 0 where nothing says them; `master` is the id of the master key of then."""
+
+    stream: int
+    when: int
+    reason: str
+    position: int
+    master: bytes
+    confirmed: int | None
+
+
+class Ended(NamedTuple):
+    """How far the log is known to have come."""
+
+    #: The last group whose position is known, and the position behind all that are.
+    group: int
+    position: int
+    #: The last that was durable.
+    durable: int
 
 
 class Finder:
@@ -108,12 +143,18 @@ class Finder:
         self.remains = Remains(backend)
         self.origin = find_origin(self.remains, master=master is not None)
         self.keys = find_keys(self.remains, self.origin, master)
+        self.master_id = b"" if master is None else _native.key_id(master)
         origin, self._progress = self.origin, progress
         self._native = _native.Salvage(
             origin.database_id, origin.hash, quantum=origin.quantum, tagged=origin.tagged, group_key=self.keys.group
         )
         self.report = Report(origin.database_id.hex(), notes=self.remains.notes)
         self.incarnation = 0
+        #: Of each stream the offset behind its last record, by what is not in segments.
+        self.lengths: dict[int, int] = {}
+        #: The last group that is known to have been durable with the position behind it.
+        self._known = (0, 0)
+        self._hashes: File | None = None
         self._open: list[File] = []
         #: Whether any segment has a header that is sound.
         self._headed = False
@@ -124,6 +165,11 @@ class Finder:
             self._native.adopt(stream, declaration, key)
         self._native.settle(self.keys.of)
         self.incarnation = max(self.incarnation, self._native.incarnation)
+        for stream, length in (*self._native.lengths.items(), *enumerate(self._native.dropped[1], 1)):
+            self._reached(stream, length)
+        for gone in self.erasures:
+            # Of an empty one there is nothing to erase.
+            self._reached(gone.stream, 1)
         self.names = named(self._native.streams)
         self._records: Iterator[Salvaged] = self._found()
 
@@ -135,7 +181,26 @@ class Finder:
     @property
     def erased(self) -> set[int]:
         """Streams that nobody may read any more."""
-        return set(self._native.erased)
+        return {gone.stream for gone in self.erasures}
+
+    def streams(self) -> list[str]:
+        """All that were there, by number; first those of which nothing but a declaration is left."""
+        declared = {number for number, name in self._native.streams if name is not None}
+        known = (declared | self.lengths.keys()) - {0}
+        return [self.name_of(number) for number in sorted(known, key=lambda each: (bool(self.lengths.get(each)), each))]
+
+    @property
+    def erasures(self) -> list[Gone]:
+        return [Gone(*erasure) for erasure in self._native.erasures]
+
+    def ended(self) -> Ended:
+        """By all that is left."""
+        group, position = max(self._native.end, self._known)
+        durable = self.report.durable_group
+        if durable > group or not durable:
+            # They may have been written before their group was durable: alone they tell nothing of a sound end.
+            position = max(position, self._leaves())
+        return Ended(group, position, durable)
 
     def close(self) -> None:
         while self._open:
@@ -178,17 +243,52 @@ class Finder:
             self.report.durable_group = max(self.report.durable_group, group)
             self._native.durable(chain)
 
+    def _reached(self, stream: int, length: int) -> None:
+        # Beyond that a gap cannot go.
+        self.lengths[stream] = max(self.lengths.get(stream, 0), min(length, HIGHEST))
+
     def _take_derived(self) -> None:
         """What has a right MAC says what it says; leaves prove themselves."""
-        for name, _ in self.remains.of(HASHES)[:1]:
-            self._native.set_hashes(self._keep(name))
+        for name, head in self.remains.of(HASHES)[:1]:
+            hashes = self._keep(name)
+            self._native.set_hashes(hashes)
+            if head[8:24] == self.origin.database_id:
+                self._hashes = hashes
         if self.keys.receipt is None:
             return
         for _, data in self.remains.whole(INDEX):
             if self._is_right(data):
                 self._native.indexed(data[:-MAC])
+                self._take_index(data[:-MAC])
         for _, data in self.remains.whole(CHECKPOINT):
             self._take_checkpoint(data, self.keys.receipt)
+
+    def _take_index(self, data: bytes) -> None:
+        """A segment that has an index was closed, and all of it durable."""
+        first, position, groups, runs, records, streams = INDEX_HEADER.unpack_from(data)
+        self._known = max(self._known, (first + groups - 1, position + records))
+        self.report.durable_group = max(self.report.durable_group, first + groups - 1)
+        place = INDEX_HEADER.size + 16 * groups + 24 * runs
+        for stream, length in INDEX_STREAM.iter_unpack(data[place : place + INDEX_STREAM.size * streams]):
+            if stream:
+                self._reached(stream, length)
+
+    def _leaves(self) -> int:
+        """Up to where the tree's hashes are sound: of neighbouring leaves the node follows."""
+        if self._hashes is None:
+            return 0
+        count = max(0, self._hashes.size() - HASHES_HEADER) // 32
+        end = count // 2
+        while stored(end) > count:
+            end -= 1
+        while stored(end + 1) <= count:
+            end += 1
+        end -= end % 2
+        for size in range(end, max(0, end - MOST_LEAVES), -2):
+            left, right = (read_around(self._hashes, HASHES_HEADER + 32 * stored(size - i), 64) for i in (2, 1))
+            if hashlib.sha256(b"\1" + left[:32] + right[:32]).digest() == right[32:]:
+                return size
+        return 0
 
     def _take_checkpoint(self, data: bytes, receipt_key: bytes) -> None:
         """Of a log as it was then there are its last group and its streams."""
@@ -208,10 +308,13 @@ class Finder:
         with contextlib.suppress(ValueError):
             log.restore(data, self.keys.of)
             self._durable(*log.durable_group())
+            self._known = max(self._known, (log.durable_group()[0], log.durable))
             for payload in log.declarations:
                 self._native.declared(payload, self.keys.of)
-            for stream, *_ in log.erasures:
-                self._native.erase(stream)
+            for _, _, length, stream, _ in log.streams():
+                self._reached(stream, length)
+            for stream, _, when, reason, at, master, confirmed in log.erasures:
+                self._native.erase(stream, when, reason, at, master, confirmed)
 
     def _is_right(self, data: bytes) -> bool:
         assert self.keys.receipt is not None
@@ -238,7 +341,7 @@ class Finder:
         if position > 0:
             report.missing.append(Missing(0, position, DROPPED))
         ends = {stream: (offset, position) for stream, offset in enumerate(firsts, 1)}
-        copied, erased = set(), self.erased
+        copied, keyless, erased = set(), set(), self.erased
         gaps = {(stream, start): end for stream, start, end in self._native.gaps}
         for first, count, stream, offset, timestamp, batch in self._each():
             if first > position:
@@ -260,9 +363,11 @@ class Finder:
                 unopened = ERASED if stream in erased else NO_KEY
                 why = unopened if batch is None else DOUBTFUL if offset < end else TOO_LARGE
                 report.missing.append(Missing(first, position, why))
+                if why == NO_KEY:
+                    keyless.add(stream)
                 continue
             if offset > end:
-                report.jumps.append(Jump(name, end, offset, after, first))
+                report.jumps.append(Jump(name, end, offset, after, first, DAMAGED))
             ends[stream] = (offset + count, position)
             report.copied += count
             copied.add(stream)
@@ -272,9 +377,20 @@ class Finder:
         end = max([end, *(stop for _, stop in self._native.doubtful)])
         if end > position:
             self._miss(position, end)
-        if report.last_group < report.durable_group:
-            report.missing.append(Missing(max(position, end), max(position, end), BEHIND))
+        end, ended = max(position, end), self.ended()
+        if ended.position > end:
+            report.missing.append(Missing(end, ended.position, BEHIND))
+            end = ended.position
+        if ended.durable > ended.group:
+            report.missing.append(Missing(end, end, UNKNOWN.format(ended.group + 1, ended.durable)))
         report.missing.sort(key=lambda each: (each.first, each.end))
+        for stream, length in sorted(self.lengths.items()):
+            last, after = ends.get(stream, (0, 0))
+            while (stream, last) in gaps:
+                last = gaps[stream, last]
+            if length > last and stream not in erased:
+                why = NO_KEY if stream in keyless else DAMAGED
+                report.jumps.append(Jump(self.name_of(stream), last, length, after, end, why))
 
     def name_of(self, stream: int) -> str:
         """Its own, or one by its number that no other has."""
@@ -292,13 +408,13 @@ class Finder:
         else:
             times.append(Guessed(first, end, time, None))
 
-    def behind(self, position: int) -> tuple[int, int, int]:
-        """How many records of streams are left from a position on, the last group that is, and where it ends."""
+    def behind(self, position: int) -> int:
+        """How many records of streams are left from a position on."""
         count = 0
         for first, records, stream, _, _, batch in self._each():
             if stream > 0 and batch is not None:
                 count += max(0, first + records - max(first, position))
-        return count, *self._native.end
+        return count
 
     def _miss(self, first: int, end: int) -> None:
         doubtful = any(start < end and first < stop for start, stop in self._native.doubtful)
@@ -310,6 +426,11 @@ class Finder:
                 done, total = self._native.progress
                 self._progress(total + done, 2 * total)
             yield from found
+
+
+def stored(size: int) -> int:
+    """Hashes of a tree of so many leaves."""
+    return 2 * size - size.bit_count()
 
 
 def named(streams: Iterable[tuple[int, str | None]]) -> dict[int, str]:

@@ -198,14 +198,14 @@ impl Request {
         Self::build(Caller::Future { future, names }, core, Policy::named(policy), producer, since, several, quantum)
     }
 
-    /// What is imported: records at this offset or none, behind a gap if there is a reason for one. Its answer is nobody's
-    /// receipt of durability.
+    /// What is imported: records at this offset or none, behind a gap if there is a reason for one; or, without an offset, a
+    /// record of the system's. Its answer is nobody's receipt of durability.
     #[staticmethod]
     #[allow(clippy::too_many_arguments)]
     fn importing(
         name: Py<PyAny>,
         stream: u32,
-        offset: u64,
+        offset: Option<u64>,
         time: Option<u64>,
         batch: Option<Bound<'_, Batch>>,
         gap: Option<String>,
@@ -214,7 +214,7 @@ impl Request {
     ) -> Self {
         let more = GAP + gap.as_ref().map_or(0, String::len);
         let batch = batch.map(|batch| batch.get().inner.clone()).unwrap_or_default();
-        let part = Part { stream, batch, expect: Some(offset), gap };
+        let part = Part { stream, batch, expect: offset, gap };
         let caller = Caller::Future { future, names: vec![name] };
         let request = Self::build(caller, vec![part], Policy::Os, None, None, false, quantum);
         Self { time, bound: request.bound + more, ..request }

@@ -65,6 +65,25 @@ def test_encrypted_with_its_key(path: Path, key: Path, tmp_path: Path, call: Cal
     assert call("verify", tmp_path / "new", "--key-file", key).status == 0
 
 
+def test_what_was_erased_and_what_is_lost_is_told(path: Path, key: Path, tmp_path: Path, call: Call) -> None:
+    lines = tmp_path / "lines"
+    lines.write_bytes(b"one\ntwo\n")
+    for stream in ("gone", "kept"):
+        assert call("append", path, stream, "--file", lines, "--key-file", key).status == 0
+    with_key = ("--key-file", key)
+    done = call("erase", path, "gone", "--reason", "a ticket", *with_key, "--json").json()
+    outcome = call("salvage", path, "--out", tmp_path / "new", *with_key)
+    assert (outcome.status, b"erased: gone" in outcome.out, b"(pending" in outcome.out) == (0, True, True)
+    for command in ("info", "verify"):
+        said = call(command, tmp_path / "new", *with_key, "--json").json()
+        [found] = said["erasures"]
+        assert found | {"position": 0} == done | {"position": 0}
+        [salvaged] = said["repairs"]
+        assert (salvaged["salvaged"], salvaged["kept"], salvaged["lost"]) == (True, 2, [])
+        assert b"nothing was lost" in call(command, tmp_path / "new", *with_key).out
+    assert b"ERASED" in call("read", tmp_path / "new", "gone", *with_key).err
+
+
 @pytest.mark.parametrize("name", ["new", "new.salvaging"])
 def test_nothing_is_written_over(ledger: Path, tmp_path: Path, call: Call, name: str) -> None:
     (tmp_path / name).mkdir()

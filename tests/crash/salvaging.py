@@ -36,9 +36,11 @@ from tests.model.records import encode_record, take_record
 
 SEGMENT: Final = 64 * 1024
 MASTER: Final = b"the master key of what is broken"
-KINDS: Final = tuple(
-    f"{mode} {form}" for mode in ("plain", "encrypted") for form in ("padded", "packed", "dropped", "pressed")
+KINDS: Final = (
+    *(f"{mode} {form}" for mode in ("plain", "encrypted") for form in ("padded", "packed", "dropped", "pressed")),
+    "encrypted erased",
 )
+GONE: Final = "stream 2"
 VAULTS: Final = ("vault.0", "vault.1")
 
 Files = dict[str, bytes]
@@ -72,8 +74,11 @@ class Source:
 
     @property
     def records(self) -> int:
-        """Of streams, that were not dropped."""
-        return sum(self.log.rows[p].stream > 0 and p >= self.first for p in self.placed)
+        """Of streams, that were not dropped or erased."""
+        return sum(self.is_kept(self.log.rows[p]) and p >= self.first for p in self.placed)
+
+    def is_kept(self, row: Row) -> bool:
+        return row.stream > 0 and all(erasure.stream != row.stream for erasure in self.log.erasures)
 
     @property
     def encrypted(self) -> bool:
@@ -98,6 +103,9 @@ async def _build(kind: str, copy: int) -> Source:
         await _fill(machine, form, copy)
         before = machine.disk.files()
         first = await _drop(machine) if form == "dropped" else 0
+        if form == "erased":
+            await _erase(machine)
+            before = machine.disk.files()
     files = _kept(machine.disk.files())
     log = read_log(_kept(before), master)
     placed = {position: place for position, place in _places(_kept(before), log) if place.name in files}
@@ -156,6 +164,16 @@ async def _drop(machine: Machine) -> int:
         first: int = (await db.info())["first_position"]
     assert 0 < first < end
     return first
+
+
+async def _erase(machine: Machine) -> None:
+    """With something before it and behind."""
+    async with machine.open(segment_bytes=SEGMENT, pack=0) as db:
+        machine.now += 10**9
+        await db.erase(GONE, reason="on request")
+        for i in range(9):
+            machine.now += 10**9
+            await db.append("stream 1", b"behind %d" % i)
 
 
 def _places(files: Files, log: Log) -> Iterator[tuple[int, Placed]]:
@@ -304,6 +322,8 @@ def owed(ruin: Ruin) -> set[int]:
         if position < source.first:
             continue
         row = source.log.rows[position]
+        if row.stream > 0 and not source.is_kept(row):
+            continue
         for name in ruin.copies(placed.name):
             if beginnings[name] != b"KIMBSEG1" and not name.startswith("segments/"):
                 continue
@@ -355,7 +375,7 @@ def judge(ruin: Ruin) -> tuple[int, int, list[str]]:
         finder = Finder(MemoryBackend(disk), source.master)
     except Invalid as error:
         return len(must), 0, [f"refused: {error}"] if must else []
-    truth = {(row.name, row.offset): row for row in source.log.rows if row.stream > 0}
+    truth = {(row.name, row.offset): row for row in source.log.rows if source.is_kept(row)}
     names = {f"unnamed/{row.stream}": row.name for row in source.log.rows}
     found: dict[int, int] = {}
     for name, offset, when, batch in finder.records():
@@ -380,9 +400,27 @@ def judge(ruin: Ruin) -> tuple[int, int, list[str]]:
     lost = {p for p in must if source.log.rows[p].stream > 0} - found.keys()
     wrong += [f"position {position} is whole and was not found" for position in sorted(lost)[:3]]
     end = max(found, default=0)
+    if _checkpointed(ruin):
+        end = len(source.log.rows)
+        lengths = Counter(row.stream for row in source.log.rows if row.stream > 0)
+        short = [stream for stream, length in lengths.items() if finder.lengths.get(stream) != length]
+        wrong += [f"stream {stream} has another length" for stream in short]
+    for erasure in source.log.erasures:
+        if erasure.position in must or _checkpointed(ruin):
+            times = [(gone.when, gone.reason) for gone in finder.erasures if gone.stream == erasure.stream]
+            known = (erasure.timestamp, erasure.reason), (0, erasure.reason)
+            wrong += [] if times and times[0] in known else [f"the erasure of stream {erasure.stream}: {times}"]
     silent = {row.position for row in source.log.rows[:end] if row.stream > 0} - found.keys() - missing
     wrong += [f"position {position} is missing and nobody says so" for position in sorted(silent)[:3]]
     return len(must), len(found), wrong
+
+
+def _checkpointed(ruin: Ruin) -> bool:
+    """Whether it is known how far the log had come."""
+    source = ruin.source
+    needed = ["identity", "checkpoint", *(["receipt.key"] if source.master is None else [])]
+    whole = [name for name in source.files if ruin.whole(name, range(len(source.files[name])), name)]
+    return set(needed) <= set(whole) and (source.master is None or any(name in whole for name in VAULTS))
 
 
 def tried(seeds: range, kinds: tuple[str, ...] = KINDS) -> tuple[Counter[str], list[str]]:

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from random import Random
 
-from kimberlite import Record
-from kimberlite.crypto.master import load_master
+import pytest
+
+from kimberlite import Dropped, Erased, Erasure, Invalid, Record, StreamInfo
+from kimberlite.crypto.master import create_master, load_master
+from kimberlite.crypto.vault import BLOCK as VAULT_HEADER
+from kimberlite.crypto.vault import SLOT
 from kimberlite.log.copying import Finished, copy
-from kimberlite.log.names import segment_name
+from kimberlite.log.names import CHECKPOINT, INDEX, VAULTS, segment_name
 from kimberlite.log.opening import Injected, open_log
 from kimberlite.log.options import LARGEST_BATCH_BYTES, Options
-from kimberlite.log.salvage import TOO_LARGE, Finder, named
+from kimberlite.log.salvage import NO_KEY, TOO_LARGE, Finder, named
 from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import Disk
 from tests.log.simulated import Machine
+from tests.log.test_erasure import places
 from tests.log.test_recovery import made_up
 from tests.log.test_repair import last_said
-from tests.log.test_salvage import SEGMENT, Found, filled, truth
-from tests.model import Batch
+from tests.log.test_salvage import COUNT, SEGMENT, Found, filled, gone, truth
+from tests.model import Batch, read_log
 from tests.model import Record as ModelRecord
 from tests.model.conftest import written
+from tests.model.log import Sealed
 
 GONE = 8
+WHY = "asked for in ticket 4711"
 
 
 async def salvaged(machine: Machine, segment_bytes: int = SEGMENT) -> tuple[Machine, Finder]:
@@ -107,6 +115,192 @@ async def test_what_was_erased_is_not_copied(encrypted: Machine) -> None:
     new, finder = await salvaged(encrypted)
     assert said(await read(new)) == {key: row for key, row in expected.items() if key[0] == "t"}
     assert (finder.report.complete, last_said(new)[1].lost) == (True, ())
+
+
+async def erased(machine: Machine) -> Erasure:
+    """Between what is before it and what is behind."""
+    async with machine.open(segment_bytes=SEGMENT, pack=0) as db:
+        machine.now += 10**9
+        done = await db.erase("s", reason=WHY)
+    await filled_behind(machine)
+    return done
+
+
+def group_at(machine: Machine, position: int) -> Sealed:
+    log = read_log(machine.disk.files(), load_master(machine.key))
+    return next(group for group in log.groups if group.position <= position < group.position + group.records)
+
+
+async def filled_behind(machine: Machine) -> None:
+    async with machine.open(segment_bytes=SEGMENT, pack=0) as db:
+        for i in range(COUNT):
+            machine.now += 1000
+            await db.append("t", [b"behind %d" % i] * 4)
+
+
+async def expect_erased(machine: Machine, when: int, length: int = 4 * COUNT, *, pending: bool = True) -> None:
+    """All is as it was, but that nothing of it is there."""
+    # In the vault the group's key, the receipts' and that of the other stream: before a start empties its slots again.
+    assert [len(places(machine, number)) for number in (0, 1)] == [3, 3]
+    async with machine.open(create=False, segment_bytes=SEGMENT) as db:
+        [found] = (await db.info())["erasures"]
+        assert {**found, "position": 0} == Erasure("s", when, WHY, 0, pending)._asdict()
+        assert StreamInfo("s", length, True, True) in list(db.streams())
+        for read in (db.read("s"), db.read("s", start=length + 1)):
+            with pytest.raises(Erased, match=WHY):
+                await anext(read)
+        with pytest.raises(Erased):
+            await db.append("s", b"late")
+    assert machine.verify().notes == []
+    log = read_log(machine.disk.files(), load_master(machine.key))
+    assert [(one.timestamp, one.reason, one.pending) for one in log.erasures] == [(when, WHY, pending)]
+    assert log.doubts == ()
+
+
+@pytest.mark.parametrize("left", ["all", "records", "checkpoint"])
+async def test_what_was_erased_stays_erased(encrypted: Machine, left: str) -> None:
+    await filled(encrypted)
+    done = await erased(encrypted)
+    if left == "records":
+        gone(encrypted, CHECKPOINT, INDEX)
+    if left == "checkpoint":
+        encrypted.backend().unlink(segment_name(group_at(encrypted, done.position).segment))
+    new, finder = await salvaged(encrypted)
+    await expect_erased(new, done.when)
+    assert [each["stream"] for each in finder.report.erasures] == ["s"]
+    assert finder.report.complete == (left != "checkpoint")
+    again, finder = await salvaged(new)
+    await expect_erased(again, done.when)
+    assert (finder.report.complete, finder.report.jumps) == (True, [])
+
+
+async def test_what_is_pending_there_is_pending_here_until_it_is_confirmed(encrypted: Machine, tmp_path: Path) -> None:
+    await filled(encrypted)
+    done = await erased(encrypted)
+    new, _ = await salvaged(encrypted)
+    create_master(tmp_path / "next")
+    async with new.open(segment_bytes=SEGMENT) as db:
+        with pytest.raises(Invalid, match="master key of then"):
+            await db.confirm_erasure("s")
+        await db.rotate(tmp_path / "next")
+        assert not (await db.confirm_erasure("s")).pending
+    new.key = tmp_path / "next"
+    await expect_erased(new, done.when, pending=False)
+
+
+@pytest.mark.parametrize("back", [False, True])
+async def test_what_is_confirmed_stays_so(encrypted: Machine, tmp_path: Path, *, back: bool) -> None:
+    await filled(encrypted)
+    done = await erased(encrypted)
+    create_master(tmp_path / "next")
+    async with encrypted.open(segment_bytes=SEGMENT, pack=0) as db:
+        await db.rotate(tmp_path / "next")
+        encrypted.now += 10**9
+        await db.confirm_erasure("s")
+    encrypted.key = tmp_path / "next"
+    confirmed = encrypted.now
+    await filled_behind(encrypted)
+    if back:
+        # Only the retention record says it then.
+        async with encrypted.open(segment_bytes=SEGMENT, pack=0) as db:
+            await db.retain(before=(await db.info())["records"])
+            assert (await db.info())["first_position"] > done.position
+    new, _ = await salvaged(encrypted)
+    await expect_erased(new, done.when, pending=False)
+    said = read_log(new.disk.files(), load_master(new.key)).erasures[0].confirmed
+    assert said[1] == confirmed
+
+
+async def test_a_confirmation_alone_tells_that_it_was_erased(encrypted: Machine, tmp_path: Path) -> None:
+    await filled(encrypted)
+    done = await erased(encrypted)
+    create_master(tmp_path / "next")
+    async with encrypted.open(segment_bytes=SEGMENT, pack=0) as db:
+        await db.rotate(tmp_path / "next")
+        await db.confirm_erasure("s")
+    encrypted.key = tmp_path / "next"
+    group = group_at(encrypted, done.position)
+    assert group.position == done.position
+    gone(encrypted, CHECKPOINT)
+    encrypted.write(segment_name(group.segment), group.place, bytes(BLOCK))
+    new, _ = await salvaged(encrypted)
+    async with new.open(segment_bytes=SEGMENT) as db:
+        [found] = (await db.info())["erasures"]
+        assert (found["stream"], found["reason"], found["pending"]) == ("s", "the reason is lost", False)
+        with pytest.raises(Erased):
+            await anext(db.read("s"))
+    assert new.verify().notes == []
+
+
+@pytest.mark.parametrize("named", [True, False])
+async def test_a_stream_whose_key_is_lost_is_there_and_named(encrypted: Machine, *, named: bool) -> None:
+    await filled(encrypted)
+    _, log = truth(encrypted)
+    for name in VAULTS:
+        encrypted.flip(name, VAULT_HEADER + 2 * SLOT + 100)
+    lost = "s"
+    if not named:
+        gone(encrypted, CHECKPOINT)
+        encrypted.write(segment_name(0), log.groups[0].place, bytes(2 * BLOCK))
+        lost = "unnamed/1"
+    new, finder = await salvaged(encrypted)
+    assert {stream for stream, _ in await read(new)} == {"t" if named else "unnamed/2"}
+    [jump] = [each for each in finder.report.jumps if each.stream == lost]
+    assert (jump.first, jump.end, jump.why) == (0, 4 * COUNT, NO_KEY)
+    async with new.open(segment_bytes=SEGMENT) as db:
+        assert StreamInfo(lost, 4 * COUNT, True, False) in list(db.streams())
+        assert (await db.append(lost, b"more")).first_offset == 4 * COUNT
+
+
+@pytest.mark.parametrize("left", [CHECKPOINT, INDEX, "nothing"])
+async def test_offsets_that_were_acknowledged_are_not_given_again(either: Machine, left: str) -> None:
+    await filled(either)
+    async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+        await db.append("only there", b"x")
+    segments = sorted(name for name in either.disk.files() if name.startswith("segments/"))
+    expected, log = truth(either)
+    end = len(log.rows)
+    # One that is closed, and the last, which has no index.
+    gone(either, *segments[-2:], *{CHECKPOINT, INDEX} - {left})
+    new, finder = await salvaged(either)
+    found, report = await read(new), finder.report
+    assert said(found) == {key: expected[key] for key in found}
+    lengths = {"s": 4 * COUNT, "t": 4 * COUNT, "only there": 1}
+    position = max(row.position for row in log.rows if (row.name, row.offset) in found) + 1
+    assert not report.complete
+    if left == CHECKPOINT:
+        assert [(each.first, each.end) for each in report.missing] == [(position, end)]
+        assert {each.stream: each.end for each in report.jumps} == lengths
+    else:
+        # Of the group numbers the marks know, and of positions `hashes`.
+        upto = end - end % 2
+        assert [(each.first, each.end) for each in report.missing] == [(position, upto), (upto, upto)]
+        assert "positions unknown" in report.missing[-1].why
+    assert last_said(new)[1].lost == tuple(report.lost())
+    async with new.open(segment_bytes=SEGMENT) as db:
+        for stream, length in lengths.items():
+            kept = sum(key[0] == stream for key in found)
+            first = (await db.append(stream, b"more")).first_offset
+            assert first == length if left == CHECKPOINT else kept <= first <= length
+            assert first > kept or left == "nothing" or stream == "only there"
+        if left == CHECKPOINT:
+            with pytest.raises(Dropped):
+                await anext(db.read("s", start=4 * COUNT - 1))
+
+
+async def test_without_any_segment_it_is_known_what_there_was(either: Machine) -> None:
+    await filled(either)
+    end = len(truth(either)[1].rows)
+    gone(either, "segments")
+    _, finder = await salvaged(either)
+    assert [(each.first, each.end) for each in finder.report.missing] == [(0, end)]
+    gone(either, CHECKPOINT, INDEX)
+    _, finder = await salvaged(either)
+    assert [(each.first, each.end) for each in finder.report.missing] == [(0, end - end % 2), (end - end % 2,) * 2]
+    gone(either, "hashes")
+    _, finder = await salvaged(either)
+    assert [(each.first, each.end) for each in finder.report.missing] == [(0, 0)]
+    assert "groups 1 to " in finder.report.missing[0].why
 
 
 async def test_a_clock_that_was_ahead_keeps_nobody_from_copying(machine: Machine) -> None:

@@ -1,10 +1,12 @@
 //! What is left of a damaged log, as Python has its files.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kimberlite_core::format::{Damage, Hash};
 use kimberlite_core::group::Database;
 use kimberlite_core::keys::{GroupKey, Key};
+use kimberlite_core::log::{Erasure, Said};
 use kimberlite_core::salvage::{self, Fragment, Repaired, Scanned, read_extents};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -16,6 +18,9 @@ use crate::batch::Batch;
 
 /// Position, records, stream, offset, timestamp if anything says it, and the records if they open.
 type Found = (u64, usize, u32, u64, Option<u64>, Option<Batch>);
+
+/// Of an erasure: stream, time, reason, position, master key's id, and when it was confirmed.
+type Gone<'py> = (u32, u64, String, u64, Bound<'py, PyBytes>, Option<u64>);
 
 #[pyclass(frozen, module = "kimberlite._native")]
 pub struct Salvage(Mutex<salvage::Salvage>);
@@ -151,14 +156,38 @@ impl Salvage {
         inner.retained.as_ref().map_or((0, vec![]), firsts)
     }
 
-    /// A stream that is said to be erased: nothing of it opens.
-    fn erase(&self, stream: u32) {
-        self.inner().erased.insert(stream);
+    /// A stream that is said to be erased, as `Log.erasures` has it: nothing of it opens.
+    fn erase(
+        &self,
+        stream: u32,
+        when: u64,
+        reason: String,
+        position: u64,
+        master: &[u8],
+        confirmed: Option<u64>,
+    ) -> PyResult<()> {
+        let at = Said { position, timestamp: when };
+        let confirmed = confirmed.map(|timestamp| Said { position, timestamp });
+        self.inner().erase(Erasure { stream, at, master: exactly(master, "key id")?, reason, confirmed });
+        Ok(())
     }
 
+    /// Stream, when and why, the record's position, the master key's id, and when that was confirmed to be no more. Times
+    /// are 0 where nothing says them.
     #[getter]
-    fn erased(&self) -> Vec<u32> {
-        self.inner().erased.iter().copied().collect()
+    fn erasures<'py>(&self, py: Python<'py>) -> Vec<Gone<'py>> {
+        let list = |(&stream, erasure): (&u32, &Erasure)| {
+            let confirmed = erasure.confirmed.map(|said| said.timestamp);
+            let master = PyBytes::new(py, &erasure.master);
+            (stream, erasure.at.timestamp, erasure.reason.clone(), erasure.at.position, master, confirmed)
+        };
+        self.inner().erased.iter().map(list).collect()
+    }
+
+    /// Where each stream went on behind the last of its runs that is whole, whether it opens or not.
+    #[getter]
+    fn lengths(&self) -> BTreeMap<u32, u64> {
+        self.inner().lengths()
     }
 
     /// Stream, from and up to: offsets that were never any record's.

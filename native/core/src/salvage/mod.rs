@@ -15,7 +15,7 @@ pub use prove::Fragment;
 pub use repaired::Repaired;
 pub use scan::Scanned;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,8 +23,11 @@ use std::sync::Arc;
 use crate::format::{BLOCK, Checked, GroupHeader, Hash, u32_at, u64_at};
 use crate::group::{Database, Stream};
 use crate::keys::Key;
-use crate::log::{Collector, Retained, Source, is_unreadable};
-use crate::system::{Declaration, System};
+use crate::log::{Collector, Erasure, Retained, Said, Source, is_unreadable};
+use crate::system::{Confirmed, Declaration, System};
+
+/// Of an erasure of which only its confirmation is left.
+const REASON_LOST: &str = "the reason is lost";
 
 /// A group whose header stands in some file.
 struct Held {
@@ -48,6 +51,7 @@ struct Piece {
     length: u32,
     stream: u32,
     position: u64,
+    offset: u64,
     records: u32,
     hash: Hash,
     encrypted: bool,
@@ -114,8 +118,8 @@ pub struct Salvage {
     pub streams: BTreeMap<u32, Known>,
     /// What was dropped, as the newest record has it that is left.
     pub retained: Option<Retained>,
-    /// Streams whose records are read by nobody any more, whatever keys are left.
-    pub erased: BTreeSet<u32>,
+    /// Streams whose records are read by nobody any more, whatever keys are left. Times are 0 where nothing says them.
+    pub erased: BTreeMap<u32, Erasure>,
     /// Stream, from and up to: offsets that were never any record's.
     pub gaps: Vec<(u32, u64, u64)>,
     /// Positions of which different records are left, and nothing says which of them is the log's.
@@ -140,7 +144,7 @@ impl Salvage {
             times: BTreeMap::new(),
             streams: BTreeMap::from([(0, Known { stream: system, name: Some(String::new()) })]),
             retained: None,
-            erased: BTreeSet::new(),
+            erased: BTreeMap::new(),
             gaps: Vec::new(),
             doubtful: Vec::new(),
             at: 0,
@@ -199,13 +203,19 @@ impl Salvage {
         self.pieces.sort_by_key(|piece| (piece.position, !piece.proven, !dated(piece)));
         self.drop_contradictions();
         let system: Vec<Piece> = self.pieces.iter().filter(|piece| piece.stream == 0).copied().collect();
-        let mut collector = Collector::default();
+        let (mut collector, mut confirmed) = (Collector::default(), Vec::new());
         for piece in system {
             for fragment in self.open(&piece)? {
-                for payload in fragment.payloads() {
+                for (position, payload) in (fragment.position..).zip(fragment.payloads()) {
+                    let at = Said { position, timestamp: fragment.timestamp.unwrap_or(0) };
                     match System::decode(payload) {
                         Ok(System::Declaration(_)) => self.declared(payload, keys).expect("it was decoded"),
-                        Ok(System::Erased(erased)) => drop(self.erased.insert(erased.stream)),
+                        Ok(System::Erased(said)) => {
+                            self.name_erased(said.stream, said.declared);
+                            let (stream, master, reason) = (said.stream, said.master, said.reason);
+                            self.erase(Erasure { stream, at, master, reason, confirmed: None });
+                        }
+                        Ok(System::Confirmed(said)) => confirmed.push((said, at)),
                         Ok(System::Gap(gap)) => self.gaps.push((gap.stream, gap.from, gap.to)),
                         Ok(System::Retained(part)) => {
                             // Pieces of which some are lost fit nowhere.
@@ -218,7 +228,12 @@ impl Salvage {
                 }
             }
         }
-        for number in &self.erased {
+        for (Confirmed { stream, declared, .. }, at) in confirmed {
+            self.name_erased(stream, declared);
+            let reason = REASON_LOST.into();
+            self.erase(Erasure { stream, at, master: [0; 16], reason, confirmed: Some(at) });
+        }
+        for number in self.erased.keys() {
             if let Some(known) = self.streams.get_mut(number) {
                 known.stream = Arc::new(Stream::new(*number, known.stream.declaration, true, None));
             }
@@ -228,13 +243,38 @@ impl Salvage {
         Ok(())
     }
 
+    /// A stream that is said to be erased: nothing of it opens.
+    pub fn erase(&mut self, erasure: Erasure) {
+        let confirmed = erasure.confirmed;
+        let known = self.erased.entry(erasure.stream).or_insert(erasure);
+        known.confirmed = known.confirmed.or(confirmed);
+    }
+
+    /// Its declaration may be lost.
+    fn name_erased(&mut self, number: u32, declared: Hash) {
+        let stream = Arc::new(Stream::new(number, declared, true, None));
+        self.streams.entry(number).or_insert(Known { stream, name: None });
+    }
+
+    /// Where each stream went on behind the last of its runs that is whole, or behind a gap, whether it opens or not.
+    pub fn lengths(&self) -> BTreeMap<u32, u64> {
+        let whole = self.pieces.iter().filter(|piece| piece.proven && piece.stream > 0);
+        let runs = whole.map(|piece| (piece.stream, piece.offset.saturating_add(piece.records as u64)));
+        let mut out = BTreeMap::new();
+        for (stream, end) in runs.chain(self.gaps.iter().map(|&(stream, _, to)| (stream, to))) {
+            let length = out.entry(stream).or_insert(0);
+            *length = end.max(*length);
+        }
+        out
+    }
+
     fn follow_retained(&mut self, found: Retained, keys: &mut dyn FnMut(u32, &Hash) -> Option<Key>) {
         for left in &found.streams {
             // It was decoded when it was dropped.
             let _ = self.declared(&left.declaration, keys);
         }
         self.named.insert(found.chain);
-        self.erased.extend(found.erasures.iter().map(|erasure| erasure.stream));
+        found.erasures.iter().cloned().for_each(|erasure| self.erase(erasure));
         if self.retained.as_ref().is_none_or(|before| before.position < found.position) {
             self.retained = Some(found);
         }

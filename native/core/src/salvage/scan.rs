@@ -162,13 +162,15 @@ fn piece(
     guess: Option<u64>,
     proven: bool,
 ) -> Piece {
-    let (stream, position, records, encrypted) = (run.stream, run.first_position, run.records, run.encrypted());
+    let (stream, position, offset) = (run.stream, run.first_position, run.first_offset);
+    let (records, encrypted) = (run.records, run.encrypted());
     Piece {
         file,
         place: place as u64,
         length: run.length,
         stream,
         position,
+        offset,
         records,
         hash,
         encrypted,
