@@ -44,6 +44,12 @@ def prepare(backend: Backend, name: str, fill: Callable[[File], None]) -> str:
     try:
         fill(file)
         file.sync()
+    except OSError:
+        # Keys may be in it, and the next start is far away.
+        with contextlib.suppress(OSError):
+            backend.unlink(temporary)
+            backend.sync_directory(PREPARE)
+        raise
     finally:
         file.close()
     return temporary

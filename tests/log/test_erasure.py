@@ -722,6 +722,21 @@ async def test_an_erasure_that_only_its_record_tells_of_is_found_by_verify_and_b
         await expect_erased(reader, receipts)
 
 
+@pytest.mark.parametrize("verb", ["write", "sync"])
+async def test_a_refused_rotation_leaves_no_keys_behind(encrypted: Machine, other: Machine, verb: str) -> None:
+    """What is erased then would be in it, under a master key that nobody has to destroy."""
+    await filled(encrypted, 3)
+    assert other.key is not None
+    async with encrypted.open(segment_bytes=SEGMENT) as db:
+        encrypted.fault = failing(verb, "prepare/vault.1")
+        with pytest.raises(Unavailable, match="was not wrapped anew"):
+            await db.rotate(other.key)
+        encrypted.fault = None
+        await db.erase("gone", reason=WHY)
+        for left in (encrypted.disk.files(), encrypted.disk.crash(Random(1)).files()):
+            assert [name for name in left if name.startswith("prepare/vault")] == []
+
+
 async def test_an_erasure_is_pending_until_the_key_of_then_is_said_to_be_destroyed(
     encrypted: Machine, other: Machine
 ) -> None:
