@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from kimberlite.log import checkpoint, committer, creation, opening, recovery, retention
+from kimberlite.log import checkpoint, committer, creation, keyring, opening, recovery, retention
 from kimberlite.log.checkpoint import Checkpointer
 from kimberlite.log.committer import Committer
+from kimberlite.log.erasure import Eraser
 from kimberlite.log.flights import Flight
 from kimberlite.log.keyring import Keyring
 from kimberlite.log.log import Log
@@ -27,6 +28,8 @@ from kimberlite.storage.memory import MemoryBackend, MemoryFile
 from tests.crash.cuts import Physical
 from tests.crash.mending import Mending
 
+#: How the names of its copies begin.
+VAULT: Final = "vault."
 #: What is patched, its attribute, and what takes its place.
 Patch = tuple[Any, str, Any]
 
@@ -248,7 +251,7 @@ def _unmarked(*, clean: bool) -> list[Patch]:
     return [(Committer, "_write_mark", none)]
 
 
-def _unsynced(owner: type, name: str, files: str) -> list[Patch]:
+def _unsynced(owner: Any, name: str, files: str) -> list[Patch]:
     """Files that begin like this are not synced in this call."""
     method = getattr(owner, name)
 
@@ -348,6 +351,34 @@ def _packed() -> list[Patch]:
     return [(MemoryFile, "sync", lambda self: None if self.name.endswith(".pack") else sync(self))]
 
 
+def _slot() -> list[Patch]:
+    """The key of a stream is gone before the record that says so is durable."""
+    erase = Eraser._erase
+
+    async def early(self: Eraser, keyring: Keyring, number: int, reason: str) -> None:
+        for each, declared in keyring.vault.streams():
+            if each == number:
+                await keyring.erase(number, declared)
+        await erase(self, keyring, number, reason)
+
+    return [(Eraser, "_erase", early)]
+
+
+def _healed() -> list[Patch]:
+    """A start does not finish the erasures that were cut off."""
+    heal = Opener._heal
+
+    def idle(self: Opener, log: Any, keys: Any, *, lost: bool) -> None:
+        if keys.vault is None:
+            heal(self, log, keys, lost=lost)
+            return
+        keys.vault.erase = lambda *_: False
+        heal(self, log, keys, lost=lost)
+        del keys.vault.erase
+
+    return [(Opener, "_heal", idle)]
+
+
 #: By the rule that is gone. No crash can show that of `copies`, `quarantine` or `segment`: the disk's calls do.
 RULES: Final[dict[str, Callable[[], list[Patch]]]] = {
     "watermark": _watermark,
@@ -379,6 +410,10 @@ RULES: Final[dict[str, Callable[[], list[Patch]]]] = {
     "covered": _covered,
     "held": _held,
     "packed": _packed,
+    "slot": _slot,
+    "emptied": lambda: _unsynced(Keyring, "_write", VAULT),
+    "healed": _healed,
+    "wrapped": lambda: _unsynced(keyring, "prepare", PREPARE),
 }
 
 

@@ -21,7 +21,7 @@ from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import Disk, MemoryBackend
 from tests.crash.cuts import SECTOR, replace
 from tests.crash.judging import Wrong, compare
-from tests.crash.workload import HEAD, NO_END, History, State, World, everything
+from tests.crash.workload import HEAD, NO_END, Forgotten, History, State, World, everything
 
 GROUP: Final = struct.Struct("<8sIIQQIIQ")
 MAGIC: Final = b"KIMBGRP1"
@@ -162,7 +162,7 @@ async def outcome(disk: Disk, state: State, history: History, world: World) -> s
     trusting = "checkpoint" in disk.tree
     untouched = disk.copy()
     try:
-        db = await world.open(disk, None)
+        db = await world.open(state, None, disk=disk)
     except Corrupt:
         return "open"
     except (KimberliteError, ValueError, IndexError) as error:
@@ -228,7 +228,8 @@ async def twins(world: World, rng: Random) -> tuple[Counter[str], list[str]]:
         data[group.place : group.place + group.length] = source.read(group.place, group.length)
         replace(disk, group.name, bytes(data))
         replace(disk, "checkpoint", None)
-        result = await outcome(disk, State(disk, history.promised, {}, NO_END, one.watermark), history, world)
+        state = State(disk, history.promised, {}, NO_END, one.watermark, forgotten=Forgotten(keys=(world.key,)))
+        result = await outcome(disk, state, history, world)
         counts["tried"] += 1
         counts["refused open" if result == "open" else "missed"] += 1
         if result != "open":
@@ -238,7 +239,7 @@ async def twins(world: World, rng: Random) -> tuple[Counter[str], list[str]]:
 
 async def _append_each(disk: Disk, world: World, history: History, sizes: list[int]) -> Disk:
     """One group each, of the same lengths every time; the disk as it was before the close."""
-    db = await world.open(disk, None)
+    db = await world.open(State(disk, 0, {}, NO_END, 0, forgotten=Forgotten(keys=(world.key,))), None)
     for size in sizes:
         sent = history.batch(world.rng, ["twin"])
         sent.parts[0][1][:] = [HEAD.pack(sent.number, i) + world.rng.randbytes(200) for i in range(size)]

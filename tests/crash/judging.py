@@ -8,23 +8,35 @@ from random import Random
 from typing import Final
 
 from kimberlite.crypto.master import load_master
-from kimberlite.errors import Conflict, Duplicate, Invalid
+from kimberlite.errors import Conflict, Duplicate, Erased, Invalid
 from kimberlite.log.log import Log
 from kimberlite.log.verify import verify
 from kimberlite.records import Receipt, Record
 from kimberlite.storage.memory import Disk, MemoryBackend
 from tests.crash.cuts import flying, power_cut
+from tests.crash.nonces import find_slots
 from tests.crash.order import violations
-from tests.crash.workload import SEVERAL, History, Sent, State, World, everything, number_of
+from tests.crash.workload import (
+    SEVERAL,
+    History,
+    Sent,
+    Served,
+    State,
+    World,
+    everything,
+    is_gone,
+    number_of,
+    served,
+)
 
 #: Crashes during the recovery of a crash during the recovery of a crash.
 DEEPEST: Final = 3
 #: That a step of a recovery, of what is appended after it or of its close is cut.
 CHANCE: Final = 0.012
 
-#: `lost` promised records; `refused` to open, serve or verify; a batch `twice`, in part or with other bytes; records or
-#: disk calls out of `order`; and a session that `failed` before any crash.
-KINDS: Final = ("lost", "refused", "twice", "partial", "changed", "order", "failed")
+#: `lost` promised records; `refused` to open, serve or verify; a batch `twice`, in part or with other bytes; what was
+#: dropped or erased is `back`; records or disk calls out of `order`; and a session that `failed` before any crash.
+KINDS: Final = ("lost", "refused", "twice", "partial", "changed", "back", "order", "failed")
 
 
 class Wrong(Exception):
@@ -49,8 +61,13 @@ def compare(found: list[Record], state: State, history: History) -> dict[int, Re
     """Holds a log that was read against the history; the first record of every batch that is in it, or was dropped."""
     first_kept = found[0].position if found else 0
     if not state.first <= first_kept <= state.asked:
-        raise Wrong("lost", f"it begins at {first_kept}: {state.first} was dropped, and {state.asked} was to be")
+        kind = "back" if first_kept < state.first else "lost"
+        raise Wrong(kind, f"it begins at {first_kept}: {state.first} was dropped, and {state.asked} was to be")
+    halves = {r.stream for r in found if is_gone(r)} & {r.stream for r in found if not is_gone(r)}
+    if halves:
+        raise Wrong("partial", f"of {min(halves)} some records are erased and some are not")
     found = history.whole(found)
+    gone = {record.stream for record in found if is_gone(record)}
     if len(found) < state.promised:
         raise Wrong("lost", f"{state.promised} positions were promised and {len(found)} are there")
     lengths: Counter[str] = Counter()
@@ -61,9 +78,11 @@ def compare(found: list[Record], state: State, history: History) -> dict[int, Re
             raise Wrong("order", f"position {record.position} follows {position - 1}")
         if not record.stream:
             continue
-        if record.offset != lengths[record.stream]:
+        if record.offset != lengths[record.stream] and not is_gone(record):
             raise Wrong("order", f"offset {record.offset} of {record.stream} at position {position}")
         lengths[record.stream] += 1
+        if record.stream in gone:
+            continue
         number = number_of(record)
         first.setdefault(number, record)
         batches.setdefault(number, []).append((record.stream, record.payload))
@@ -71,19 +90,20 @@ def compare(found: list[Record], state: State, history: History) -> dict[int, Re
         if lengths[stream] < length:
             raise Wrong("lost", f"{stream} has {lengths[stream]} records, and a refusal cited {length}")
     for number, records in batches.items():
-        _compare_batch(number, records, history.sent.get(number))
+        _compare_batch(number, records, history.sent.get(number), gone)
     _compare_receipts(found, history, min(state.same, len(found)))
     return first
 
 
-def _compare_batch(number: int, records: list[tuple[str, bytes]], sent: Sent | None) -> None:
+def _compare_batch(number: int, records: list[tuple[str, bytes]], sent: Sent | None, gone: set[str]) -> None:
     if sent is None:
         raise Wrong("changed", f"batch {number} was never sent, or was lost before")
-    if len(records) > sent.size:
-        raise Wrong("twice", f"batch {number} of {sent.size} records has {len(records)}")
-    if len(records) < sent.size:
-        raise Wrong("partial", f"batch {number} of {sent.size} records has {len(records)}")
-    if records != [(stream, payload) for stream, payloads in sent.parts for payload in payloads]:
+    whole = [(stream, payload) for stream, payloads in sent.parts for payload in payloads if stream not in gone]
+    if len(records) > len(whole):
+        raise Wrong("twice", f"batch {number} of {len(whole)} records has {len(records)}")
+    if len(records) < len(whole):
+        raise Wrong("partial", f"batch {number} of {len(whole)} records has {len(records)}")
+    if records != whole:
         raise Wrong("changed", f"batch {number} has other bytes or another order")
 
 
@@ -94,8 +114,24 @@ def _compare_receipts(found: list[Record], history: History, below: int) -> None
             if receipt.last_position >= below:
                 continue
             record = found[receipt.first_position]
+            if is_gone(record) and record.stream == stream:
+                continue
             if (record.stream, record.offset, record.payload) != (stream, receipt.first_offset, payloads[0]):
                 raise Wrong("changed", f"position {record.position} is not what its receipt says")
+
+
+def compare_served(told: Served, found: list[Record], state: State) -> None:
+    """What was erased stays so, and nothing is that nobody asked for."""
+    must = state.forgotten
+    if not must.erased <= told.erased:
+        raise Wrong("back", f"{sorted(must.erased)} were erased, and {sorted(told.erased)} are")
+    if not told.streams <= must.erasing:
+        raise Wrong("lost", f"{sorted(must.erasing)} were to be erased, and {sorted(told.streams)} are")
+    if not must.confirmed <= told.confirmed <= must.confirming:
+        raise Wrong("lost", f"{sorted(told.confirmed)} are confirmed, and {sorted(must.confirmed)} were")
+    for record in found:
+        if record.stream in told.streams and not is_gone(record):
+            raise Wrong("back", f"{record.stream} is erased, and position {record.position} is read")
 
 
 async def judge(state: State, history: History, world: World, rng: Random) -> Verdict:
@@ -115,11 +151,13 @@ async def judge(state: State, history: History, world: World, rng: Random) -> Ve
 
 async def _judge(state: State, history: History, world: World, rng: Random, verdict: Verdict) -> None:
     disk = state.disk
-    if state.asked and not state.level:
+    for what in find_slots(disk.files(), state.forgotten.slots):
+        raise Wrong("back", what)
+    if (state.asked or state.forgotten.erasing) and not state.level:
         await _read_beside(state, history, world)
     disk.trace = []
     child = State(disk, state.promised, state.lengths, state.same, 0, state.level + 1, flying=state.flying)
-    child.first, child.asked = state.first, state.asked
+    child.first, child.asked, child.forgotten = state.first, state.asked, state.forgotten
 
     def cut() -> None:
         if rng.random() < CHANCE:
@@ -132,22 +170,30 @@ async def _judge(state: State, history: History, world: World, rng: Random, verd
     before = _quarantined(disk)
     if state.level < DEEPEST:
         disk.on_step = cut
-    db = await world.open(disk, rng)
+    db = await world.open(state, rng)
     try:
         verdict.torn = _quarantined(disk) > before
         found = await everything(db)
+        told = await served(db)
+        compare_served(told, found, state)
         first = compare(found, state, history)
         # What it served is promised from here on, and the mark that it wrote covers it.
+        child.forgotten = state.forgotten.settled(told, world.key)
         child.first = child.asked = found[0].position if found else 0
         child.promised = child.first + len(found)
         child.same = min(state.same, child.promised)
         child.covered = history.last_group(child.same)
         await _retry(db, history, first, child, rng)
         await _append(db, history, rng)
+        await _try_erased(db, told, rng)
     finally:
         await db.close()
     disk.on_step = None
-    verify(MemoryBackend(disk), None if world.key is None else load_master(world.key))
+    report = verify(MemoryBackend(disk), None if world.key is None else load_master(world.key))
+    if {each["stream"] for each in report.erasures} != told.streams:
+        raise Wrong("changed", "to verify something else is erased")
+    for what in (*find_slots(disk.files(), child.forgotten.slots), *report.notes):
+        raise Wrong("back", what)
     for what in violations(disk.trace, state.flying):
         raise Wrong("order", what)
 
@@ -155,12 +201,13 @@ async def _judge(state: State, history: History, world: World, rng: Random, verd
 async def _read_beside(state: State, history: History, world: World) -> None:
     """A reader judges nothing behind a watermark, and misses nothing in front of it."""
     try:
-        db = await world.open(state.disk.copy(), None, read_only=True)
+        db = await world.open(state, None, disk=state.disk.copy(), read_only=True)
     except Invalid:
         # Its making was cut off.
         return
-    found = await everything(db)
+    found, told = await everything(db), await served(db)
     await db.close()
+    compare_served(told, found, state)
     compare(found, replace(state, promised=0, lengths={}, first=0), history)
 
 
@@ -184,9 +231,23 @@ async def _append(db: Log, history: History, rng: Random) -> None:
         raise Wrong("twice", "an append that expects too little is accepted")
 
 
+async def _try_erased(db: Log, told: Served, rng: Random) -> None:
+    """Nobody reads of an erased stream or appends to it."""
+    if not told.erased:
+        return
+    stream = rng.choice(sorted(told.streams))
+    for attempt in (anext(db.read(stream)), db.append(stream, b"late")):
+        try:
+            await attempt
+        except Erased:
+            continue
+        raise Wrong("back", f"{stream} is erased, and is read or appended to")
+
+
 async def _retry(db: Log, history: History, first: dict[int, Record], child: State, rng: Random) -> None:
     """A producer repeats what it is not sure of: what is there gets its receipt, what is not is appended once."""
-    lines = [line for line in sorted(history.lines) if history.lines[line]]
+    erased = child.forgotten.erasing
+    lines = [line for line in sorted(history.lines) if history.lines[line] and line[1] not in erased]
     if not lines:
         return
     producer, stream = line = rng.choice(lines)
@@ -201,6 +262,13 @@ async def _retry(db: Log, history: History, first: dict[int, Record], child: Sta
             if where is None or where.position >= child.first:
                 raise
             # There is no receipt of what was dropped.
+            continue
+        except Erased:
+            if not any(name in erased for name, _ in each.parts):
+                raise
+            if where is None:
+                # No later one can be taken either.
+                return
             continue
         if where is None:
             if receipts[0].first_position < before:

@@ -94,6 +94,20 @@ class Nonces:
         seen.append(sealed)
 
 
+def find_slots(files: Mapping[str, bytes], erased: Iterable[bytes]) -> Iterator[str]:
+    """Where the key of a stream still is that should have none; `erased` is how their slots begin, without what differs
+    from copy to copy: kind and number, and the hash that they are bound to."""
+    for slot in erased:
+        for name, data in files.items():
+            if name.startswith("segments/"):
+                continue
+            at = data.find(slot[8:])
+            while at >= 0:
+                if data[max(0, at - 32) : at - 24] == slot[:8]:
+                    yield f"{name} has at byte {at - 32} the key of an erased stream"
+                at = data.find(slot[8:], at + 1)
+
+
 def runs(data: bytes, keys: Iterable[bytes]) -> list[int]:
     """Where encrypted runs are, as far as a torn image shows it: by their groups, then by the ids of their keys."""
     found: set[int] = set()

@@ -21,15 +21,17 @@ from kimberlite.log import checkpoint
 from kimberlite.storage.memory import Disk
 from tests.crash import breaks
 from tests.crash.damage import trial, twins
-from tests.crash.judging import DEEPEST, KINDS, Verdict, Wrong, compare, distinct, is_empty, judge
+from tests.crash.judging import DEEPEST, KINDS, Verdict, Wrong, compare, compare_served, distinct, is_empty, judge
 from tests.crash.order import violations
-from tests.crash.workload import NO_END, History, Session, State, World
+from tests.crash.workload import NO_END, Forgotten, History, Session, State, World
 from tests.log.turns import VirtualLoop
 
 #: Of the states, how many are damaged too; of those at rest, all are.
 DAMAGED: Final = 0.1
 #: Of the workloads, how many are followed by a log that gets groups of its twin.
 TWINS: Final = 0.2
+#: What a log does that lives for years.
+AMID: Final = ("retention", "packing", "erasure", "rotation")
 #: Workloads that a process is given at a time.
 PIECE: Final = 4
 
@@ -78,7 +80,7 @@ class Workload:
         self.sound: set[tuple[object, ...]] = set()
 
     async def run(self) -> Tally:
-        base = State(Disk(), 0, {}, NO_END, 0)
+        base = State(Disk(), 0, {}, NO_END, 0, forgotten=Forgotten(keys=(self.world.key,)))
         try:
             for _ in range(self.rng.choice((1, 2, 2, 3))):
                 base = await self._session(base)
@@ -98,9 +100,10 @@ class Workload:
         """What the next session begins on."""
         session = Session(self.world, self.history, base)
         try:
-            found = await session.begin()
+            found, told = await session.begin()
         except KimberliteError as error:
             raise Wrong("refused", repr(error)) from error
+        compare_served(told, found, base)
         compare(found, base, self.history)
         self.history.cut_to(found)
         await session.work()
@@ -121,7 +124,8 @@ class Workload:
             state = states.pop()
             image = distinct(state.disk)
             (self.tally.empty if is_empty(state.disk) else self.images).add(image)
-            claim = (image, state.promised, state.first, state.asked, state.flying, *sorted(state.lengths.items()))
+            lengths = sorted(state.lengths.items())
+            claim = (image, state.promised, state.first, state.asked, state.flying, state.forgotten, *lengths)
             if claim in self.sound:
                 # The same bytes and the same promises: what was seen to be so is not opened again.
                 self.tally.counts.update({"states": 1, "repeated": 1, f"level {state.level}": 1})
@@ -190,12 +194,13 @@ def report(tally: Tally, seconds: float) -> str:
     lost = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS)
     nested = ", ".join(f"{counts[f'level {level}']}" for level in range(1, DEEPEST + 1))
     refused = counts["refused open"] + counts["refused later"]
+    amid = ", ".join(f"{what} {counts[what + ' hit']}" for what in AMID)
     return (
         f"{total} states, {tally.distinct + len(tally.empty)} distinct images "
         f"({counts['repeated']} with the same promises as one before)\n"
         f"{total / seconds:.0f} states/s ({total / max(tally.seconds, 1e-9):.0f} a second of a processor)\n"
         f"{counts['torn'] / max(1, total):.1%} with a torn tail; {nested} crashed in one, two, three recoveries\n"
-        f"{counts['retention hit']} cuts in the middle of retention, {counts['packing hit']} of packing\n"
+        f"cuts in the middle of: {amid}\n"
         f"{lost}\n"
         f"damage under a watermark: {refused} refused of {counts['tried']} tried "
         f"({counts['refused open']} when opened, {counts['refused later']} behind a checkpoint)"
