@@ -21,46 +21,53 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.crash.children import STEPS, Ack, Child, Manner, Writer, usable
+from tests.crash.children import STEPS, Child, Kept, Manner, Writer, usable
 from tests.crash.mounts import Shut, isolate, lacking, mounts
-from tests.crash.nonces import Nonces, read_files
+from tests.crash.nonces import Nonces, find_slots, read_files
 
 #: What must never be counted.
-BAD = ("lost", "refused", "escaped", "hung", "nonces twice")
-#: What the power can go in the middle of.
-OTHER_STEPS = ("mark", "group", "retention", "packing")
+BAD = ("lost", "back", "refused", "escaped", "hung", "nonces twice")
+#: What the power can go in the middle of: `segment` is the next one being begun, `rotation` that of the master key.
+OTHER_STEPS = ("mark", "group", "retention", "packing", "erasure", "rotation")
 HITS = (*(f"{step} hit" for step in (*STEPS, *OTHER_STEPS, "recovery")), "torn tails")
 #: What a writer may end with when its disk is gone.
 OF_A_DEAD_DISK = ("UnknownOutcome: ", "Unavailable: ", "NoSpace: ")
-#: Where a cut is aimed at; None is any moment.
-TARGETS = (
-    *(None, "group", "group", "group", "rotation", "vault", "checkpoint", "opening", "mark"),
-    *("retention", "packing"),
-)
-#: How a writer gets there.
 #: Of so many cuts and more, so many at least are in the middle of each of these.
-ENOUGH, LEAST = 2000, 20
-WANTED = ("rotation", "vault", "checkpoint", "mark", "retention", "packing")
+ENOUGH, LEAST = 500, 20
+#: What a log does that lives for years.
+YEARS = ("retention", "packing", "erasure", "rotation")
+WANTED = ("segment", "vault", "checkpoint", "mark", *YEARS)
+#: What somebody waits for, who may lose power as soon as it is done.
+ENDED = ("retention", "erasure", "rotation")
+#: Those that only an encrypted database does.
+OF_KEYS = ("vault", "erasure", "rotation")
+#: Where a cut is aimed at, if not at what was hit least so far; None is any moment.
+TARGETS = (None, "group", "group", "group", "opening", *WANTED)
+#: How a writer gets there.
 MANNERS: dict[str | None, tuple[Manner, ...]] = dict.fromkeys(TARGETS, ("usual", "loose"))
 MANNERS |= {"mark": ("quiet",), "group": ("large", "loose"), "retention": ("keeping",), "packing": ("keeping",)}
+MANNERS |= {"erasure": ("erasing",), "rotation": ("erasing",)}
+#: Seconds from the beginning of a step until the power goes, at most.
+DELAYS = (0, 0.0003, 0.002)
+LONGER = {"erasure": (0.001, 0.004, 0.012), "rotation": (0.0005, 0.002, 0.006), "retention": (0.0005, 0.003, 0.01)}
 
 
 class Database:
     """One directory through several cuts, and everything durable that it acknowledged."""
 
     def __init__(self, path: Path, key: Path | None) -> None:
-        self.path, self.key, self.acks = path, key, list[Ack]()
+        self.path, self.key, self.kept = path, key, Kept()
+        #: The one that a rotation was to, which may have been cut off.
+        self.other: Path | None = None
         self.nonces = Nonces()
-        #: What is before its start was dropped, and before its end it may be.
-        self.dropped = range(0)
         #: Whether the last power cut is still to be recovered from.
         self.cut_off = False
 
     def cut(self, mount: Shut, rng: Random, counts: Counter[str], *, check: bool) -> None:
-        target = "opening" if self.cut_off and rng.random() < 0.4 else rng.choice(TARGETS)
+        target = "opening" if self.cut_off and rng.random() < 0.25 else self._aim(rng, counts)
         engine = rng.choice(usable())
         manner = rng.choice(MANNERS[target])
-        writer = Writer(self.path, self.key, engine, rng.getrandbits(40), manner)
+        writer = Writer(self.path, self.key, engine, rng.getrandbits(40), manner, other=self.other)
         child = Child(writer.work)
         ended = self._reach(child, target, mount, rng)
         counts["sectors in a cache"] += mount.cut(rng)
@@ -73,27 +80,33 @@ class Database:
         self._look(counts)
         self.cut_off = True
         if check:
-            self._check(Writer(self.path, self.key, rng.choice(usable()), writer.seed), counts)
+            self._check(Writer(self.path, self.key, rng.choice(usable()), writer.seed, other=self.other), counts)
+
+    def _aim(self, rng: Random, counts: Counter[str]) -> str | None:
+        wanted = [step for step in WANTED if self.key is not None or step not in OF_KEYS]
+        if rng.random() < 0.5:
+            return min(wanted, key=lambda step: counts[f"{step} hit"])
+        return rng.choice([step for step in TARGETS if step in wanted or step not in OF_KEYS])
 
     def _reach(self, child: Child, target: str | None, mount: Shut, rng: Random) -> bool:
         """Lets the child come to where it is to be cut; whether it ended before."""
         ended = target != "opening" and child.listen(10, until="work")
         if target == "group":
             # Only a segment that was prepared in quiet has been written before: its blocks need no journal to be seen.
-            ended = ended or child.listen(1, until="rotation")
+            ended = ended or child.listen(1, until="segment")
         if target != "opening":
             ended = ended or child.listen(rng.choice((0.005, 0.03, 0.2)) * rng.random())
         if ended or (target == "group" and mount.arm(rng.randrange(1, 4)) and child.listen(0.5)):
             return ended
         if target is not None:
-            ended = child.listen(0.5, until=target)
-            time.sleep(rng.choice((0, 0.0003, 0.002)) * rng.random())
+            ended = child.listen(2 if target in WANTED else 0.5, until=target)
+            if target in ENDED and rng.random() < 0.3:
+                return ended or child.listen(1, until=target, edge="end")
+            time.sleep(rng.choice(LONGER.get(target, DELAYS)) * rng.random())
         return ended
 
     def _count(self, said: list[Any], counts: Counter[str], *, ended: bool) -> None:
-        new = [tuple(what) for kind, what in said if kind == "ack"]
-        self.acks += new
-        counts["acknowledged"] += len(new)
+        counts["acknowledged"] += sum(kind == "ack" for kind, _ in said)
         counts.update(f"answered, {what}" for kind, what in said if kind == "by")
         for name in (*STEPS, *OTHER_STEPS):
             edges = [kind for kind, what in said if what == name]
@@ -101,42 +114,48 @@ class Database:
             counts[f"{name} done"] += edges.count("end")
             counts[f"{name} hit"] += hit
             counts["recovery hit"] += hit and name == "opening" and self.cut_off
-        self._drop(said)
+        self._take(said)
         for kind, text in said:
             if kind == "torn":
                 counts["torn tails"] += text
+            elif kind == "back":
+                self.blame(kind, text, counts)
             elif kind == "escaped":
                 counts[kind] += 1
                 print(f"escaped before the cut: {text}")
             elif kind == "refused" and (ended or not text.startswith(OF_A_DEAD_DISK)):
                 self.blame(kind, f"before the cut: {text}", counts)
 
-    def _drop(self, said: list[Any]) -> None:
-        first = max([self.dropped.start, *(what for kind, what in said if kind == "dropped")])
-        asked = max([self.dropped.stop, first, *(what for kind, what in said if kind == "asked")])
-        self.dropped = range(first, asked)
+    def _take(self, said: list[Any]) -> None:
+        for kind, what in said:
+            self.kept.take(kind, what)
+            if kind == "rotating":
+                self.other = Path(what)
+            elif kind in ("rotated", "opened"):
+                self.key, self.other = Path(what), None
 
     def _look(self, counts: Counter[str]) -> None:
-        """At all that is sealed in the directory as it is now."""
+        """At all that is sealed in the directory as it is now, and whether the key of an erased stream still is."""
         if self.key is None:
             return
-        self.nonces.look(read_files(self.path))
+        files = read_files(self.path)
+        for what in find_slots(files, self.kept.erased.values()):
+            self.blame("back", what, counts)
+        self.nonces.look(files)
         for what in self.nonces.twice:
             self.blame("nonces twice", what, counts)
         self.nonces.twice.clear()
 
     def _check(self, writer: Writer, counts: Counter[str]) -> None:
-        checker = Child(lambda say: writer.check(self.acks, self.dropped, say))
+        checker = Child(lambda say: writer.check(self.kept, say))
         counts["hung"] += not checker.listen(60)
         said = checker.end()
-        self._drop(said)
+        self._take(said)
         for kind, what in said:
             if kind in BAD:
                 self.blame(kind, what, counts)
             elif kind == "torn":
                 counts["torn tails"] += what
-            elif kind == "ack":
-                self.acks.append(tuple(what))
         counts["checked"] += 1
         self.cut_off = False
         self._look(counts)
@@ -192,6 +211,8 @@ def main() -> int:
     for name, count in sorted(counts.items()):
         print(f"{name:36} {count}")
     print(f"seed {arguments.seed}, {counts['cuts'] / (time.monotonic() - began):.1f} cuts/s")
+    amid = ", ".join(f"{step} {counts[f'{step} hit']}" for step in YEARS)
+    print(f"cuts in the middle of: {amid}")
     missed = [step for step in WANTED if counts[f"{step} hit"] < LEAST]
     if arguments.cuts >= ENOUGH and missed:
         print(f"fewer than {LEAST} cuts in the middle of: {', '.join(missed)}")

@@ -31,6 +31,9 @@ SEGMENT: Final = 64 * 1024
 COUNT: Final = 60
 #: Seconds that a repair takes here, and some more.
 LONGEST: Final = 0.12
+#: Of so many cuts and more, so many at least are in the middle.
+ENOUGH: Final = 300
+LEAST: Final = 20
 #: What must never be counted.
 BAD: Final = ("lost", "escaped", "hung", "unrepaired")
 
@@ -146,7 +149,8 @@ def main() -> None:
     options = parser.parse_args()
     counts: Any = run_apart(options.cuts, options.seed)
     print(dict(counts))
-    sys.exit(any(counts[bad] for bad in BAD))
+    missed = options.cuts >= ENOUGH and counts["cut in the middle"] < LEAST
+    sys.exit(missed or any(counts[bad] for bad in BAD))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ def test_nothing_acknowledged_is_lost_in_a_power_cut() -> None:
     assert counts["cuts"] == 30
     assert counts["checked"] >= 10
     assert counts["acknowledged"] > 10
+    assert sum(counts[f"{step} hit"] for step in powercut.YEARS) > 2
     assert {bad: counts[bad] for bad in powercut.BAD} == dict.fromkeys(powercut.BAD, 0)
 
 
