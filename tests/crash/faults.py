@@ -14,14 +14,14 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any, Final, Literal, TypeVar
 
 from kimberlite.crypto.master import create_master, load_master
-from kimberlite.errors import KimberliteError, UnknownOutcome
-from kimberlite.log import checkpoint
+from kimberlite.errors import Erased, KeyUnavailable, KimberliteError, UnknownOutcome
+from kimberlite.log import checkpoint, packing, scrub
 from kimberlite.log.log import Log
 from kimberlite.log.names import CHECKPOINT, HASHES, INDEX, PREPARE, PRODUCERS, SEGMENTS
 from kimberlite.log.opening import Injected, open_log
@@ -29,9 +29,12 @@ from kimberlite.log.options import Options
 from kimberlite.log.verify import verify
 from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import Disk, MemoryBackend
+from tests.crash.nonces import find_slots
+from tests.crash.workload import slots
 
 T = TypeVar("T")
-Opened = Coroutine[Any, Any, Log]
+#: With this master key.
+Opened = Callable[[Path | None], Coroutine[Any, Any, Log]]
 #: What a fault must do to the handle that met it; None if either is right.
 Effect = Literal["dead", "alive"] | None
 
@@ -55,7 +58,9 @@ VERBS: Final = {
 PATIENCE: Final = 10.0
 #: Files of these are prepared or derived: a fault discards them and nothing else.
 DISPENSABLE: Final = (PREPARE + "/", INDEX + "/", HASHES, PRODUCERS, CHECKPOINT)
-OPTIONS: Final = Options(segment_bytes=64 * 1024, checkpoint_records=20, idle=0.0005)
+OPTIONS: Final = Options(segment_bytes=64 * 1024, checkpoint_records=20, idle=0.0005, pack=1.0, scrub=1 << 40)
+#: Of a master key, the names of those that it is rotated to.
+NEXT: Final = ("next0", "next1")
 
 
 class Failing:
@@ -102,7 +107,12 @@ class Failing:
 class Outcome:
     """What one run acknowledged, and what went wrong that a caller could not have expected."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: Path | None) -> None:
+        #: Master keys of which one opens it.
+        self.keys: tuple[Path | None, ...] = (key,)
+        #: Of each stream that was erased, how its slot in the vault began; and all that may be erased.
+        self.erased: dict[str, bytes] = {}
+        self.erasing: set[str] = set()
         #: Stream, offset, payload, position.
         self.acknowledged: list[tuple[str, int, bytes, int]] = []
         #: What is before its start was dropped, and before its end it may be.
@@ -124,6 +134,18 @@ class Outcome:
             self.wrong.append(f"{step}: escaped\n{traceback.format_exc()[-1200:]}")
         return None
 
+    async def open(self, opened: Opened) -> Log:
+        """With the one of its master keys that fits."""
+        *first, last = self.keys
+        for key in first:
+            with suppress(KeyUnavailable):
+                db = await opened(key)
+                self.keys = (key,)
+                return db
+        db = await opened(last)
+        self.keys = (last,)
+        return db
+
     async def append(self, db: Log, stream: str, payloads: list[bytes], sync: str) -> None:
         was_dead = self.dead
         try:
@@ -142,6 +164,18 @@ class Outcome:
         before = db.durable_position // 2
         self.dropped = range(self.dropped.start, max(before, self.dropped.stop))
         self.dropped = range((await db.retain(before=before)).first, self.dropped.stop)
+
+    async def erase(self, db: Log, stream: str) -> None:
+        self.erasing.add(stream)
+        await db.erase(stream, reason=stream)
+        self.erased[stream] = slots(db)[stream]
+
+    async def rotate(self, db: Log, name: str) -> None:
+        assert self.keys[0] is not None
+        after = self.keys[0].with_name(name)
+        self.keys = (self.keys[0], after)
+        await db.rotate(after)
+        self.keys = (after,)
 
     async def probe(self, db: Log, effect: Effect) -> None:
         """Whether the handle is as dead or alive as the fault that it met must leave it."""
@@ -162,15 +196,16 @@ async def read(db: Log) -> None:
         pass
 
 
-async def workload(opened: Callable[[], Opened], effect: Callable[[], tuple[bool, Effect]], outcome: Outcome) -> None:
-    """Create, append until it rotates and takes checkpoints, rest, drop what is old, close, open again, append, close.
+async def workload(opened: Opened, effect: Callable[[], tuple[bool, Effect]], outcome: Outcome) -> None:
+    """Create, append until it rotates, takes checkpoints and packs, rest, drop what is old, erase a stream, rotate the
+    master key, close, open again, append, close.
 
     `effect` is whether the fault has been met, and what it must do to a handle.
     """
     rng = Random(7)
     for generation in range(2):
         outcome.dead = False
-        db = await outcome.attempt("open", opened())
+        db = await outcome.attempt("open", outcome.open(opened))
         if db is None:
             continue
         met_before, _ = effect()
@@ -187,13 +222,30 @@ async def workload(opened: Callable[[], Opened], effect: Callable[[], tuple[bool
             await asyncio.sleep(0.002)
         await outcome.attempt("read", read(db))
         await outcome.attempt("retain", outcome.drop(db))
+        if outcome.keys != (None,):
+            stream = f"s{generation}.1"
+            await outcome.attempt("erase", outcome.erase(db, stream))
+            await outcome.attempt("rotate", outcome.rotate(db, NEXT[generation]))
+            # What was refused is asked for again, and so is what was not.
+            for _ in range(2):
+                await outcome.attempt("erase", outcome.erase(db, f"s{generation}.2"))
+            await outcome.attempt("confirm", db.confirm_erasure(stream))
         await outcome.probe(db, None if met_before else effect()[1])
         await outcome.attempt("close", db.close())
 
 
-async def judge(opened: Callable[[], Opened], outcome: Outcome) -> None:
-    """The process crashed or gave up, and the disk works again: all that was acknowledged is there, and it goes on."""
-    db = await asyncio.wait_for(opened(), PATIENCE)
+async def judge(opened: Opened, files: Callable[[], dict[str, bytes]], outcome: Outcome) -> None:
+    """The process crashed or gave up, and the disk works again: all that was acknowledged is there, nothing that was
+    dropped or erased, and it goes on."""
+    outcome.wrong += find_slots(files(), outcome.erased.values())
+    both = outcome.keys
+    db = await asyncio.wait_for(outcome.open(opened), PATIENCE)
+    erased = {each["stream"] for each in (await db.info())["erasures"]}
+    if not outcome.erased.keys() <= erased <= outcome.erasing:
+        outcome.wrong.append(f"{erased} are erased; {set(outcome.erased)} were, and {outcome.erasing} may be")
+    for stream in erased:
+        with suppress(Erased):
+            outcome.wrong.append(f"back: {await anext(db.read(stream))}")
     found: dict[int, tuple[str, int, bytes]] = {}
     async for record in db.read():
         found[record.position] = (record.stream, record.offset, record.payload)
@@ -201,10 +253,17 @@ async def judge(opened: Callable[[], Opened], outcome: Outcome) -> None:
     if not outcome.dropped.start <= first <= outcome.dropped.stop:
         outcome.wrong.append(f"it begins at {first}, and {outcome.dropped} was dropped")
     for stream, offset, payload, position in outcome.acknowledged:
-        if (found.get(position) != (stream, offset, payload)) != (position < first):
+        if stream not in erased and (found.get(position) != (stream, offset, payload)) != (position < first):
             outcome.wrong.append(f"lost: {stream} offset {offset}, position {position} from {first} on")
     await db.append("after", b"x")
+    erased_slots = slots(db).values()
     await db.close()
+    outcome.wrong += find_slots(files(), erased_slots)
+    for key in both:
+        if key not in outcome.keys:
+            with suppress(KeyUnavailable):
+                await (await opened(key)).close()
+                outcome.wrong.append("two master keys open it")
 
 
 def report_unhandled(outcome: Outcome) -> None:
@@ -214,10 +273,10 @@ def report_unhandled(outcome: Outcome) -> None:
 
 
 async def run_one(key: Path | None, fault: Failing, *, cut: bool) -> Outcome:
-    outcome, disk = Outcome(), Disk()
+    outcome, disk = Outcome(key), Disk()
     report_unhandled(outcome)
     await workload(
-        lambda: simulated(MemoryBackend(disk, Random(3), fault), key),
+        lambda key: simulated(MemoryBackend(disk, Random(3), fault), key),
         lambda: (fault.hit is not None, fault.effect),
         outcome,
     )
@@ -228,25 +287,35 @@ async def run_one(key: Path | None, fault: Failing, *, cut: bool) -> Outcome:
         for inode in disk.tree.values():
             if inode is not None:
                 inode.holder = None
-        await judge(lambda: simulated(MemoryBackend(disk), key), outcome)
-        verify(MemoryBackend(disk), load_master(key))
+        await judge(lambda key: simulated(MemoryBackend(disk), key), disk.files, outcome)
+        verify(MemoryBackend(disk), load_master(outcome.keys[0]))
     except Exception:
         outcome.wrong.append(f"recovery\n{traceback.format_exc()[-1200:]}")
     return outcome
 
 
 @contextmanager
-def eager_checkpoints() -> Iterator[None]:
-    """So that a short run takes some."""
-    usual = checkpoint.LEAST_INTERVAL
-    checkpoint.LEAST_INTERVAL = 0.002  # type: ignore[misc]
+def eager() -> Iterator[None]:
+    """So that a short run takes checkpoints, packs and scrubs."""
+    waits = [(checkpoint, "LEAST_INTERVAL", 0.002), (packing, "REST", 0), (scrub, "LATER", 0.001), (scrub, "REST", 0)]
+    usual = [(module, name, getattr(module, name)) for module, name, _ in waits]
     try:
+        for module, name, soon in waits:
+            setattr(module, name, soon)
         yield
     finally:
-        checkpoint.LEAST_INTERVAL = usual  # type: ignore[misc]
+        for module, name, value in usual:
+            setattr(module, name, value)
 
 
-@eager_checkpoints()
+def make_keys(key: Path) -> None:
+    """This one, if it is not there, and those that it is rotated to."""
+    for each in (key, *(key.with_name(name) for name in NEXT)):
+        if not each.exists():
+            create_master(each)
+
+
+@eager()
 def run(key: Path | None, *, stride: int = 1, only: str | None = None) -> tuple[Counter[str], list[str]]:
     """Counts, and what went wrong. A stride above 1 takes a sample of the places."""
     counts, wrong = Counter[str](), list[str]()
@@ -275,8 +344,8 @@ def main() -> int:
     parser.add_argument("--stride", type=int, default=1)
     parser.add_argument("--only", choices=VERBS)
     arguments = parser.parse_args()
-    if arguments.key is not None and not arguments.key.exists():
-        create_master(arguments.key)
+    if arguments.key is not None:
+        make_keys(arguments.key)
     counts, wrong = run(arguments.key, stride=arguments.stride, only=arguments.only)
     for text in wrong:
         print(text)

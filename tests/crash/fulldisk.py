@@ -18,7 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-from kimberlite.errors import KimberliteError, NoSpace, UnknownOutcome
+from kimberlite._native import key_id
+from kimberlite.crypto.master import create_master, read_key_file
+from kimberlite.errors import Erased, KeyUnavailable, KimberliteError, NoSpace, Unavailable, UnknownOutcome
+from kimberlite.log.keycheck import wrapped_by
 from kimberlite.log.log import Log
 from kimberlite.log.names import QUARANTINE, SEGMENTS
 from kimberlite.log.opening import Injected, open_log
@@ -30,6 +33,8 @@ from kimberlite.storage.disk import DiskBackend
 from tests.crash.children import Engine
 from tests.crash.device import mount, unmount
 from tests.crash.mounts import Shut
+from tests.crash.nonces import find_slots, read_files
+from tests.crash.workload import slots
 
 #: Of a tmpfs that is to be filled.
 SMALL: int = 4 * MIB
@@ -89,9 +94,16 @@ class Ledger:
                 await asyncio.sleep(0.005)
 
 
-async def opened(path: Path, backend: Engine | Backend, *, read_only: bool = False, options: Options = OPTIONS) -> Log:
+async def opened(
+    path: Path,
+    backend: Engine | Backend,
+    *,
+    read_only: bool = False,
+    options: Options = OPTIONS,
+    key: Path | None = None,
+) -> Log:
     return await open_log(
-        path, create=True, read_only=read_only, key_file=None, backend=backend, origin=None, anchor=None,
+        path, create=True, read_only=read_only, key_file=key, backend=backend, origin=None, anchor=None,
         options=options, injected=Injected(),
     )  # fmt: skip
 
@@ -173,6 +185,39 @@ async def a_full_disk_opens(place: Path, engine: Engine, seed: int) -> None:
     ledger.acknowledged = kept
     await goes_on(torn, engine, ledger)
     assert len(os.listdir(torn / QUARANTINE)) == 1
+
+
+async def a_full_disk_forgets(place: Path, engine: Engine, seed: int) -> None:
+    """It erases and drops all the same. Whether there is room for a rotation or not, one master key opens it."""
+    ledger, path = Ledger(seed), place / "db"
+    keys = [place.with_name(f"{place.name}-key{i}") for i in range(2)]
+    for key in keys:
+        create_master(key)
+    db = await opened(path, engine, key=keys[0])
+    await db.append("gone", [b"%d" % i for i in range(9)])
+    for _ in range(60):
+        await ledger.append(db)
+    with filled(place):
+        assert isinstance(await ledger.until_refused(db, 2000), NoSpace)
+        await db.erase("gone", reason="full")
+        with contextlib.suppress(NoSpace, Unavailable):
+            await db.rotate(keys[1])
+        assert (await db.retain(before=db.durable_position // 2)).segments > 0
+        first = (await anext(db.read("s"))).offset
+    await ledger.append(db)
+    await db.close()
+    keys.sort(key=lambda key: key_id(read_key_file(key)) == wrapped_by(path))
+    with contextlib.suppress(KeyUnavailable):
+        await opened(path, engine, key=keys[0])
+        raise AssertionError("two master keys open it")
+    async with await opened(path, engine, key=keys[1]) as db:
+        assert [record.payload async for record in db.read("s")] == ledger.acknowledged[first:]
+        with contextlib.suppress(Erased):
+            await anext(db.read("gone"))
+            raise AssertionError("it is back")
+        erased = slots(db).values()
+    assert list(find_slots(read_files(path), erased)) == []
+    verify_directory(path, key_file=keys[1])
 
 
 async def goes_on(path: Path, engine: Engine, ledger: Ledger) -> None:

@@ -23,7 +23,6 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final, NamedTuple
 
-from kimberlite.crypto.master import create_master
 from kimberlite.log.log import Log
 from kimberlite.log.names import MARKS, SEGMENTS
 from kimberlite.log.opening import Injected, open_log
@@ -36,11 +35,13 @@ from tests.crash.faults import (
     OPTIONS,
     Effect,
     Outcome,
-    eager_checkpoints,
+    eager,
     judge,
+    make_keys,
     report_unhandled,
     workload,
 )
+from tests.crash.nonces import read_files
 
 #: What is made to fail, and how: an error, or 0 for a short write.
 VERBS: Final = {
@@ -161,7 +162,7 @@ async def opened(path: Path, engine: Engine, key: Path | None) -> Log:
 
 async def run_one(disk: Faulty, case: Case, key: Path | None) -> tuple[Outcome, dict[str, Any]]:
     """What came of it, and how far the plan got."""
-    outcome, path = Outcome(), disk.path / "x"
+    outcome, path = Outcome(key), disk.path / "x"
     report_unhandled(outcome)
     plan = {"verb": case.verb, "nth": case.nth, "number": case.number, "lasting": case.lasting}
     disk.plan(**plan)
@@ -170,11 +171,11 @@ async def run_one(disk: Faulty, case: Case, key: Path | None) -> tuple[Outcome, 
         hit = disk.state()["hit"]
         return hit is not None, None if hit is None else effect_of(case, hit)
 
-    await workload(lambda: opened(path, case.engine, key), effect, outcome)
+    await workload(lambda key: opened(path, case.engine, key), effect, outcome)
     state = disk.plan()
     try:
-        await judge(lambda: opened(path, case.engine, key), outcome)
-        verify_directory(path, key_file=key)
+        await judge(lambda key: opened(path, case.engine, key), lambda: read_files(path), outcome)
+        verify_directory(path, key_file=outcome.keys[0])
     except Exception:
         outcome.wrong.append(f"recovery\n{traceback.format_exc()[-1200:]}")
     shutil.rmtree(disk.store / "x", ignore_errors=True)
@@ -223,7 +224,7 @@ def kinds(only: str | None) -> list[tuple[Engine, str, int]]:
 @contextmanager
 def tally(key: Path | None) -> Iterator[Tally]:
     """That descriptors are left open is wrong too."""
-    with faulty() as disk, eager_checkpoints():
+    with faulty() as disk, eager():
         counted, before = Tally(disk, key), descriptors()
         yield counted
         gc.collect()
@@ -238,7 +239,8 @@ def descriptors() -> int:
 def scenarios(place: Path, seed: int) -> None:
     """Every one of `fulldisk`, on every engine."""
     for engine in usable():
-        for i, scenario in enumerate((fulldisk.appends_stop_and_resume, fulldisk.a_full_disk_opens)):
+        whole = (fulldisk.appends_stop_and_resume, fulldisk.a_full_disk_opens, fulldisk.a_full_disk_forgets)
+        for i, scenario in enumerate(whole):
             with fulldisk.small_disk(place / f"{engine}{i}") as disk:
                 asyncio.run(scenario(disk, engine, seed))
         for limit in (fulldisk.descriptors_run_out, fulldisk.files_must_not_grow):
@@ -259,7 +261,7 @@ def main() -> int:
     failed = 0
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        create_master(place / "key")
+        make_keys(place / "key")
         for seed in range(arguments.times):
             (place / f"{seed}").mkdir()
             scenarios(place / f"{seed}", seed)

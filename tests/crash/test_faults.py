@@ -12,7 +12,6 @@ from typing import TypeVar
 
 import pytest
 
-from kimberlite.crypto.master import create_master
 from kimberlite.errors import UnknownOutcome
 from kimberlite.log.names import PREPARE, SEGMENTS
 from kimberlite.log.options import MIB, Options
@@ -34,7 +33,7 @@ class Slow(MemoryBackend):
 def test_a_failing_disk_loses_nothing_that_was_acknowledged(tmp_path: Path, encrypted: bool) -> None:
     key = tmp_path / "key" if encrypted else None
     if key is not None:
-        create_master(key)
+        faults.make_keys(key)
     counts, wrong = faults.run(key, stride=5)
     assert wrong == []
     assert counts["runs"] > 60

@@ -9,9 +9,9 @@ from random import Random
 
 import pytest
 
-from kimberlite.crypto.master import create_master
 from tests.crash import fulldisk, mounts, realfaults
 from tests.crash.children import Engine, usable
+from tests.crash.faults import make_keys
 
 NO_FUSE = realfaults.lacking()
 NO_MOUNT = mounts.lacking()
@@ -25,7 +25,7 @@ each_engine = pytest.mark.parametrize("engine", usable())
 def test_system_calls_that_fail_lose_nothing_that_was_acknowledged(tmp_path: Path, encrypted: bool) -> None:
     key = tmp_path / "key" if encrypted else None
     if key is not None:
-        create_master(key)
+        make_keys(key)
     with realfaults.tally(key) as counted:
         counted.sample(16, Random(int(encrypted)))
     assert counted.wrong == []
@@ -56,6 +56,13 @@ async def test_a_full_ext4_refuses_appends_and_takes_them_again(tmp_path: Path) 
 async def test_a_full_disk_opens_and_what_is_torn_waits_for_room(tmp_path: Path, engine: Engine) -> None:
     with fulldisk.small_disk(tmp_path / "disk") as place:
         await fulldisk.a_full_disk_opens(place, engine, seed=3)
+
+
+@pytest.mark.skipif(NO_MOUNT is not None, reason=f"no small disk: {NO_MOUNT}")
+@each_engine
+async def test_a_full_disk_erases_and_drops(tmp_path: Path, engine: Engine) -> None:
+    with fulldisk.small_disk(tmp_path / "disk") as place:
+        await fulldisk.a_full_disk_forgets(place, engine, seed=7)
 
 
 @each_engine
