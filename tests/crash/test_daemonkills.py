@@ -9,19 +9,21 @@ from pathlib import Path
 import pytest
 
 from tests.crash import mounts
-from tests.crash.daemonkills import ROOT, hunt
+from tests.crash.daemonkills import OPERATIONS, ROOT, hunt
 
-KILLS = 20
+KILLS = 10
 CUTS = 8
 WHY = mounts.lacking()
 
 
-def test_nothing_is_lost_doubled_or_reordered_by_kills_of_the_daemon(tmp_path: Path) -> None:
-    outcome = hunt(KILLS, tmp_path)
+@pytest.mark.parametrize("keyed", [False, True], ids=["plain", "encrypted"])
+def test_nothing_is_lost_doubled_or_reordered_by_kills_of_the_daemon(tmp_path: Path, keyed: bool) -> None:
+    outcome = hunt(KILLS, tmp_path, keyed=keyed)
     assert outcome.sound, outcome
     assert outcome.kills == KILLS
     assert outcome.in_flight >= 0.9 * KILLS
     assert outcome.acknowledged > 100 * KILLS
+    assert all(outcome.done[what] > 0 for what in (OPERATIONS if keyed else OPERATIONS[:1]))
 
 
 @pytest.mark.skipif(WHY is not None, reason=f"no power cuts: {WHY}")
