@@ -97,8 +97,8 @@ def bound(log: _native.Log) -> set[tuple[int, bytes]]:
 
 
 def orphan_notes(backend: Backend, vault: Vault | None, log: _native.Log) -> list[str]:
-    """What is to be done about orphans, where something is left that they may open."""
-    if vault is None or not backend.list(QUARANTINE) or not (count := vault.orphans(bound(log))):
+    """What is to be done about orphans that a repair has left, where something is left that they may open."""
+    if vault is None or not log.repairs() or not backend.list(QUARANTINE) or not (count := vault.orphans(bound(log))):
         return []
     what = f"{count} of its keys are of streams that the log does not know, and may open what is in {QUARANTINE}/"
     return [f"vault: {what}: `kimberlite keys rotate` leaves them out"]

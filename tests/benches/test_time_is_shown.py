@@ -78,7 +78,7 @@ def test_one_picture_has_python_rust_and_kernel_frames_of_a_daemon(sampler: Path
     assert any("Sealer::seal" in name for name in named[RUST])
     assert "do_syscall_64" in named[KERNEL]
     assert "main thread" in named[THREAD]
-    assert re.search(r"8 clients × 1 in flight × 10 records of 256 B, [\d,]+ records/s", text)
+    assert re.search(r"8 clients × 1 in flight × 10 records of 256 B, plain, [\d,]+ records/s", text)
     assert "serve.svg: append: 8 clients" in printed
 
     bottom = max(top for *_, top in found)

@@ -81,7 +81,7 @@ def test_a_dry_run_of_a_directory_takes_no_lock_and_leaves_it_as_it_is(long: Pat
     before = left()
     would = call("retain", long, "--before", "40", "--dry-run", "--json").json()
     assert left() == before
-    with kimberlite.sync.open(long, segment_bytes=64 * 1024) as db:
+    with kimberlite.sync.open(long, segment_bytes=64 * 1024, pack=0) as db:
         db.append("s", b"more")
         assert call("retain", long, "--before", "40", "--dry-run", "--json").json() == would
     assert call("retain", long.with_name("nowhere"), "--before", "1", "--dry-run").status == 64

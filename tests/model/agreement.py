@@ -115,8 +115,8 @@ async def agree(disk: Disk, master: Master | None) -> Log:
 
 
 def orphans_of(files: Files, log: Log, master: bytes | None) -> int:
-    """Keys of streams that the log does not have, where something is left that they may open."""
-    if master is None or not any(name.startswith("quarantine/") for name in files):
+    """Keys of streams that a repair took back, where something is left that they may open."""
+    if master is None or not log.repairs or not any(name.startswith("quarantine/") for name in files):
         return 0
     known = {log.identity.hash(), *(stream.declared for stream in log.streams)}
     return len(slot_keys(files, log, master).keys() - known)
