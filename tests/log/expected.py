@@ -234,13 +234,13 @@ class Expected:
     ) -> tuple[list[Record], bool]:
         """What `read` gives for these arguments, and whether it comes upon what was dropped then."""
         rows, kept = self.of_stream(stream), self.first_of(stream)
+        numbers = [bound for bound in (start, until) if isinstance(bound, int)]
+        if any(bound < kept for bound in numbers) and (len(numbers) < 2 or numbers[0] < numbers[1]):
+            return [], True
         first = kept if start is None else self._bound(start, rows, kept)
         last = min(len(rows), len(rows) if until is None else self._bound(until, rows, kept))
         shown = [row for row in rows[max(first, kept) : last] if system or row.stream]
-        given = (shown[::-1] if reverse else shown)[:limit]
-        if first >= min(kept, last) or (limit is not None and len(given) == limit and (reverse or limit == 0)):
-            return given, False
-        return (given if reverse else []), True
+        return (shown[::-1] if reverse else shown)[:limit], False
 
     @staticmethod
     def _bound(bound: int | datetime, rows: Sequence[Record], kept: int) -> int:

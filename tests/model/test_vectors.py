@@ -239,7 +239,7 @@ ids = st.binary(min_size=16, max_size=16)
 def test_identity_and_marks_come_back(database: bytes, made: int, origin: str, flag: bool) -> None:
     identity = Identity(database, made, origin, flag, 256)
     assert decode_identity(encode_identity(identity)) == identity
-    mark = Mark(made, 7, 3, bytes(32), flag)
+    mark = Mark(made % (1 << 63), 7, 3, bytes(32), flag)
     assert decode_mark(encode_mark(mark, identity), identity, "mark") == mark
 
 
