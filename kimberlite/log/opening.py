@@ -275,10 +275,21 @@ class Opener:
                 log.forget(number)
                 if keys.vault.erase(number, declared):
                     keys.vault.stale |= {0, 1}
-            for copy in sorted(keys.vault.stale):
-                creation.write_small(self.backend, VAULTS[copy], keys.vault.image())
+            for copy, name in enumerate(VAULTS):
+                if copy in keys.vault.stale:
+                    creation.write_small(self.backend, name, keys.vault.image())
+                else:
+                    self._sync(name)
         if lost:
             creation.write_small(self.backend, RECEIPT_KEY, keys.receipt)
+
+    def _sync(self, name: str) -> None:
+        """What a killed writer wrote may be only with the kernel: a key that is gone could come back."""
+        file = self.backend.open(name, "w")
+        try:
+            file.sync()
+        finally:
+            file.close()
 
     def _lock_marks(self) -> File:
         """A mark that a killed writer had in flight lands before this one reads any, and not on top of its own."""

@@ -722,6 +722,35 @@ async def test_an_erasure_that_only_its_record_tells_of_is_found_by_verify_and_b
         await expect_erased(reader, receipts)
 
 
+async def test_what_a_start_shows_as_erased_has_no_key_on_the_disk(encrypted: Machine) -> None:
+    """What a killed process wrote is with the kernel, and the start that reads it there has nothing to mend."""
+    await filled(encrypted, 3)
+    start, countdown, seen = encrypted.disk.files(), 0, set[bool]()
+    while True:
+        countdown += 1
+        machine = Machine(encrypted.key)
+        machine.disk = Disk.from_files(start)
+        before = slots(machine)
+        async with machine.open(segment_bytes=SEGMENT) as db:
+            cut = Cut(machine.disk, countdown, Random(countdown), False)
+            machine.disk.on_step = cut
+            await db.erase("gone", reason=WHY)
+            machine.disk.on_step = None
+        if cut.left is None:
+            break
+        [gone] = before - slots(machine)
+        left = Machine(encrypted.key)
+        left.disk = cut.taken()
+        async with left.open(segment_bytes=SEGMENT) as db:
+            shown = any(stream.erased for stream in db.streams())
+            seen.add(shown)
+            for seed in range(8 * shown):
+                later = Machine(encrypted.key)
+                later.disk = left.disk.crash(Random(seed))
+                assert gone not in slots(later)
+    assert seen == {True, False}
+
+
 @pytest.mark.parametrize("verb", ["write", "sync"])
 async def test_a_refused_rotation_leaves_no_keys_behind(encrypted: Machine, other: Machine, verb: str) -> None:
     """What is erased then would be in it, under a master key that nobody has to destroy."""
