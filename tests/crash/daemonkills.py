@@ -30,7 +30,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import kimberlite
-from kimberlite import Client, Erased, KeyUnavailable, KimberliteError, Log, Record, Unavailable, UnknownOutcome
+from kimberlite import (
+    Client,
+    Duplicate,
+    Erased,
+    KeyUnavailable,
+    KimberliteError,
+    Log,
+    Record,
+    Unavailable,
+    UnknownOutcome,
+)
 from kimberlite.crypto.master import create_master
 from tests.crash.mounts import Shut, isolate, lacking, mounts
 from tests.crash.nonces import find_slots, read_files
@@ -244,6 +254,9 @@ class Load:
             except KimberliteError as error:
                 # One that was sent again may have been appended before.
                 if isinstance(error, (Erased, UnknownOutcome)) and stream in self.operator.told.erasing:
+                    continue
+                # And dropped since: then there is no receipt of it.
+                if isinstance(error, Duplicate) and self.operator.told.asked:
                     continue
                 self.errors.append(f"{error.code}: {error}")
                 return
