@@ -9,8 +9,10 @@ from kimberlite.records import Receipt, Record
 
 __all__ = [
     "FRAME_HEAD",
+    "HASHES_HEADER",
     "HEADER",
     "HEADER_HEAD",
+    "HIGHEST",
     "KINDS",
     "LARGEST_BATCH",
     "LARGEST_BATCH_BYTES",
@@ -71,6 +73,8 @@ __all__ = [
 
 LARGEST_BATCH: Final[int]
 LARGEST_BATCH_BYTES: Final[int]
+HIGHEST: Final[int]
+HASHES_HEADER: Final[int]
 FRAME_HEAD: Final[int]
 LARGEST_FRAME: Final[int]
 OVERHEAD: Final[int]

@@ -16,7 +16,7 @@ from kimberlite.errors import Invalid, KimberliteError, LimitExceeded
 MOST_OPEN: Final = 512
 MOST_BYTES: Final = 16 << 20
 #: Of offsets and times.
-HIGHEST: Final = (1 << 63) - 1
+HIGHEST: Final = _native.HIGHEST
 #: Bytes of the reason of a gap.
 LONGEST_REASON: Final = 255
 

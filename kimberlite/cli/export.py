@@ -22,12 +22,13 @@ from typing import Any, BinaryIO, Final, NamedTuple
 
 from kimberlite.arguments import checked_name
 from kimberlite.cli import exports, forms
-from kimberlite.cli.exports import HIGHEST, Asked, Bound, Form, Frames, Lines, Source
+from kimberlite.cli.exports import Asked, Bound, Form, Frames, Lines, Source
 from kimberlite.cli.read import parse_bound
 from kimberlite.cli.target import add_key_file, add_target, check_outside, opened
 from kimberlite.cli.terminal import Progress, escaped, note, say, table
 from kimberlite.client.client import Client
 from kimberlite.errors import Busy, Corrupt, Dropped, Invalid
+from kimberlite.importing import HIGHEST
 from kimberlite.log.log import Log
 from kimberlite.records import Time, nanoseconds
 

@@ -17,6 +17,7 @@ from kimberlite.arguments import checked_name
 from kimberlite.cli import forms
 from kimberlite.client.client import Client
 from kimberlite.errors import Corrupt, Invalid, KimberliteError
+from kimberlite.importing import HIGHEST
 from kimberlite.log.log import Log
 from kimberlite.records import Record, Time
 
@@ -27,7 +28,6 @@ STREAMS: Final = 1000
 #: Read at a time.
 PIECE: Final = 1 << 20
 LONGEST_LINE: Final = 8 * _native.LARGEST_BATCH_BYTES
-HIGHEST: Final = (1 << 63) - 1
 
 Kind = Literal["head", "lengths", "records", "end"]
 KINDS: Final[tuple[Kind, ...]] = ("head", "lengths", "records", "end")

@@ -25,7 +25,7 @@ from kimberlite.log.tasks import begin
 from kimberlite.storage.backend import Backend, File, opener
 
 #: Before the first hash.
-HASHES_HEADER: Final = 4096
+HASHES_HEADER: Final = _native.HASHES_HEADER
 #: Hashes written at a time. What the disk takes at once, appends wait for.
 PIECE: Final = 16_384
 #: Seconds between two checkpoints at least: a busy log would otherwise do nothing else. And after one that failed.

@@ -8,6 +8,7 @@ from typing import Final
 
 from kimberlite import _native
 from kimberlite.errors import Corrupt, Dropped
+from kimberlite.log.checkpoint import HASHES_HEADER
 from kimberlite.log.creation import read_small
 from kimberlite.log.identity import Identity
 from kimberlite.log.names import CHECKPOINT, HASHES, index_name, segment_name
@@ -75,7 +76,7 @@ class Follower:
             size = hashes.size()
             self.log.set_hashes(hashes)
             let_go(hashes)
-        if fitting and size < 4096 + 32 * resume.hashes:
+        if fitting and size < HASHES_HEADER + 32 * resume.hashes:
             return False
         try:
             self.loader.attach_closed(resume.segment)

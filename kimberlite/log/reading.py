@@ -21,7 +21,7 @@ FIRST_BYTES: Final = 64 << 10
 BATCH_RECORDS: Final = 8192
 #: Records that a tail reads on the loop.
 FEW: Final = 256
-NO_END: Final = (1 << 63) - 1
+NO_END: Final = _native.HIGHEST
 
 B = TypeVar("B", bound=Sized)
 T = TypeVar("T")

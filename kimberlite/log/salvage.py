@@ -16,10 +16,11 @@ from typing import Any, Final, NamedTuple
 from kimberlite import _native
 from kimberlite.arguments import checked_name
 from kimberlite.errors import Invalid
-from kimberlite.importing import HIGHEST
 from kimberlite.log import marks as marking
+from kimberlite.log.checkpoint import HASHES_HEADER
 from kimberlite.log.names import CHECKPOINT, HASHES, INDEX, MARKS, SEGMENTS, segment_name
 from kimberlite.log.options import LARGEST_SEGMENT
+from kimberlite.log.past import leaves_in, stored
 from kimberlite.log.remains import Remains, find_keys, find_origin
 from kimberlite.storage import BLOCK, Backend, File
 from kimberlite.storage.backend import read_around, written
@@ -32,8 +33,7 @@ MAC: Final = 32
 #: number and length.
 INDEX_HEADER: Final = Struct("<32xQQ32xIIII")
 INDEX_STREAM: Final = Struct("<I12xQ")
-#: Before the first of the tree's hashes, and how many leaves are looked at from their end.
-HASHES_HEADER: Final = 4096
+#: How many leaves of the tree are looked at from their end.
 MOST_LEAVES: Final = 4096
 #: Records taken at a time.
 PIECE: Final = 4096
@@ -245,7 +245,7 @@ class Finder:
 
     def _reached(self, stream: int, length: int) -> None:
         # Beyond that a gap cannot go.
-        self.lengths[stream] = max(self.lengths.get(stream, 0), min(length, HIGHEST))
+        self.lengths[stream] = max(self.lengths.get(stream, 0), min(length, _native.HIGHEST))
 
     def _take_derived(self) -> None:
         """What has a right MAC says what it says; leaves prove themselves."""
@@ -277,12 +277,7 @@ class Finder:
         """Up to where the tree's hashes are sound: of neighbouring leaves the node follows."""
         if self._hashes is None:
             return 0
-        count = max(0, self._hashes.size() - HASHES_HEADER) // 32
-        end = count // 2
-        while stored(end) > count:
-            end -= 1
-        while stored(end + 1) <= count:
-            end += 1
+        end = leaves_in(self._hashes)
         end -= end % 2
         for size in range(end, max(0, end - MOST_LEAVES), -2):
             left, right = (read_around(self._hashes, HASHES_HEADER + 32 * stored(size - i), 64) for i in (2, 1))
@@ -426,11 +421,6 @@ class Finder:
                 done, total = self._native.progress
                 self._progress(total + done, 2 * total)
             yield from found
-
-
-def stored(size: int) -> int:
-    """Hashes of a tree of so many leaves."""
-    return 2 * size - size.bit_count()
 
 
 def named(streams: Iterable[tuple[int, str | None]]) -> dict[int, str]:

@@ -73,7 +73,7 @@ NONE: Final = type(None)
 
 
 #: Of numbers in messages. No offset or position is above, and no record's time is beyond.
-HIGHEST: Final = (1 << 63) - 1
+HIGHEST: Final = _native.HIGHEST
 
 
 def pack_bound(bound: Bound) -> Any:

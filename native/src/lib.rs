@@ -26,6 +26,10 @@ mod _native {
     const LARGEST_BATCH: usize = kimberlite_core::record::LARGEST_BATCH;
     #[pymodule_export]
     const LARGEST_BATCH_BYTES: usize = kimberlite_core::record::LARGEST_BATCH_BYTES;
+    #[pymodule_export]
+    const HIGHEST: u64 = kimberlite_core::format::HIGHEST;
+    #[pymodule_export]
+    const HASHES_HEADER: usize = kimberlite_core::format::HASHES_HEADER;
     /// Of a stored record beside key, headers and payload, and of a header beside name and value.
     #[pymodule_export]
     const RECORD_HEADER: usize = kimberlite_core::format::RECORD_HEADER;
