@@ -58,7 +58,7 @@ BENCHES: Final = (
     Bench("reads", "Reads", "", "--records 100000 --rounds 1 --seconds 0.2"),
     Bench("sizes", "Large logs", "", "--records 100000 1000000"),
     Bench("startup", "Starts", "", "--gib 0.25 --streams 1000 --producers 1000 --rounds 2"),
-    Bench("upkeep", "Beside upkeep", "", "--clients 64 --seconds 0.3 --rounds 1 --mib 8 --segments 8"),
+    Bench("upkeep", "Beside upkeep", "", "--clients 64 --seconds 0.3 --rounds 1 --mib 1 --segments 40"),
     Bench("hostile", "Beside a bad neighbour", "", "--seconds 0.1 --rounds 1"),
     Bench("instructions", "Instructions", "", "", on_disk=False),
 )

@@ -35,7 +35,7 @@ SIZE: Final = 256
 #: Seconds before the clock begins: scrubbing does not begin at once.
 WARM: Final = scrub.LATER + 0.3
 #: MiB of mostly padding that are packed in a second by whoever has nothing else to do, generously.
-PACKED: Final = 150
+PACKED: Final = 40
 #: Seconds between two droppings.
 EVERY: Final = 0.25
 #: Of the rate without, that is left with all of it; and of the slowest of a hundred without, that it may take.
@@ -239,7 +239,7 @@ def arguments() -> argparse.ArgumentParser:
     clients = sorted({cell.clients for cell in CELLS})
     parser.add_argument("--clients", type=int, nargs="+", choices=clients, default=clients, help="these loads only")
     parser.add_argument(
-        "--mib", type=int, default=64, help="of the segments that are packed and dropped; what is appended has its own"
+        "--mib", type=int, default=16, help="of the segments that are packed and dropped; what is appended has its own"
     )
     parser.add_argument("--each", action="store_true", help="every kind of upkeep by itself, besides")
     parser.add_argument(
