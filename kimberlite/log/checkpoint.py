@@ -13,13 +13,13 @@ from collections.abc import Callable
 from typing import Final
 
 from kimberlite import _native
-from kimberlite.errors import Corrupt, RolledBack
+from kimberlite.errors import Corrupt
 from kimberlite.log.ahead import aside
 from kimberlite.log.committer import Committer
 from kimberlite.log.creation import read_small, write_small
 from kimberlite.log.names import CHECKPOINT, HASHES, PRODUCERS, index_name
 from kimberlite.log.options import Options
-from kimberlite.log.recovery import Ended, Loader, segment_numbers
+from kimberlite.log.recovery import Ended, Loader
 from kimberlite.log.tail import Tail
 from kimberlite.log.tasks import begin
 from kimberlite.storage.backend import Backend, File, opener
@@ -59,14 +59,14 @@ class Derived:
         #: What was replayed at the start: no index file is known to be of it.
         self.replayed: list[_native.Segment] = []
 
-    def load(self, loader: Loader, fresh: Callable[[], _native.Log]) -> tuple[_native.Log, Ended]:
+    def load(self, loader: Loader) -> Ended:
         """The log as of its last sound group, from the checkpoint if there is one that matches. Hashes that do not are
         made again; while the segments cannot be read from the beginning, the checkpoint does without."""
         data = read_small(self.backend, CHECKPOINT)
         resume = None if data is None else self.log.resume(data)
+        loader.promised = 0 if resume is None else resume.group
         if data is not None and resume is not None and self._usable(resume, data, loader):
-            return self.log, self._resume(resume, loader)
-        self.log = loader.log = fresh()
+            return self._resume(resume, loader)
         loader.start_again()
         try:
             end = loader.run()
@@ -74,23 +74,17 @@ class Derived:
             # Its frames hold the segments, and with them their locks.
             self.refused = error.with_traceback(None)
         if self.refused is None:
+            self.log, self.replayed = loader.log, loader.segments
             loader.keys.check(self.log)
-            self.replayed = loader.segments
-            if resume is not None and self.log.sealed()[0] <= resume.group:
-                raise RolledBack(
-                    f"the log ends at group {self.log.sealed()[0] - 1}, "
-                    f"and there was a checkpoint of group {resume.group}"
-                )
             # Only now: a checkpoint that refused this open must refuse the next one too.
             self._start_hashes()
-            return self.log, end
-        self.log = loader.log = fresh()
+            return end
         loader.start_again()
         if data is None or resume is None or not self._usable(resume, data, loader, fitting=False):
             raise self.refused
         end = self._resume(resume, loader)
         self.log.doubt()
-        return self.log, end
+        return end
 
     def _resume(self, resume: _native.Resume, loader: Loader) -> Ended:
         end = loader.run()
@@ -105,22 +99,14 @@ class Derived:
 
     def _usable(self, resume: _native.Resume, data: bytes, loader: Loader, *, fitting: bool = True) -> bool:
         """Whether the log has what the checkpoint was taken of, and, if they are to be `fitting`, its hashes; then the
-        log is what it was."""
-        if resume.segment not in segment_numbers(self.backend):
-            return False
+        log is what it was. What is damaged of it is for a replay to judge."""
+        self.log = loader.log
         hashes = self.backend.open(HASHES, "w") if self.backend.exists(HASHES) else None
         if fitting and (hashes is None or hashes.size() < HASHES_HEADER + 32 * resume.hashes):
             return False
         with aside(hashes, lambda: self._load_producers(resume)) as loaded:
             self.log.set_hashes(hashes)
-            try:
-                loader.attach_closed(resume.segment)
-                self.log.restore(data, loader.keys.data_key)
-            except ValueError:
-                return False
-            if not loader.matches(resume) or (fitting and not self.log.hashes_fit()):
-                return False
-            if not loader.resume(resume.segment, resume.place) or not loaded():
+            if not loader.restored(resume, data) or (fitting and not self.log.hashes_fit()) or not loaded():
                 return False
         self.hashes, self.producers_size, self.group = hashes, resume.producers, resume.group
         self.segment = resume.segment

@@ -37,28 +37,26 @@ class Follower:
     ) -> None:
         self.backend, self.identity, self.keys = backend, identity, keys
         self._lock = threading.Lock()
-        marks = load_marks(backend, identity)
-        self.log = fresh()
-        self.loader = Loader(backend, identity, keys, marks, self.log, write=False)
+        self.loader = Loader(backend, identity, keys, load_marks(backend, identity), fresh, write=False)
         self.loader.acknowledged = acknowledged
-        self._load(fresh)
+        self._load()
 
-    def _load(self, fresh: Callable[[], _native.Log]) -> None:
+    def _load(self) -> None:
         loader = self.loader
         data = read_small(self.backend, CHECKPOINT)
-        resume = None if data is None else self.log.resume(data)
+        resume = None if data is None else loader.log.resume(data)
+        loader.promised = 0 if resume is None else resume.group
         if data is None or resume is None or not self._restored(data, resume):
-            self.log = loader.log = fresh()
             loader.start_again()
         try:
             end = loader.run()
         except Corrupt:
             # As for a writer, whose hashes cannot be made again.
-            self.log = loader.log = fresh()
             loader.start_again()
             if data is None or resume is None or not self._restored(data, resume, fitting=False):
                 raise
             end = loader.run()
+        self.log = loader.log
         self._segment, self._place, self._closed = end.segment, end.place, end.closed
         # By its name a segment is another file once it is packed.
         self._scan: File | None = None if end.closed else end.file
@@ -68,24 +66,15 @@ class Follower:
             self.keys.check(self.log)
 
     def _restored(self, data: bytes, resume: _native.Resume, *, fitting: bool = True) -> bool:
-        if resume.segment not in segment_numbers(self.backend):
-            return False
-        size = 0
+        size, log = 0, self.loader.log
         if self.backend.exists(HASHES):
             hashes = self.backend.open(HASHES, "r")
             size = hashes.size()
-            self.log.set_hashes(hashes)
+            log.set_hashes(hashes)
             let_go(hashes)
         if fitting and size < HASHES_HEADER + 32 * resume.hashes:
             return False
-        try:
-            self.loader.attach_closed(resume.segment)
-            self.log.restore(data, self.keys.data_key)
-        except ValueError:
-            return False
-        if not self.loader.matches(resume) or (fitting and not self.log.hashes_fit()):
-            return False
-        return self.loader.resume(resume.segment, resume.place)
+        return self.loader.restored(resume, data) and (log.hashes_fit() or not fitting)
 
     def refresh(self) -> None:
         """Takes what has become durable since."""

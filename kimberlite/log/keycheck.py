@@ -83,10 +83,10 @@ def refused(backend: Backend, identity: Identity, master: bytes | None) -> str |
 
 def read_log(backend: Backend, identity: Identity, progress: Progress | None) -> _native.Log:
     keys = load_keys(backend, identity, None, os.urandom, read_only=True)
-    log = new_log(identity, keys, Options(), None)
-    loader = Loader(backend, identity, keys, load_marks(backend, identity), log, write=False, progress=progress)
+    marks, fresh = load_marks(backend, identity), lambda: new_log(identity, keys, Options(), None)
+    loader = Loader(backend, identity, keys, marks, fresh, write=False, progress=progress)
     loader.beyond(loader.run())
-    return log
+    return loader.log
 
 
 def newest(backend: Backend, identity: Identity) -> tuple[int, bytes] | None:

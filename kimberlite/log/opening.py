@@ -244,11 +244,14 @@ class Opener:
         marks_file = self._lock_marks()
         marks = load_marks(self.backend, identity, repairing=self.repairing)
         self.notes += [f"marks: block {block} is damaged; the other one is sound" for block in marks.damaged]
-        log = new_log(identity, keys, self.options, self.injected.seed)
-        derived = Derived(self.backend, log, identity.database_id)
-        loader = Loader(self.backend, identity, keys, marks, log, write=True)
+        seed = self.injected.seed
+        loader = Loader(
+            self.backend, identity, keys, marks, lambda: new_log(identity, keys, self.options, seed), write=True
+        )
         loader.on_chunk = self.injected.on_replay
-        log, end = derived.load(loader, lambda: new_log(identity, keys, self.options, self.injected.seed))
+        derived = Derived(self.backend, loader.log, identity.database_id)
+        end = derived.load(loader)
+        log = derived.log
         past.attach(self.backend, log)
         if self.anchor is not None:
             check_anchor(log, self.anchor, keyed=keys.receipts)

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from kimberlite import _native
 from kimberlite.crypto.vault import Vault
-from kimberlite.errors import Busy, Corrupt, KeyUnavailable, Misconfigured, Unavailable
+from kimberlite.errors import Busy, Corrupt, KeyUnavailable, KimberliteError, Misconfigured, RolledBack, Unavailable
 from kimberlite.log.ahead import Ahead
 from kimberlite.log.creation import read_small
 from kimberlite.log.identity import Identity
@@ -222,21 +222,30 @@ class Loader:
         identity: Identity,
         keys: Keys,
         marks: Marks,
-        log: _native.Log,
+        fresh: Callable[[], _native.Log],
         *,
         write: bool,
         progress: Progress | None = None,
     ) -> None:
-        self.backend, self.identity, self.keys, self.marks, self.log = backend, identity, keys, marks, log
+        self.backend, self.identity, self.keys, self.marks = backend, identity, keys, marks
+        #: Makes an empty log, whenever there is to be another one.
+        self._fresh = fresh
+        self.log = fresh()
         self.write = write
         self.progress = progress
         #: The highest group known to have been durable.
         self.watermark = marks.newest.group
         #: A group that somebody holds a receipt of: a reader shows up to it, though no watermark may cover it yet.
         self.acknowledged = 0
-        #: A group that a checkpoint says was durable: it may be shown, and its absence is for others to judge.
+        #: A group that a checkpoint says was durable: it may be shown, and must be there.
         self.promised = 0
         self.segments: list[_native.Segment] = []
+        #: Segments before this were dropped, and what the log is behind them. What is left of them is not looked at.
+        self._first = 0
+        self._retained: bytes | None = None
+        #: The segment that is being judged, and what is wrong with one that a record says was dropped.
+        self._number = 0
+        self._damage: KimberliteError | None = None
         #: Where the sound groups end: segment, place, and whether that is the segment's own end. None without any.
         self.reached: tuple[int, int, bool] | None = None
         #: The segment that a checkpoint ends in, when it is open already; and the one that is replayed.
@@ -247,18 +256,31 @@ class Loader:
         self.bytes = 0
 
     def run(self) -> Ended:
-        """Replays from the beginning or, after `resume`, from there."""
+        """Replays from the beginning or, once it is `restored`, from there. What is damaged may have been dropped, and
+        its file left: then it begins anew behind that."""
+        while True:
+            resumed, self._resumed = self._resumed, None
+            try:
+                return self._run(resumed)
+            except (Corrupt, Unavailable) as error:
+                if resumed is not None or not self._was_dropped(self._number):
+                    raise
+                # Its frames hold files, and with them their locks.
+                self._damage = error.with_traceback(None)
+            self.start_again()
+
+    def _run(self, resumed: Opened | None) -> Ended:
         numbers = self.numbers()
+        self._number = numbers[-1] if numbers else 0
         end = Ended(None, None, BLOCK, True, None)
-        resumed, self._resumed = self._resumed, None
         if resumed is None and numbers and numbers[0] > 0:
-            numbers = self._begin(numbers)
+            self._begin(numbers)
         first = 0 if resumed is None else resumed.segment.number
         for number in (number for number in numbers if number >= first):
-            last = number == numbers[-1]
+            last, self._number = number == numbers[-1], number
             opened = resumed or self._open(number, last=last)
             if opened is None:
-                return end
+                break
             self._replayed = opened
             segment, file, scan, place = opened
             if resumed is None:
@@ -275,7 +297,7 @@ class Loader:
             if self.progress is not None:
                 self.progress(number - numbers[0] + 1, len(numbers))
         if numbers and (numbers[0] > self.log.dropped[0] or self.log.is_beginning):
-            raise missing(numbers[0] - 1)
+            raise self._damage or missing(numbers[0] - 1)
         group = self.log.sealed()[0]
         if end.closed and self.watermark >= group:
             after = numbers[-1] + 1 if numbers else 0
@@ -284,25 +306,44 @@ class Loader:
         newest, (durable, chain) = self.marks.newest, self.log.durable_group()
         if newest.group == durable and newest.chain != chain:
             raise Corrupt("the watermark names another chain hash", file=MARKS, group=durable)
+        if self.promised >= group:
+            raise RolledBack(f"the log ends at group {group - 1}, and there is a checkpoint of group {self.promised}")
         self._replayed = None
         return end
 
     def numbers(self) -> list[int]:
+        """The segments that are looked at."""
+        first = max(self._first, self.log.dropped[0])
+        return [number for number in self.there() if number >= first]
+
+    def there(self) -> list[int]:
         return segment_numbers(self.backend)
 
-    def _begin(self, numbers: list[int]) -> list[int]:
-        """Makes the log what it was where the segments begin that were kept, by the first record that says so; which
-        these are."""
+    def _begin(self, numbers: list[int]) -> None:
+        """Makes the log what it was where the segments begin that were kept, by the first record that says so."""
+        if self._retained is None and not self._was_dropped(numbers[0] - 1):
+            raise self._damage or missing(numbers[0] - 1)
+        assert self._retained is not None
+        numbers[:] = [number for number in numbers if number >= self._first]
+        try:
+            self.log.begin(self._retained, self.keys.data_key)
+        except ValueError as error:
+            raise Corrupt(str(error), file=SEGMENTS) from None
+
+    def _was_dropped(self, number: int) -> bool:
+        """Whether a later segment says that this one was, and so where the log begins."""
+        numbers = [each for each in self.numbers() if each > number]
         search = self.log.search()
-        for number in numbers:
-            for segment, retained in self._said(search, number, last=number == numbers[-1]):
-                if segment in numbers:
-                    try:
-                        self.log.begin(retained, self.keys.data_key)
-                    except ValueError as error:
-                        raise Corrupt(str(error), file=segment_name(number)) from None
-                    return [number for number in numbers if number >= segment]
-        raise missing(numbers[0] - 1)
+        for each in numbers:
+            try:
+                for segment, retained in self._said(search, each, last=each == numbers[-1]):
+                    if segment in numbers:
+                        self._first, self._retained = segment, retained
+                        return True
+            except (Corrupt, Unavailable) as error:
+                # It may have been dropped, too.
+                self._damage = self._damage or error.with_traceback(None)
+        return False
 
     def _said(self, search: _native.Search, number: int, *, last: bool) -> Iterator[tuple[int, bytes]]:
         """What a segment says was dropped. How it ends is judged later."""
@@ -322,9 +363,18 @@ class Loader:
         finally:
             scan.close()
 
-    def resume(self, number: int, place: int) -> bool:
-        """Opens the segment that a checkpoint covers so much of; false if the log does not end where that does."""
-        self._resumed = self._open(number, place, last=number == segment_numbers(self.backend)[-1])
+    def restored(self, resume: _native.Resume, checkpoint: bytes) -> bool:
+        """Whether the log, which was empty, is what it was at a checkpoint, and the segments are what it says."""
+        try:
+            self.log.restore(checkpoint, self.keys.data_key)
+            if resume.segment not in self.numbers():
+                return False
+            self._attach_closed(resume.segment)
+            if not self._matches(resume):
+                return False
+            self._resumed = self._open(resume.segment, resume.place, last=resume.segment == self.numbers()[-1])
+        except (ValueError, Corrupt, Unavailable):
+            return False
         return self._resumed is not None and self.log.reaches(self._resumed.segment)
 
     def start_again(self) -> None:
@@ -333,30 +383,34 @@ class Loader:
             if opened is not None:
                 opened.file.close()
                 opened.scan.close()
-        self._resumed = self._replayed = None
+        self._resumed = self._replayed = self.reached = None
         self.segments = []
+        self.log = self._fresh()
 
     def _open(self, number: int, covered: int = BLOCK, *, last: bool) -> Opened | None:
         """The segment and its file, locked and synced if it may be written; None if it is a torn beginning."""
         name = segment_name(number)
-        file = self.backend.open(name, "w" if self.write and last else "r")
-        if self.write and last:
-            try:
-                file.lock()
-            except BlockingIOError:
-                raise Busy(f"{name} is still being written") from None
-            file.sync()
-        scan = self.backend.open(name, "s")
-        header = self._read_block(scan, name, 0)
+        file, scan = self.backend.open(name, "w" if self.write and last else "r"), self.backend.open(name, "s")
+        opened = None
         try:
-            return Opened(self.log.attach(header, file, covered), file, scan, covered)
-        except ValueError as error:
-            if not last:
-                raise Corrupt(str(error), file=name, place=0) from None
-            self._judge_broken_header(name, scan, str(error))
-            file.close()
-            scan.close()
-            return None
+            if self.write and last:
+                try:
+                    file.lock()
+                except BlockingIOError:
+                    raise Busy(f"{name} is still being written") from None
+                file.sync()
+            header = self._read_block(scan, name, 0)
+            try:
+                opened = Opened(self.log.attach(header, file, covered), file, scan, covered)
+            except ValueError as error:
+                if not last:
+                    raise Corrupt(str(error), file=name, place=0) from None
+                self._judge_broken_header(name, scan, str(error))
+            return opened
+        finally:
+            if opened is None:
+                file.close()
+                scan.close()
 
     def _judge_broken_header(self, name: str, scan: File, what: str) -> None:
         """A header cut off by a crash is nobody's loss, if nothing follows it and nothing in it was promised."""
@@ -449,9 +503,9 @@ class Loader:
             what = f"{what}, and groups up to {end.watermark} were durable"
             raise Corrupt(what, file=name, place=end.place, group=group, position=position)
 
-    def attach_closed(self, upto: int) -> None:
-        """Looks at every segment before this one: presence, size, header and closing group."""
-        numbers = [number for number in segment_numbers(self.backend) if number <= upto]
+    def _attach_closed(self, upto: int) -> None:
+        """Looks at every segment before this one that was not dropped: presence, size, header and closing group."""
+        numbers = [number for number in self.numbers() if number <= upto]
         headers = [self._header(number) for number in numbers]
         for number, (header, after) in zip(numbers, pairwise(headers), strict=False):
             name = segment_name(number)
@@ -502,7 +556,7 @@ class Loader:
                     return place, block
         return 0, b""
 
-    def matches(self, resume: _native.Resume) -> bool:
+    def _matches(self, resume: _native.Resume) -> bool:
         """Whether the group the checkpoint ends with is in its place, chain hash and all."""
         scan = self.backend.open(segment_name(resume.segment), "s")
         try:

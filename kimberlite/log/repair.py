@@ -130,11 +130,10 @@ def look(
     except Corrupt as lost:
         notes.append(str(lost))
         marks = Marks(Mark(1, 0, False, 0, identity.hash), (0, 1))
-    log = new_log(identity, keys, Options(), None)
-    loader, damage = replayed(Loader, backend, identity, keys, marks, log)
+    loader, damage = replayed(Loader, backend, identity, keys, marks)
     if loader.reached is None and damage is not None:
-        log = new_log(identity, keys, Options(), None)
-        loader, _ = replayed(Front, backend, identity, keys, marks, log)
+        loader, _ = replayed(Front, backend, identity, keys, marks)
+    log = loader.log
     notes += [str(damage)] if damage is not None else ahead(backend, log)
     if not notes:
         return None
@@ -182,15 +181,15 @@ def enter(backend: Backend, master: bytes | None, random: Callable[[int], bytes]
 class Front(Loader):
     """Follows the segments in front of one that is missing."""
 
-    def numbers(self) -> list[int]:
+    def there(self) -> list[int]:
         numbers = all_numbers(self.backend)
         return [number for i, number in enumerate(numbers) if number == numbers[0] + i]
 
 
 def replayed(
-    kind: type[Loader], backend: Backend, identity: Identity, keys: Keys, marks: Marks, log: _native.Log
+    kind: type[Loader], backend: Backend, identity: Identity, keys: Keys, marks: Marks
 ) -> tuple[Loader, Corrupt | None]:
-    loader = kind(backend, identity, keys, marks, log, write=True)
+    loader = kind(backend, identity, keys, marks, lambda: new_log(identity, keys, Options(), None), write=True)
     try:
         loader.run()
     except Corrupt as damage:

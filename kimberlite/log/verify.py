@@ -13,7 +13,7 @@ from kimberlite import _native
 from kimberlite.arguments import check_receipt
 from kimberlite.crypto.master import load_master
 from kimberlite.crypto.vault import Vault
-from kimberlite.errors import Corrupt, KeyUnavailable, RolledBack
+from kimberlite.errors import Corrupt, KeyUnavailable
 from kimberlite.log import past
 from kimberlite.log.ahead import Ahead
 from kimberlite.log.anchor import check_anchor
@@ -118,15 +118,20 @@ def verify(
         notes += vault_notes(keys.vault)
     marks = load_marks(backend, identity)
     notes += [f"marks: block {block} is damaged; its twin is sound" for block in marks.damaged]
-    log = new_log(identity, keys, Options(), None)
-    hashes = Hashes(backend, log, hashes_header(identity.database_id))
-    loader = Loader(backend, identity, keys, marks, log, write=False, progress=progress)
+    hashes = Hashes(backend, hashes_header(identity.database_id))
+
+    def fresh() -> _native.Log:
+        log = new_log(identity, keys, Options(), None)
+        hashes.hold_against(log)
+        return log
+
+    loader = Loader(backend, identity, keys, marks, fresh, write=False, progress=progress)
     loader.on_chunk = hashes.compare
     loader.acknowledged = 0 if anchor is None else anchor.group
     # Before the segments: a writer may be at work, and its next checkpoint is of what is not read here.
-    checkpoint, promised = checkpointed(backend, log)
-    loader.promised = promised
+    checkpoint, loader.promised = checkpointed(backend, loader.log)
     uncovered, end = loader.beyond(loader.run())
+    log = loader.log
     keys.check(log)
     notes += orphan_notes(backend, keys.vault, log)
     hashes.compare()
@@ -145,10 +150,8 @@ def verify(
         if end.unreadable is not None:
             what = f"{what}; the disk cannot read byte {end.unreadable}"
         notes.append(f"{name}: {what}")
-    if promised > group:
-        raise RolledBack(f"the log ends at group {group}, and there is a checkpoint of group {promised}")
     if checkpoint is not None and not log.was(checkpoint):
-        what = f"it is not what the log was at group {promised}; delete the file to have it made again"
+        what = f"it is not what the log was at group {loader.promised}; delete the file to have it made again"
         notes.append(f"{CHECKPOINT}: {what}")
     if log.first > 0:
         past.attach(backend, log)
@@ -215,9 +218,13 @@ def checkpointed(backend: Backend, log: _native.Log) -> tuple[bytes | None, int]
 class Hashes:
     """Holds the file of tree hashes against the hashes that follow from the records."""
 
-    def __init__(self, backend: Backend, log: _native.Log, header: bytes) -> None:
-        self._log, self._header = log, header
+    def __init__(self, backend: Backend, header: bytes) -> None:
+        self._header = header
         self._file = backend.open(HASHES, "r") if backend.exists(HASHES) else None
+
+    def hold_against(self, log: _native.Log) -> None:
+        """Begins anew, with a log that is empty."""
+        self._log = log
         self._first_wrong: int | None = None
         #: Whether the file ended: what follows is only in memory.
         self._ended = False

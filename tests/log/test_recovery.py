@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from random import Random
@@ -14,6 +15,7 @@ from kimberlite.crypto.master import load_master
 from kimberlite.log.marks import encode_mark
 from kimberlite.log.names import CHECKPOINT, IDENTITY, MARKS, segment_name
 from kimberlite.log.recovery import load_identity, load_keys, load_marks
+from kimberlite.log.repair import look
 from kimberlite.storage.backend import BLOCK
 from tests.log.simulated import Machine, payloads, until
 from tests.log.steps import Cut
@@ -160,7 +162,7 @@ def stranger(machine: Machine) -> None:
 CLOSED_SEGMENTS: dict[str, tuple[Damage, type[KimberliteError], str]] = {
     "missing": (lambda m: m.backend().unlink(segment_name(1)), Corrupt, "segment 1 is missing"),
     "the first missing": (lambda m: m.backend().unlink(FIRST), Corrupt, "segment 0 is missing"),
-    "short": (lambda m: truncate(m, segment_name(1), 3 * BLOCK), Corrupt, "segment 1 is missing or short"),
+    "short": (lambda m: truncate(m, segment_name(1), 3 * BLOCK), Corrupt, segment_name(1)),
     "header flipped": (lambda m: m.flip(segment_name(1), 20), Corrupt, segment_name(1)),
     "a stranger": (stranger, Misconfigured, "readme"),
 }
@@ -355,6 +357,69 @@ async def test_a_torn_header_behind_a_closing_group_loses_nothing(either: Machin
     assert len(records) >= count - 1
     assert segments == 2
     found.verify()
+
+
+async def judged_alike(machine: Machine, wrong: tuple[type[KimberliteError], ...] | None) -> None:
+    """A reader, `verify`, a repair and a writer, in this order."""
+    master = load_master(machine.key)
+    for who in ("reader", "verify", "repair", "writer"):
+        with contextlib.nullcontext() if wrong is None or who == "repair" else pytest.raises(wrong):
+            if who == "verify":
+                machine.verify()
+            elif who == "repair":
+                with contextlib.closing(machine.backend()) as backend:
+                    loss = look(backend, master, lambda: machine.now, os.urandom)
+                assert (loss is None) == (wrong is None)
+            else:
+                async with machine.open(segment_bytes=64 * 1024, read_only=who == "reader") as db:
+                    await payloads(db.read("s"))
+
+
+DAMAGED_BEGINNINGS: dict[str, Damage] = {
+    "flipped": lambda m: m.flip(last_of(m), 60),
+    "empty": lambda m: truncate(m, last_of(m), 0),
+    "short": lambda m: truncate(m, last_of(m), 100),
+    "zeros": lambda m: m.write(last_of(m), 0, bytes(BLOCK)),
+}
+
+
+def last_of(machine: Machine) -> str:
+    return max(name for name in machine.disk.files() if name.startswith("segments/"))
+
+
+@pytest.mark.parametrize("damage", DAMAGED_BEGINNINGS.values(), ids=DAMAGED_BEGINNINGS)
+async def test_a_beginning_that_nobody_misses_is_made_anew_though_a_checkpoint_names_it(
+    either: Machine, damage: Damage
+) -> None:
+    dead = await killed(either)
+    async with dead.open():
+        pass
+    assert CHECKPOINT in dead.disk.files()
+    assert dead.end(1) == BLOCK
+    damage(dead)
+    await judged_alike(dead, None)
+    records, _, segments = await kept(dead)
+    assert (records, segments) == (sent(3), 2)
+    assert dead.verify().notes == []
+
+
+@pytest.mark.parametrize("damage", DAMAGED_BEGINNINGS.values(), ids=DAMAGED_BEGINNINGS)
+@pytest.mark.parametrize("marked", [True, False])
+async def test_a_beginning_behind_which_records_were_is_damage_to_all(
+    either: Machine, damage: Damage, marked: bool
+) -> None:
+    dead = await killed(either)
+    old = dead.disk.files()[MARKS]
+    async with dead.open() as db:
+        await db.append("s", b"owed")
+    assert dead.end(1) > BLOCK
+    if not marked:
+        # Then only the checkpoint says so.
+        dead.write(MARKS, 0, old)
+    damage(dead)
+    left = dead.disk.files()
+    await judged_alike(dead, (Corrupt, RolledBack))
+    assert dead.disk.files() == left
 
 
 @pytest.mark.parametrize("name", [FIRST, "marks"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from datetime import UTC, datetime
 from random import Random
 from typing import Any
@@ -14,10 +16,14 @@ from kimberlite.crypto.master import load_master
 from kimberlite.errors import Corrupt
 from kimberlite.log import checkpoint
 from kimberlite.log.names import CHECKPOINT, HASHES, segment_name, segment_number
+from kimberlite.log.repair import look
+from kimberlite.log.salvage import Finder
 from kimberlite.log.verify import verify_again
+from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import Disk, MemoryBackend
 from tests.log.simulated import Machine, failing, payloads, until
 from tests.log.steps import Cut
+from tests.log.test_unreadable import unreadable
 
 SEGMENT = 64 * 1024
 COUNT = 60
@@ -317,3 +323,64 @@ async def test_what_was_dropped_is_not_appended_again(either: Machine) -> None:
                 with pytest.raises(Duplicate):
                     await db.append("s", payload(i), producer=("p", i))
             assert await db.append("s", payload(first), producer=("p", first)) == receipts[first]
+
+
+def spoiled(machine: Machine, number: int, how: str) -> None:
+    name = segment_name(number)
+    if how == "unreadable":
+        machine.fault = unreadable(name, 0, BLOCK)
+    elif how == "empty":
+        machine.backend().open(name, "w").truncate(0)
+    else:
+        machine.flip(name, {"header": 50, "body": BLOCK + 300, "end": machine.end(number) - BLOCK + 20}[how])
+
+
+@pytest.mark.parametrize("checkpoint", ["", "before", "after"])
+@pytest.mark.parametrize("how", ["header", "body", "end", "empty", "unreadable"])
+async def test_what_is_left_of_what_was_dropped_is_judged_by_nobody(either: Machine, how: str, checkpoint: str) -> None:
+    receipts = await filled(either)
+    before = either.disk.files()
+    async with either.open(segment_bytes=SEGMENT, pack=0, scrub=0) as db:
+        await db.retain(before=receipts[10].first_position)
+        middle = numbers(either)[0]
+        await db.retain(before=receipts[40].first_position)
+        first, left = (await anext(db.read("s"))).offset, numbers(either)[0]
+        found = either.image() if checkpoint == "before" else either
+    if checkpoint == "":
+        found.backend().unlink(CHECKPOINT)
+    # The unlinks of all, or of those that went last, did not come.
+    for begin, number in ((0, 0), (0, left - 1), (middle, middle), (left - 1, left - 1)):
+        machine = found.image()
+        for each in range(begin, left):
+            machine.disk.create(segment_name(each))
+            machine.write(segment_name(each), 0, before[segment_name(each)])
+        spoiled(machine, number, how)
+        async with machine.open(segment_bytes=SEGMENT, read_only=True) as reader:
+            await kept(reader, receipts, first)
+        assert machine.verify(receipts[-1]).first_position > 0
+        with contextlib.closing(machine.backend()) as backend:
+            assert look(backend, load_master(machine.key), lambda: 1, os.urandom) is None
+        finder = Finder(machine.backend(), load_master(machine.key))
+        assert finder.dropped > receipts[first - 1].first_position
+        finder.close()
+        machine.kill()
+        async with machine.open(segment_bytes=SEGMENT, pack=0, scrub=0) as db:
+            await kept(db, receipts, first)
+            assert numbers(machine)[0] == left
+        machine.fault = None
+        assert machine.verify(receipts[-1]).notes == []
+
+
+async def test_what_no_record_says_was_dropped_is_damage(either: Machine) -> None:
+    receipts = await filled(either)
+    async with either.open(segment_bytes=SEGMENT, pack=0, scrub=0) as db:
+        await db.retain(before=receipts[20].first_position)
+    left = numbers(either)[0]
+    for how in ("header", "empty"):
+        machine = either.image()
+        spoiled(machine, left, how)
+        with pytest.raises(Corrupt, match=segment_name(left)):
+            machine.verify()
+        for read_only in (True, False):
+            with pytest.raises(Corrupt, match=segment_name(left)):
+                await machine.open(read_only=read_only)

@@ -162,8 +162,9 @@ def replay_agrees(disk: Disk, master: Master | None, log: Log) -> None:
     assert identity is not None
     assert identity.hash == log.identity.hash()
     keys = load_keys(backend, identity, key_of(master), os.urandom, read_only=True)
-    native = new_log(identity, keys, Options(), None)
-    end = Loader(backend, identity, keys, load_marks(backend, identity), native, write=True).run()
+    fresh = lambda: new_log(identity, keys, Options(), None)  # noqa: E731
+    loader = Loader(backend, identity, keys, load_marks(backend, identity), fresh, write=True)
+    end, native = loader.run(), loader.log
     assert end.torn_upto is None
     keys.check(native)
     erased = [(erasure.stream, erasure.position, erasure.timestamp, erasure.reason) for erasure in log.erasures]
