@@ -82,7 +82,13 @@ class Derived:
         loader.start_again()
         if data is None or resume is None or not self._usable(resume, data, loader, fitting=False):
             raise self.refused
+        peaks = self.log.peaks()
         end = self._resume(resume, loader)
+        assert self.hashes is not None
+        # With them all that comes behind the checkpoint is proven, whatever else is lost. A full disk does without.
+        with contextlib.suppress(OSError):
+            for index, peak in peaks:
+                self.hashes.write(HASHES_HEADER + 32 * index, peak)
         self.log.doubt()
         return end
 

@@ -376,6 +376,37 @@ async def test_what_is_wrong_in_the_hashes_refuses_no_start_that_was_none_withou
     assert either.verify(receipts[-1]).notes == []
 
 
+@pytest.mark.parametrize("how", ["gone", "short", "header", "peaks", "zeros"])
+async def test_what_is_appended_behind_hashes_that_are_lost_is_proven(either: Machine, how: str) -> None:
+    await filled(either)
+    damaged = (segment_name(1), 2 * 4096 + 300)
+    either.flip(*damaged)
+    if how == "zeros":
+        either.write(HASHES, 4096, bytes(len(either.disk.files()[HASHES]) - 4096))
+    else:
+        spoil(either, how)
+    receipts: list[Receipt] = []
+    # The tree passes a power of two, with and without what was appended at the start before.
+    for n in range(3):
+        async with either.open(segment_bytes=64 * 1024, pack=0, scrub=0) as db:
+            more = range(40 * n, 40 * n + 40)
+            receipts += [await db.append("new", b"%d" % i, producer=("q", i)) for i in more]
+            for receipt in receipts:
+                assert (await db.get(receipt.first_position)).offset == receipt.first_offset
+            assert await db.append("new", b"5", producer=("q", 5)) == receipts[5]
+            dead = either.image()
+        async with either.open(segment_bytes=64 * 1024, read_only=True, anchor=receipts[3]) as reader:
+            for receipt in receipts:
+                assert (await reader.get(receipt.first_position)).offset == receipt.first_offset
+        async with dead.open(segment_bytes=64 * 1024, pack=0, scrub=0) as db:
+            for receipt in receipts:
+                assert (await db.get(receipt.first_position)).offset == receipt.first_offset
+    either.flip(*damaged)
+    async with either.open(segment_bytes=64 * 1024, pack=0, scrub=0, anchor=receipts[-1]) as db:
+        assert (await db.info())["notes"] == []
+    assert either.verify(receipts[-1]).notes == []
+
+
 async def test_what_a_start_does_without_hashes_it_does_not_do_without_the_rest(either: Machine) -> None:
     await filled(either)
     either.flip(segment_name(1), 2 * 4096 + 300)

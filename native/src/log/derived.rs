@@ -103,6 +103,11 @@ impl Log {
         py.detach(|| self.inner.hashes_fit())
     }
 
+    /// The peaks of the tree, each with its index in the file of hashes.
+    fn peaks<'py>(&self, py: Python<'py>) -> Vec<(u64, Bound<'py, PyBytes>)> {
+        self.inner.stored_peaks().iter().map(|(index, peak)| (*index, PyBytes::new(py, peak))).collect()
+    }
+
     /// Hashes that nobody has taken for the file or, `again`, that were not flushed; so many at most: the index of the
     /// first, and they, joined.
     #[pyo3(signature = (most, again=false))]

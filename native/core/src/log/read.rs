@@ -412,14 +412,19 @@ impl Log {
 
     /// Whether the file of hashes is this database's, and has the peaks of the tree where they belong.
     pub fn hashes_fit(&self) -> bool {
-        let (size, peaks) = self.peaks();
         let Some(source) = self.hashes.read().unwrap().clone() else { return false };
         let head = source.read(0, HASHES_HEADER).unwrap_or_default();
         let rest = head.strip_prefix(b"KIMBTRE1").and_then(|rest| rest.strip_prefix(&self.database.id));
         if rest.is_none_or(|rest| rest.iter().any(|&byte| byte != 0)) {
             return false;
         }
-        tree::peak_places(size).into_iter().zip(peaks).all(|(index, peak)| self.hash(index) == Some(peak))
+        self.stored_peaks().into_iter().all(|(index, peak)| self.hash(index) == Some(peak))
+    }
+
+    /// The peaks of the tree, each with its index in the file.
+    pub fn stored_peaks(&self) -> Vec<(u64, Hash)> {
+        let (size, peaks) = self.peaks();
+        tree::peak_places(size).into_iter().zip(peaks).collect()
     }
 
     /// The root of the tree when it had so many leaves; None if hashes are not there, or too many of them wrong.
