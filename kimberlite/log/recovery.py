@@ -6,6 +6,7 @@ nothing locked and nothing written, and judges only up to the watermark it took 
 
 from __future__ import annotations
 
+import contextlib
 import reprlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -370,11 +371,12 @@ class Loader:
             if resume.segment not in self.numbers():
                 return False
             self._attach_closed(resume.segment)
-            if not self._matches(resume):
-                return False
-            self._resumed = self._open(resume.segment, resume.place, last=resume.segment == self.numbers()[-1])
         except (ValueError, Corrupt, Unavailable):
             return False
+        if not self._matches(resume):
+            return False
+        with contextlib.suppress(Corrupt):
+            self._resumed = self._open(resume.segment, resume.place, last=resume.segment == self.numbers()[-1])
         return self._resumed is not None and self.log.reaches(self._resumed.segment)
 
     def start_again(self) -> None:
