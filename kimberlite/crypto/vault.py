@@ -17,6 +17,8 @@ HEADER: Final = struct.Struct("<8s16sQ16s")
 SLOT_HEAD: Final = struct.Struct("<IIQ16s32s24s48s")
 WRAP: Final = b"kimberlite/wrap/1".ljust(32, b"\0")
 GROUP, RECEIPT, STREAM = 1, 2, 3
+#: The last generation that there can be, which nobody comes to but from a header that was made up.
+LAST_GENERATION: Final = (1 << 64) - 1
 
 
 class Vault:
@@ -176,25 +178,31 @@ class Vault:
         self._places[stream, declaration_hash] = place
         return self._unwrap(place, STREAM)
 
-    def erase(self, stream: int, declaration_hash: bytes) -> bool:
-        """Empties the slots of a stream, and those that are damaged and may be such; whether there were any."""
-        found = [
-            place for place in range(BLOCK, len(self._image), SLOT) if self._is_of(place, stream, declaration_hash)
-        ]
+    def erase(self, gone: Set[tuple[int, bytes]]) -> bool:
+        """Empties the slots of streams, by their numbers and their declarations' hashes, and those that are damaged and
+        may be such; whether there were any."""
+        numbers, hashes = {number for number, _ in gone}, {declared for _, declared in gone}
+        found = []
+        for place in range(BLOCK, len(self._image), SLOT):
+            slot = self._image[place : place + SLOT]
+            (kind, stream), bound = struct.unpack_from("<II", slot), bytes(slot[32:64])
+            numbered = kind == STREAM and stream in numbers
+            if (numbered and (stream, bound) in gone) or (
+                (numbered or bound in hashes) and not self._sound(place, slot)
+            ):
+                found.append(place)
         for place in found:
             self._image[place : place + SLOT] = bytes(SLOT)
             self._dirty.add(place // BLOCK * BLOCK)
-        self._places.pop((stream, declaration_hash), None)
+        for each in gone:
+            self._places.pop(each, None)
         return bool(found)
 
-    def _is_of(self, place: int, stream: int, bound: bytes) -> bool:
-        slot = self._image[place : place + SLOT]
-        numbered, named = slot[:8] == struct.pack("<II", STREAM, stream), slot[32:64] == bound
-        return (numbered and named) or ((numbered or named) and not self._sound(place, slot))
-
     def orphans(self, bound: Set[tuple[int, bytes]]) -> int:
-        """How many streams have slots and are not `bound`, by their numbers and their declarations' hashes."""
-        return len(self._places.keys() - bound)
+        """How many streams have keys and are not `bound`, by their numbers and their declarations' hashes. A slot that
+        does not open is none's."""
+        places = (self._places[each] for each in self._places.keys() - bound)
+        return sum(self._opens(place, self._image[place : place + SLOT]) for place in places)
 
     def unopened(self) -> list[int]:
         """Places of the slots that have something in them and open in neither copy."""

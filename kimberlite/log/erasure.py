@@ -57,9 +57,10 @@ class Eraser:
         if self._keyring is None:
             return
         async with self._keyring.lock:
-            for number, declared, *_ in self._native.erasures:
+            gone = {(number, declared) for number, declared, *_ in self._native.erasures}
+            for number, _ in gone:
                 self._native.forget(number)
-                await self._keyring.erase(number, declared)
+            await self._keyring.erase(gone)
 
     async def stop(self) -> None:
         """Returns when nothing is under way any more."""
@@ -99,7 +100,7 @@ class Eraser:
             listed = self._listed(number)
             assert listed is not None, "its record is durable"
             try:
-                await keyring.erase(number, listed[0])
+                await keyring.erase({(number, listed[0])})
             except OSError as error:
                 raise refusal("it is erased, but its key is not out of the vault yet: do it again", error) from error
         await self._checkpointer.take()

@@ -13,7 +13,7 @@ from kimberlite.log.identity import Identity
 from kimberlite.log.keyring import bound
 from kimberlite.log.opening import find_identity
 from kimberlite.log.options import Options
-from kimberlite.log.recovery import Keys, Loader, Progress, load_keys, load_marks, load_vault, new_log
+from kimberlite.log.recovery import Keys, Loader, Progress, follow_vault, load_keys, load_marks, new_log
 from kimberlite.log.refusals import UNFIT_TO_BEGIN, translate
 from kimberlite.log.verify import vault_copies
 from kimberlite.storage import Backend, open_backend
@@ -37,10 +37,10 @@ def check(backend: Backend, master: bytes | None, progress: Progress | None = No
     identity = find_identity(backend)
     if not identity.tagged:
         raise Invalid("this database was made without a master key")
-    vault, why = None, "no master key was given"
+    vault, reload, why = None, None, "no master key was given"
     if master is not None:
         try:
-            vault = load_vault(backend, identity, master, os.urandom)
+            vault, reload = follow_vault(backend, identity, master, os.urandom)
         except KeyUnavailable as error:
             why = str(error)
     log = read_log(backend, identity, progress)
@@ -51,9 +51,7 @@ def check(backend: Backend, master: bytes | None, progress: Progress | None = No
     }
     missing = dict.fromkeys(wanted, why)
     if vault is not None:
-        assert master is not None
-        given = master
-        keys = Keys(identity, vault, b"", None, lambda: load_vault(backend, identity, given, os.urandom))
+        keys = Keys(identity, vault, b"", None, reload)
         for number, (_, declared) in wanted.items():
             keys.data_key(number, declared)
         vault, missing = keys.vault, keys.missing

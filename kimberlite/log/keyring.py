@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Set
 
 from kimberlite import _native
-from kimberlite.crypto.vault import Vault
-from kimberlite.errors import Unavailable, UnknownOutcome
+from kimberlite.crypto.vault import LAST_GENERATION, Vault
+from kimberlite.errors import Corrupt, Unavailable, UnknownOutcome
 from kimberlite.log.creation import prepare, put_in_place, write_small
 from kimberlite.log.names import QUARANTINE, VAULTS
 from kimberlite.log.refusals import refusal
@@ -41,9 +42,9 @@ class Keyring:
             self.vault.unwritten(place for place, _ in blocks)
             raise
 
-    async def erase(self, stream: int, declaration_hash: bytes) -> None:
-        """Empties the slots of a stream."""
-        await self._backend.run(lambda: self.vault.erase(stream, declaration_hash))
+    async def erase(self, gone: Set[tuple[int, bytes]]) -> None:
+        """Empties the slots of streams, by their numbers and their declarations' hashes."""
+        await self._backend.run(lambda: self.vault.erase(gone))
         await self.write()
 
     def _write(self, blocks: list[tuple[int, bytes]]) -> None:
@@ -67,6 +68,11 @@ class Keyring:
 
         UnknownOutcome if nobody knows which of the two counts on the disk: then nothing may be written any more.
         """
+        if self.vault.generation == LAST_GENERATION:
+            raise Corrupt(
+                f"no generation is above {LAST_GENERATION}, which only a forged header has: salvage what is left",
+                file=VAULTS[0],
+            )
         try:
             vault = await self._backend.run(lambda: self.vault.rewrapped(master, bound(self._log)))
             temporary = await self._backend.run(

@@ -274,10 +274,11 @@ class Opener:
         """Writes anew the copies of the vault that are not what both are together, less what the log says was erased,
         and a receipt key that was lost."""
         if keys.vault is not None:
-            for number, declared, *_ in log.erasures:
+            gone = {(number, declared) for number, declared, *_ in log.erasures}
+            for number, _ in gone:
                 log.forget(number)
-                if keys.vault.erase(number, declared):
-                    keys.vault.stale |= {0, 1}
+            if keys.vault.erase(gone):
+                keys.vault.stale |= {0, 1}
             for copy, name in enumerate(VAULTS):
                 if copy in keys.vault.stale:
                     creation.write_small(self.backend, name, keys.vault.image())

@@ -54,8 +54,8 @@ class Keys:
     receipt: bytes = field(repr=False)
     #: None without a master key; then a tagged database is only read.
     group: bytes | None = field(repr=False)
-    #: Reads the vault again, for a reader: the writer beside it adds keys.
-    reload: Callable[[], Vault] | None = None
+    #: Reads the vault again, for a reader, if the writer beside it has added keys.
+    reload: Callable[[], Vault | None] | None = None
     #: Streams whose key was asked for and is not to be had, and why: a later record may say that they were erased.
     missing: dict[int, str] = field(default_factory=dict)
 
@@ -65,9 +65,9 @@ class Keys:
             return None
         try:
             key = self.vault.data_key(stream, declaration_hash)
-            if key is None and self.reload is not None:
-                self.vault = self.reload()
-                key = self.vault.data_key(stream, declaration_hash)
+            if key is None and self.reload is not None and (newer := self.reload()) is not None:
+                self.vault = newer
+                key = newer.data_key(stream, declaration_hash)
         except KeyUnavailable as error:
             self.missing[stream] = str(error)
             return None
@@ -146,12 +146,39 @@ def load_keys(
         if not read_only:
             raise KeyUnavailable("this database has a master key: without it, it opens read-only")
         return Keys(identity, None, NO_KEY, None)
+    vault, reload = follow_vault(backend, identity, master, random)
+    return Keys(identity, vault, vault.receipt_key, vault.group_key, reload if read_only else None)
 
-    def load() -> Vault:
-        return load_vault(backend, identity, master, random)
 
-    vault = load()
-    return Keys(identity, vault, vault.receipt_key, vault.group_key, load if read_only else None)
+def follow_vault(
+    backend: Backend, identity: Identity, master: bytes, random: Callable[[int], bytes]
+) -> tuple[Vault, Callable[[], Vault | None]]:
+    """The vault; and what loads it again if keys were added since. Streams that were erased, and may be many, are asked
+    for too: for each of them it is not all read."""
+    seen = ends_of_vault(backend)
+
+    def reload() -> Vault | None:
+        nonlocal seen
+        now = ends_of_vault(backend)
+        if now == seen:
+            return None
+        vault, seen = load_vault(backend, identity, master, random), now
+        return vault
+
+    return load_vault(backend, identity, master, random), reload
+
+
+def ends_of_vault(backend: Backend) -> tuple[int, bytes, bytes] | None:
+    """What is another with every key that is added and every rotation: the length of the copy that is written last, its
+    first block and its last."""
+    if not backend.exists(VAULTS[1]):
+        return None
+    file = backend.open(VAULTS[1], "r")
+    try:
+        size = file.size()
+        return size, read_around(file, 0, BLOCK), read_around(file, max(0, size - BLOCK), BLOCK)
+    finally:
+        file.close()
 
 
 def load_vault(backend: Backend, identity: Identity, master: bytes, random: Callable[[int], bytes]) -> Vault:

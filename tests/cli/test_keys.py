@@ -53,11 +53,13 @@ def test_check_says_which_streams_keys_open(path: Path, key: Path, tmp_path: Pat
         file.write(bytes(256))
     assert call("keys", "check", path, "--key-file", key).status == 0
     with (path / "vault.1").open("r+b") as file:
-        file.seek(4096 + 3 * 256 + 100)
-        file.write(b"\1")
+        # In what says which stream it is of.
+        file.seek(4096 + 3 * 256 + 60)
+        file.write(b"\1\1\1\1")
     lost = call("keys", "check", path, "--key-file", key, "--json")
     assert (lost.status, [each["stream"] for each in lost.json()["missing"]]) == (77, ["b"])
-    assert lost.json()["unopened"] == [4096 + 3 * 256]
+    assert (lost.json()["unopened"], lost.json()["orphans"]) == ([4096 + 3 * 256], 0)
+    assert b"leaves them out" not in call("keys", "check", path, "--key-file", key).out
     refused = call("read", path, "--key-file", key)
     assert (refused.status, b"'b'" in refused.err) == (77, True)
 

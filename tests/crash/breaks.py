@@ -356,9 +356,7 @@ def _slot() -> list[Patch]:
     erase = Eraser._erase
 
     async def early(self: Eraser, keyring: Keyring, number: int, reason: str) -> None:
-        for each, declared in list(keyring.vault._places):
-            if each == number:
-                await keyring.erase(number, declared)
+        await keyring.erase({each for each in keyring.vault._places if each[0] == number})
         await erase(self, keyring, number, reason)
 
     return [(Eraser, "_erase", early)]
