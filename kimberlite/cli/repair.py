@@ -12,8 +12,10 @@ from typing import Any
 
 from kimberlite.cli import forms
 from kimberlite.cli.target import add_key_file, directory
-from kimberlite.cli.terminal import escaped, say, table
+from kimberlite.cli.terminal import escaped, note, say, table
 from kimberlite.errors import Corrupt, Invalid
+from kimberlite.log.description import ranged
+from kimberlite.log.names import QUARANTINE, segment_name
 from kimberlite.log.repair import Loss, repair_directory
 
 
@@ -30,6 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise Invalid(f"there is no database at {path}")
     if arguments.accept_loss and not arguments.yes and not sys.stdin.isatty():
         raise Invalid("nobody can be asked here: --yes says that the loss is accepted")
+    if arguments.accept_loss and not arguments.yes and arguments.json:
+        raise Invalid("with --json nobody is asked: --yes says that the loss is accepted")
     done = False
 
     def agree(loss: Loss) -> bool:
@@ -42,10 +46,14 @@ def run(arguments: argparse.Namespace) -> int:
     if loss is None:
         say(forms.line({"damaged": False}) if arguments.json else "nothing is wrong, and nothing was changed")
         return 0
+    plan, quarantine = loss.plan, path / QUARANTINE
     if not done:
-        complain("nothing was changed; --accept-loss gives it up")
-        return Corrupt.exit_code
-    complain(f"it is done: incarnation {loss.plan.after}; what was given up is in {path}/quarantine")
+        name, group = segment_name(plan.segment), plan.group + 1
+        what = "nothing was changed: --accept-loss gives up what is behind"
+        raise Corrupt(what, file=name, place=plan.place, group=group, position=plan.position)
+    said = {"repaired": True, "incarnation": plan.after, "quarantine": str(quarantine)}
+    told = f"it is done: incarnation {plan.after}; what was given up is in {quarantine}"
+    note(forms.line(said) if arguments.json else told)
     return 0
 
 
@@ -71,7 +79,7 @@ def show(loss: Loss, *, as_json: bool) -> None:
     if as_json:
         say(forms.line(form(loss)))
         return
-    rows = form(loss)
+    rows = form(loss) | {"lost_positions": ranged(loss.plan.position, loss.plan.end)}
     del rows["damaged"], rows["unknown_groups"]
     say(table({name: escaped(str(value)) for name, value in rows.items()}))
     if loss.unknown is not None:
@@ -83,10 +91,6 @@ def show(loss: Loss, *, as_json: bool) -> None:
 
 
 def asked() -> bool:
-    complain("Give this up? Only `yes` does it: ", end="")
-    return sys.stdin.readline().strip() == "yes"
-
-
-def complain(text: str, end: str = "\n") -> None:
-    sys.stderr.write(text + end)
+    sys.stderr.write("Give this up? Only `yes` does it: ")
     sys.stderr.flush()
+    return sys.stdin.readline().strip() == "yes"

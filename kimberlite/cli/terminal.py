@@ -12,6 +12,7 @@ from typing import Any, Final, Self, TextIO
 
 from kimberlite.cli import forms
 from kimberlite.errors import Conflict, Corrupt, Dropped, Erased, KimberliteError
+from kimberlite.log.description import ranged
 from kimberlite.records import Erasure, Record
 
 WIDTH: Final = 40
@@ -83,11 +84,11 @@ def erased(each: Erasure) -> str:
 def repaired(each: dict[str, Any]) -> str:
     """One entry of `repairs` in what `info` and `verify` say."""
     when = datetime.fromtimestamp(each["when"] // 10**9, UTC).isoformat()
-    lost = [f"{start:,} to {end - 1:,}" if end > start else f"from {start:,} on" for start, end in each["lost"]]
+    lost = [ranged(*each) for each in each["lost"]]
     more = [f"{len(lost) - MOST_RANGES} more ranges"] if len(lost) > MOST_RANGES else []
-    given = f"lost: positions {', '.join(lost[:MOST_RANGES] + more)}" if lost else "nothing was lost"
-    what = f"salvaged: from database {each['database_id']}" if each["salvaged"] else "repaired"
-    return f"{what}: {when}, incarnation {each['incarnation']}, kept {each['kept']:,} records, {given}"
+    given = f"lost: positions {', '.join(lost[:MOST_RANGES] + more)}" if lost else "nothing was lost by that"
+    what = f"{'salvaged: from' if each['salvaged'] else 'repaired:'} database {each['database_id']}"
+    return f"{what}, {when}, incarnation {each['incarnation']}, kept {each['kept']:,} records, {given}"
 
 
 def harmless(data: bytes) -> bytes:

@@ -68,7 +68,7 @@ def erasures(native: _native.Log) -> list[Erasure]:
 
 
 def repairs(native: _native.Log) -> list[dict[str, Any]]:
-    """What was given up, by the records that say so: of this log, or of the one that it was salvaged from."""
+    """What was given up, by the records that say so: of this log, or of those that it was salvaged from."""
     return [
         {
             "salvaged": salvaged,
@@ -82,6 +82,11 @@ def repairs(native: _native.Log) -> list[dict[str, Any]]:
         }
         for position, salvaged, database, when, before, after, kept, lost in native.repairs()
     ]
+
+
+def ranged(start: int, end: int) -> str:
+    """What is half open elsewhere, for people. Of the last nobody may know where it ends."""
+    return f"{start:,} to {end - 1:,}" if end > start else f"from {start:,} on"
 
 
 def size_now(backend: Backend, name: str) -> int:

@@ -3,7 +3,7 @@
     repair: what is to be done → fsync
     → segments behind it to quarantine/ → the end of the damaged one, too → fsync
     → no checkpoint → marks with a raised incarnation → fsync
-    → opened as ever → a record that says what was given up → durable → repair unlinked
+    → opened as ever → a record that says what was given up → durable → a mark that covers it → repair unlinked
 
 What is to be done is durable before any of it is, and no start is permitted until all of it is: done again after a
 crash, it comes to the same. Nothing is deleted.
@@ -41,7 +41,7 @@ from kimberlite.log.opening import Injected, Opener, checked_path
 from kimberlite.log.options import Options
 from kimberlite.log.recovery import Keys, Loader, load_identity, load_keys, load_marks, new_log
 from kimberlite.log.refusals import UNFIT_TO_WRITE, translate
-from kimberlite.log.salvage import Finder
+from kimberlite.log.salvage import Ended, Finder
 from kimberlite.storage import BLOCK, Backend, File, open_backend
 from kimberlite.storage.backend import read_around, written
 
@@ -53,6 +53,7 @@ CHECK: Final = 8
 SALT: Final = slice(88, 120)
 #: Copied at a time.
 PIECE: Final = 1 << 20
+BEGUN: Final = "a repair was begun, and is not over"
 
 
 class Plan(NamedTuple):
@@ -85,7 +86,10 @@ class Plan(NamedTuple):
         sound = magic == MAGIC and _native.blake3(data[:-CHECK], identity.hash)[:CHECK] == data[-CHECK:]
         if not sound or database != identity.database_id:
             raise Corrupt("it is damaged: salvage what is left", file=REPAIR)
-        return cls(*fields)
+        plan = cls(*fields)
+        if plan.after != plan.before + 1 or not plan.position <= plan.end <= _native.HIGHEST >= plan.when:
+            raise unfit()
+        return plan
 
     def payload(self, database_id: bytes) -> bytes:
         """Of the record that the log goes on with."""
@@ -120,50 +124,96 @@ def look(
 ) -> Loss | None:
     """What a repair would do, or goes on with; None if nothing is wrong. Nothing is changed."""
     identity, keys = enter(backend, master, random)
-    begun = read_small(backend, REPAIR)
-    if begun is not None:
-        plan = Plan.decode(begun, identity)
-        return Loss(plan, "a repair was begun, and is not over", 0, 0, behind(backend, plan))
     notes: list[str] = []
     try:
-        marks = load_marks(backend, identity)
+        marks = load_marks(backend, identity, repairing=True)
     except Corrupt as lost:
         notes.append(str(lost))
-        marks = Marks(Mark(1, 0, False, 0, identity.hash), (0, 1))
-    loader, damage = replayed(Loader, backend, identity, keys, marks)
+        marks = no_marks(identity)
+    begun = read_small(backend, REPAIR)
+    if begun is not None:
+        return resumed(backend, identity, keys, master, marks, Plan.decode(begun, identity))
+    loader = Loader(backend, identity, keys, marks, fresh(identity, keys), write=True)
+    damage = replay(loader)
     if loader.reached is None and damage is not None:
-        loader, _ = replayed(Front, backend, identity, keys, marks)
+        loader = Front(backend, identity, keys, marks, fresh(identity, keys), write=True)
+        replay(loader)
     log = loader.log
     notes += [str(damage)] if damage is not None else ahead(backend, log)
     if not notes:
         return None
-    nothing = Corrupt(f"nothing in front of the damage can be kept; salvage what is left: {notes[0]}", file=SEGMENTS)
     if loader.reached is None or log.is_beginning:
-        raise nothing
+        raise nothing(notes[0])
     segment, place, closed = loader.reached
-    group, position, _ = log.sealed()
+    left = look_behind(backend, master, keys, log, segment, notes[0])
+    before = max(marks.newest.incarnation, log.incarnation, left.incarnation)
+    if before + 1 == INCARNATIONS:
+        what = f"no incarnation is above {before}, by which a repair could be told; salvage what is left"
+        raise Corrupt(f"{what}: {notes[0]}", file=MARKS)
+    (group, chain), position = log.durable_group(), log.sealed()[1]
+    salt, end = salt_of(backend, segment), max(position, left.ended.position)
+    plan = Plan(segment, place, closed, salt, group, chain, clock(), before, before + 1, position, end)
+    return loss(backend, plan, "; ".join(notes), left)
+
+
+def resumed(backend: Backend, identity: Identity, keys: Keys, master: bytes | None, marks: Marks, plan: Plan) -> Loss:
+    """What a repair that was begun goes on with; Corrupt if it is none of the log that is here."""
+    loader = Kept(plan, backend, identity, keys, marks, fresh(identity, keys))
+    replay(loader)
+    if not fits(backend, plan, marks, loader):
+        raise unfit()
+    if marks.newest.incarnation < plan.after:
+        left = look_behind(backend, master, keys, loader.log, plan.segment, BEGUN)
+        return loss(backend, plan, BEGUN, left)
+    # Nothing is left to be given up: behind what was kept there is only the record of that, if anything.
+    whole = Loader(backend, identity, keys, marks, fresh(identity, keys), write=True)
+    whole.run()
+    lost = [(plan.position, plan.end)]
+    said = (plan.position, False, identity.database_id, plan.when, plan.before, plan.after, plan.position, lost)
+    if whole.log.durable > plan.position and said not in whole.log.repairs():
+        raise unfit()
+    return Loss(plan, BEGUN, 0, 0, [])
+
+
+class Left(NamedTuple):
+    """What is known of what is given up: records of streams that a salvage would save, how far the log had come."""
+
+    records: int
+    ended: Ended
+    incarnation: int
+
+
+def look_behind(backend: Backend, master: bytes | None, keys: Keys, log: _native.Log, segment: int, why: str) -> Left:
+    """Corrupt if something is behind this log that must not be given up."""
+    position = log.sealed()[1]
     finder = Finder(backend, master)
     try:
         records, ended = finder.behind(position), finder.ended()
         if finder.dropped > position:
             # It is what a rule of retention has dropped.
-            raise nothing
+            raise nothing(why)
         if finder.erased - {number for number, *_ in log.erasures} or keys.lost(log):
             what = "an erasure is behind the damage, and must not be given up; salvage what is left"
-            raise Corrupt(f"{what}: {notes[0]}", file=segment_name(segment))
+            raise Corrupt(f"{what}: {why}", file=segment_name(segment))
     finally:
         finder.close()
-    before = max(marks.newest.incarnation, log.incarnation, finder.incarnation)
-    if before + 1 == INCARNATIONS:
-        what = f"no incarnation is above {before}, by which a repair could be told; salvage what is left"
-        raise Corrupt(f"{what}: {notes[0]}", file=MARKS)
-    chain, when = log.durable_group()[1], clock()
-    salt = salt_of(backend, segment)
-    end = max(position, ended.position)
-    plan = Plan(segment, place, closed, salt, group - 1, chain, when, before, before + 1, position, end)
-    known, last = max(group - 1, ended.group), max(ended.group, ended.durable, loader.watermark)
+    return Left(records, ended, finder.incarnation)
+
+
+def loss(backend: Backend, plan: Plan, why: str, left: Left) -> Loss:
+    ended, group = left.ended, plan.group
+    known, last = max(group, ended.group), max(ended.group, ended.durable)
     unknown = (known + 1, last) if last > known else None
-    return Loss(plan, "; ".join(notes), max(0, last - group + 1), records, behind(backend, plan), unknown)
+    return Loss(plan, why, max(0, last - group), left.records, behind(backend, plan), unknown)
+
+
+def nothing(why: str) -> Corrupt:
+    return Corrupt(f"nothing in front of the damage can be kept; salvage what is left: {why}", file=SEGMENTS)
+
+
+def unfit() -> Corrupt:
+    what = "it is not what a repair of the log that is here has to do"
+    return Corrupt(f"{what}: if nobody has begun one, delete it; else salvage what is left", file=REPAIR)
 
 
 def enter(backend: Backend, master: bytes | None, random: Callable[[int], bytes]) -> tuple[Identity, Keys]:
@@ -172,10 +222,16 @@ def enter(backend: Backend, master: bytes | None, random: Callable[[int], bytes]
     except BlockingIOError:
         raise Busy("a writer has the database open") from None
     check_kinds(backend)
+    # A repair that was killed when it was over may have left it to the kernel that its file is gone.
+    backend.sync_directory()
     identity = load_identity(backend)
     if identity is None:
         raise Invalid("there is no database here")
     return identity, load_keys(backend, identity, master, random, read_only=False)
+
+
+def no_marks(identity: Identity) -> Marks:
+    return Marks(Mark(1, 0, False, 0, identity.hash), (0, 1))
 
 
 class Front(Loader):
@@ -186,15 +242,47 @@ class Front(Loader):
         return [number for i, number in enumerate(numbers) if number == numbers[0] + i]
 
 
-def replayed(
-    kind: type[Loader], backend: Backend, identity: Identity, keys: Keys, marks: Marks
-) -> tuple[Loader, Corrupt | None]:
-    loader = kind(backend, identity, keys, marks, lambda: new_log(identity, keys, Options(), None), write=True)
+class Kept(Front):
+    """Follows the log to the last group that a repair keeps which was begun."""
+
+    def __init__(
+        self, plan: Plan, backend: Backend, identity: Identity, keys: Keys, marks: Marks, fresh: Callable[[], _native.Log]
+    ) -> None:
+        super().__init__(backend, identity, keys, marks, fresh, write=False)
+        self._plan = plan
+
+    def there(self) -> list[int]:
+        return [number for number in super().there() if number <= self._plan.segment]
+
+    def watermark_of(self, segment: _native.Segment, scan: File, place: int) -> int:
+        return self._plan.group
+
+
+def fresh(identity: Identity, keys: Keys) -> Callable[[], _native.Log]:
+    return lambda: new_log(identity, keys, Options(), None)
+
+
+def replay(loader: Loader) -> Corrupt | None:
+    """What is wrong behind what was replayed."""
     try:
         loader.run()
     except Corrupt as damage:
-        return loader, damage
-    return loader, None
+        return damage
+    return None
+
+
+def fits(backend: Backend, plan: Plan, marks: Marks, loader: Loader) -> bool:
+    """Whether what was to be kept is there, up to its last group."""
+    log, incarnation = loader.log, marks.newest.incarnation
+    if loader.reached is None or loader.reached[0] != plan.segment or log.is_beginning:
+        return False
+    there = loader.reached == (plan.segment, plan.place, plan.closed)
+    if salt_of(backend, plan.segment) != plan.salt:
+        # Of a packed one another file was made, with room behind its groups.
+        there = not plan.closed and backend.exists(quarantine_name(plan.segment, plan.place, plan.when))
+    risen = log.incarnation <= plan.before and (incarnation <= plan.before or incarnation == plan.after)
+    end = (*log.durable_group(), log.sealed()[1])
+    return there and risen and end == (plan.group, plan.chain, plan.position)
 
 
 def all_numbers(backend: Backend) -> list[int]:
@@ -229,7 +317,7 @@ def cut(backend: Backend, identity: Identity, keys: Keys, plan: Plan, random: Ca
     try:
         marks = load_marks(backend, identity, repairing=True)
     except Corrupt:
-        marks = Marks(Mark(1, 0, False, 0, identity.hash), (0, 1))
+        marks = no_marks(identity)
     if marks.newest.incarnation >= plan.after:
         return
     for name in reversed(behind(backend, plan)):
@@ -307,9 +395,11 @@ async def finish(backend: Backend, master: bytes | None, plan: Plan, options: Op
     opener = Opener(backend, master, options, injected, read_only=False, anchor=None, repairing=True)
     async with await opener.open(create=False, origin=None, or_read=False) as log:
         payload = plan.payload(bytes.fromhex((await log.info())["database_id"]))
-        if not await said(log, plan.position, payload):
-            committer, _ = log._writer()
-            await committer.say([payload])
+        committer, _ = log._writer()
+        there = await said(log, plan.position, payload)
+        # Without a mark of it whoever is killed from here on leaves a repair that readers do not know of.
+        if not await committer.mark(log._native.durable_group()[0] if there else await committer.say([payload])):
+            committer.check()
         backend.unlink(REPAIR)
         backend.sync_directory()
 

@@ -448,7 +448,9 @@ def _refuse(kind: int, name: str, *, directory: bool) -> None:
         raise error(errno.ELOOP, name)
     if directory and not stat.S_ISDIR(kind):
         raise error(errno.ENOTDIR, name)
+    if not directory and stat.S_ISDIR(kind):
+        raise error(errno.EISDIR, name)
     if not directory and not stat.S_ISREG(kind):
-        raise error(errno.EISDIR if stat.S_ISDIR(kind) else errno.ENXIO, name)
+        raise OSError(errno.ENXIO, "it is a FIFO, a socket or a device, and no regular file", name)
     if kind & _OTHERS_WRITE:
         raise OSError(errno.EPERM, "others may write to it: chmod go-w", name)

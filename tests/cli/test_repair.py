@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from tests.cli.conftest import Call
@@ -26,8 +27,13 @@ def test_nothing_is_changed_before_the_loss_is_accepted(ledger: Path, call: Call
     assert outcome.status == 65
     assert outcome.json()["kept_records"] == 4
     assert outcome.json()["lost_positions"] == [4, 7]
-    refused = process("repair", ledger, "--accept-loss")
-    assert (refused.status, b"--yes" in refused.err) == (64, True)
+    error = json.loads(outcome.err)
+    assert (error["code"], error["exit_code"], error["position"]) == ("CORRUPT", 65, 4)
+    assert "--accept-loss" in error["message"]
+    assert b"lost_positions          4 to 6\n" in call("repair", ledger).out
+    for flags in ((), ("--json",)):
+        refused = process("repair", ledger, "--accept-loss", *flags)
+        assert (refused.status, b"--yes" in refused.err) == (64, True)
     assert before == {file: file.read_bytes() for file in ledger.rglob("*") if file.is_file()}
 
 
@@ -47,6 +53,22 @@ def test_it_is_written_again(ledger: Path, call: Call, process: Call) -> None:
         [said] = call(command, ledger, "--json").json()["repairs"]
         assert (said["incarnation"], said["kept"], said["lost"], said["salvaged"]) == (1, 4, [[4, 7]], False)
         assert "incarnation 1, kept 4 records, lost: positions 4 to 6" in call(command, ledger).out.decode()
+
+
+def test_what_was_done_is_json_if_that_was_asked_for(ledger: Path, call: Call) -> None:
+    break_it(ledger)
+    outcome = call("repair", ledger, "--accept-loss", "--yes", "--json")
+    assert (outcome.status, outcome.json()["damaged"]) == (0, True)
+    assert json.loads(outcome.err) == {"repaired": True, "incarnation": 1, "quarantine": str(ledger / "quarantine")}
+
+
+def test_what_is_no_file_in_its_place_is_refused(ledger: Path, call: Call) -> None:
+    break_it(ledger)
+    before = {file: file.read_bytes() for file in ledger.rglob("*") if file.is_file()}
+    os.mkfifo(ledger / "repair", 0o600)
+    outcome = call("repair", ledger, "--accept-loss", "--yes")
+    assert (outcome.status, b"'repair'" in outcome.err, b"no regular file" in outcome.err) == (78, True, True)
+    assert before == {file: file.read_bytes() for file in ledger.rglob("*") if file.is_file()}
 
 
 def test_a_daemon_says_so_too(ledger: Path, call: Call) -> None:

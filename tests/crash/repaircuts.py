@@ -115,6 +115,11 @@ async def check(path: Path, broken: Broken, say: Say) -> None:
         say(["finished by another" if loss is not None else "lost", "it was refused, and nothing was wrong"])
     else:
         say(["found repaired", None])
+    if await repair_directory(path, lambda _loss: True, key_file=broken.key) is not None:
+        say(["lost", "it was not over"])
+    async with kimberlite.open(path, key_file=broken.key, read_only=True) as reader:
+        if len((await reader.info())["repairs"]) != 1:
+            say(["lost", "the repair is not known"])
     async with kimberlite.open(path, key_file=broken.key, create=False, segment_bytes=SEGMENT) as db:
         records = [record.payload async for record in db.read("s")]
         if records != [payload(i) for i in range(broken.kept)]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -11,11 +12,13 @@ from kimberlite import Corrupt, Log, Receipt, RolledBack
 from kimberlite.crypto.master import create_master, load_master
 from kimberlite.errors import Busy, KeyUnavailable
 from kimberlite.log import checkpoint, packing
+from kimberlite.log.creation import write_small
 from kimberlite.log.marks import MAGIC as MARK
-from kimberlite.log.names import CHECKPOINT, IDENTITY, MARKS, REPAIR, segment_name
+from kimberlite.log.names import CHECKPOINT, IDENTITY, MARKS, PREPARE, REPAIR, segment_name
 from kimberlite.log.opening import Injected
 from kimberlite.log.options import Options
-from kimberlite.log.repair import Loss, repair
+from kimberlite.log.recovery import load_identity
+from kimberlite.log.repair import CHECK, LAYOUT, Loss, Plan, repair
 from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import Disk
 from tests.log.simulated import Machine, payloads, until
@@ -394,7 +397,14 @@ async def test_a_crash_at_any_step_leaves_it_refused_or_repaired(
             with pytest.raises(Corrupt):
                 await left.open(segment_bytes=SEGMENT, read_only=True)
             assert await repaired(left) is not None
-        left.verify(receipts[index - 1])
+        assert await repaired(left) is None
+        left.cut()
+        report = left.verify(receipts[index - 1])
+        # Only a mark that was being written is damaged.
+        assert (len(report.repairs), [note for note in report.notes if not note.startswith("marks: ")]) == (1, [])
+        async with left.open(create=False, read_only=True) as reader:
+            await kept(reader, receipts, index)
+            assert (await reader.info())["repairs"] == report.repairs
         position, said = last_said(left)
         assert (position, said.kept) == (receipts[index].first_position, receipts[index].first_position)
         assert said.lost == ((position, receipts[-1].last_position + 1),)
@@ -404,6 +414,101 @@ async def test_a_crash_at_any_step_leaves_it_refused_or_repaired(
         assert left.verify(receipts[index - 1]).notes == []
         assert REPAIR not in left.disk.files()
     assert refused > 20
+
+
+async def damaged(machine: Machine, index: int = 20) -> Plan:
+    """What a repair would do."""
+    receipts = await filled(machine)
+    name, place = place_of(machine, receipts[index])
+    machine.flip(name, place + 30)
+    loss = await repaired(machine, agreed=False)
+    assert loss is not None
+    return loss.plan
+
+
+def forge(machine: Machine, plan: Plan) -> None:
+    identity = load_identity(machine.backend())
+    assert identity is not None
+    machine.backend().mkdir(PREPARE)
+    write_small(machine.backend(), REPAIR, plan.encode(identity))
+
+
+async def refused(machine: Machine, match: str) -> None:
+    """Before anything is moved, and before anybody is asked."""
+    before = machine.disk.files()
+    for agreed in (False, True):
+        with pytest.raises(Corrupt, match=match) as caught:
+            await repaired(machine, agreed=agreed)
+        assert caught.value.file == REPAIR
+        assert machine.disk.files() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"segment": 2**64 - 1},
+        {"segment": 99},
+        {"segment": 0},
+        {"place": 2**63},
+        {"place": 0},
+        {"place": 2 * BLOCK},
+        {"closed": 1},
+        {"closed": 2**64 - 1},
+        {"salt": bytes(32)},
+        {"group": 2**64 - 1},
+        {"group": 1},
+        {"chain": bytes(32)},
+        {"when": 2**64 - 1},
+        {"before": 2**32 - 1},
+        {"after": 0},
+        {"after": 2**32 - 1},
+        {"position": 2**64 - 1},
+        {"position": 3},
+        {"end": 0},
+        {"end": 2**64 - 1},
+    ],
+    ids=str,
+)
+async def test_what_fits_no_log_here_changes_nothing(either: Machine, change: dict[str, Any]) -> None:
+    plan = await damaged(either)
+    forge(either, plan._replace(**change))
+    await refused(either, "if nobody has begun one, delete it")
+    forge(either, plan)
+    assert await repaired(either) is not None
+    assert len(either.verify().repairs) == 1
+
+
+async def test_a_plan_that_is_damaged_changes_nothing(either: Machine) -> None:
+    forge(either, await damaged(either))
+    for place in range(LAYOUT.size + CHECK):
+        either.flip(REPAIR, place)
+        await refused(either, "it is damaged: salvage what is left")
+        either.flip(REPAIR, place)
+    assert await repaired(either) is not None
+
+
+async def test_what_a_plan_gives_up_is_shown_also_if_it_was_made_up(either: Machine) -> None:
+    plan = await damaged(either, index=10)
+    other = either.image()
+    other.flip(segment_name(plan.segment), plan.place + 30)
+    assert await repaired(other) is None
+    forge(other, plan)
+    loss = await repaired(other, agreed=False)
+    assert loss is not None
+    assert (loss.plan, loss.records) == (plan, COUNT - 10)
+    assert loss.groups >= COUNT - 10
+    assert loss.files != []
+
+
+async def test_of_a_repair_that_is_over_no_other_can_be_made(either: Machine) -> None:
+    plan = await damaged(either)
+    await repaired(either)
+    forge(either, plan._replace(when=plan.when + 1))
+    await refused(either, "if nobody has begun one, delete it")
+    forge(either, plan)
+    assert await repaired(either) is not None
+    assert len(either.verify().repairs) == 1
+    assert await repaired(either) is None
 
 
 async def test_nobody_opens_what_is_being_repaired(machine: Machine) -> None:
