@@ -8,10 +8,11 @@ from pathlib import Path
 
 from kimberlite.cli import forms
 from kimberlite.cli.target import add_key_file, check_outside, directory
-from kimberlite.cli.terminal import Progress, erased, escaped, say, table
+from kimberlite.cli.terminal import Progress, erased, escaped, repaired, say, table
 from kimberlite.errors import Invalid
 from kimberlite.log.copying import salvage_directory
-from kimberlite.log.salvage import Missing, Report
+from kimberlite.log.description import ranged
+from kimberlite.log.salvage import Report
 from kimberlite.records import Erasure
 
 
@@ -43,15 +44,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def told(report: Report) -> list[str]:
     return [
-        *(f"missing: {ranged(each)}: {each.why}" for each in report.missing),
-        *(f"missing: {each.stream}, offsets {each.first} to {each.end}: {each.why}" for each in report.jumps),
+        *(f"missing: positions {ranged(each.first, each.end)}: {each.why}" for each in report.missing),
+        *(f"missing: {each.stream}, offsets {ranged(each.first, each.end)}: {each.why}" for each in report.jumps),
+        *(f"missing before: {repaired(each)}" for each in report.earlier),
         *(erased(Erasure(**each)) for each in report.erasures),
-        *(f"without its time: positions {each.first} to {each.end}" for each in report.times),
+        *(f"without its time: positions {ranged(each.first, each.end)}" for each in report.times),
         *(f"note: {note}" for note in report.notes),
     ]
-
-
-def ranged(missing: Missing) -> str:
-    if missing.first == missing.end:
-        return f"from position {missing.first} on"
-    return f"positions {missing.first} to {missing.end}"

@@ -13,7 +13,7 @@ from kimberlite import _native
 from kimberlite.crypto.master import load_master
 from kimberlite.errors import Busy, Corrupt, Invalid
 from kimberlite.importing import Import
-from kimberlite.log.description import erasures
+from kimberlite.log.description import erasures, repairs
 from kimberlite.log.log import LATEST, Log
 from kimberlite.log.marks import INCARNATIONS
 from kimberlite.log.opening import Injected, Opening, checked_path, open_log
@@ -126,10 +126,11 @@ async def copy(finder: Finder, db: Log, clock: Finished) -> Report:
     said = _native.encode_repair(
         origin, salvaged=True, when=clock(), before=before, after=after, kept=report.copied, lost=lost
     )
-    await committer.mark(await committer.say([said]))
+    await committer.mark(await committer.say([*finder.earlier, said]))
     assert db.upkeep is not None, "whoever writes has it"
     await db.upkeep.eraser.settle()
     report.erasures = [each._asdict() for each in erasures(db._native)]
+    report.earlier = repairs(db._native)[:-1]
     return report
 
 
@@ -143,9 +144,10 @@ async def salvage_directory(
     """Into a new directory, which gets its name when it is whole."""
     name, target = checked_path(path), checked_path(out)
     unfinished = f"{target}.salvaging"
-    for there in (target, unfinished):
+    left = "a salvage that was cut off has left it: delete it, unless one is at work"
+    for there, what in ((target, "name a directory that is not there yet"), (unfinished, left)):
         if os.path.lexists(there):  # noqa: ASYNC240 (once, before anything runs)
-            raise Invalid(f"{there} is there already")
+            raise Invalid(f"{there} is there already: {what}")
     master, clock = load_master(key_file), Finished()
     try:
         backend = open_backend(name, read_only=True)

@@ -18,6 +18,7 @@ from kimberlite.arguments import checked_name
 from kimberlite.errors import Invalid
 from kimberlite.log import marks as marking
 from kimberlite.log.checkpoint import HASHES_HEADER
+from kimberlite.log.description import ranged
 from kimberlite.log.names import CHECKPOINT, HASHES, INDEX, MARKS, SEGMENTS, segment_name
 from kimberlite.log.options import LARGEST_SEGMENT
 from kimberlite.log.past import leaves_in, stored
@@ -88,8 +89,9 @@ class Report:
     durable_group: int = 0
     missing: list[Missing] = field(default_factory=list)
     jumps: list[Jump] = field(default_factory=list)
-    #: Streams that stay erased, as `info` of the new log has them.
+    #: Streams that stay erased, and what repairs and salvages of before had given up, as `info` of the new log has it.
     erasures: list[dict[str, Any]] = field(default_factory=list)
+    earlier: list[dict[str, Any]] = field(default_factory=list)
     times: list[Guessed] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -152,6 +154,8 @@ class Finder:
         self.incarnation = 0
         #: Of each stream the offset behind its last record, by what is not in segments.
         self.lengths: dict[int, int] = {}
+        #: Positions of records that say what was given up, by what is not in segments.
+        self._told: set[int] = set()
         #: The last group that is known to have been durable with the position behind it.
         self._known = (0, 0)
         self._hashes: File | None = None
@@ -170,6 +174,9 @@ class Finder:
         for gone in self.erasures:
             # Of an empty one there is nothing to erase.
             self._reached(gone.stream, 1)
+        for position in sorted(self._told - {position for position, _ in self._native.repairs}):
+            what = "what a repair or a salvage had given up was said there, and nothing of that is left"
+            self.report.notes.append(f"position {position:,}: {what}")
         self.names = named(self._native.streams)
         self._records: Iterator[Salvaged] = self._found()
 
@@ -192,6 +199,11 @@ class Finder:
     @property
     def erasures(self) -> list[Gone]:
         return [Gone(*erasure) for erasure in self._native.erasures]
+
+    @property
+    def earlier(self) -> list[bytes]:
+        """What repairs and salvages before this one had given up, as the records say it that are left."""
+        return list(dict.fromkeys(payload for _, payload in self._native.repairs))
 
     def ended(self) -> Ended:
         """By all that is left."""
@@ -310,6 +322,10 @@ class Finder:
                 self._reached(stream, length)
             for stream, _, when, reason, at, master, confirmed in log.erasures:
                 self._native.erase(stream, when, reason, at, master, confirmed)
+            for position, said in log.repaired:
+                self._told.add(position)
+                if said is not None:
+                    self._native.repaired(position, said)
 
     def _is_right(self, data: bytes) -> bool:
         assert self.keys.receipt is not None
@@ -327,7 +343,7 @@ class Finder:
         if first or (report.complete and (self._headed or report.last_group > 0)):
             return []
         gone = [] if self.remains.of(SEGMENTS) else ["no segment is left"]
-        lost = [f"positions {each.first} to {each.end}: {each.why}" for each in report.missing]
+        lost = [f"positions {ranged(each.first, each.end)}: {each.why}" for each in report.missing]
         return [*gone, *lost, *report.notes]
 
     def _found(self) -> Iterator[Salvaged]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,13 +44,34 @@ def test_what_is_missing_is_said(ledger: Path, tmp_path: Path, call: Call, proce
     broken(ledger, place)
     outcome = call("salvage", ledger, "--out", tmp_path / "new")
     assert outcome.status == 0
-    assert b"missing: positions 2 to 3: no sound record of it is left" in outcome.out
-    assert b"missing: a, offsets 1 to 2" in outcome.out
+    assert b"missing: positions 2 to 2: no sound record of it is left" in outcome.out
+    assert b"missing: a, offsets 1 to 1: " in outcome.out
     # The others of its run make their leaves.
     assert call("read", tmp_path / "new", "a").out == b"one\nthree\n"
     assert call("read", tmp_path / "new", "b").out == b"four\nfive\n"
     assert process("append", tmp_path / "new", "b", stdin=b"six\n").json()["first_offset"] == 2
     assert call("verify", tmp_path / "new").status == 0
+
+
+def test_what_was_given_up_before_is_said_too(ledger: Path, tmp_path: Path, call: Call) -> None:
+    broken(ledger, 2 * 4096 + 250)
+    assert call("repair", ledger, "--accept-loss", "--yes").status == 0
+    expected: list[dict[str, Any]] = []
+    for source, target in ((ledger, tmp_path / "new"), (tmp_path / "new", tmp_path / "again")):
+        outcome = call("salvage", source, "--out", target)
+        told = outcome.out.decode()
+        assert (outcome.status, "complete  yes" in told) == (0, True)
+        assert "missing before: repaired: database " in told
+        assert "lost: positions 4 to 6" in told
+        before = call("info", source, "--json").json()
+        expected += [each | {"position": 0} for each in before["repairs"][len(expected) :]]
+        repairs = call("info", target, "--json").json()["repairs"]
+        assert [each | {"position": 0} for each in repairs[:-1]] == expected
+        assert (repairs[-1]["database_id"], repairs[-1]["lost"]) == (before["database_id"], [])
+        assert call("verify", target, "--json").json()["repairs"] == repairs
+        shown = call("info", target).out.decode()
+        assert ("lost: positions 4 to 6" in shown, "nothing was lost by that" in shown) == (True, True)
+    assert len(expected) == 2
 
 
 def test_encrypted_with_its_key(path: Path, key: Path, tmp_path: Path, call: Call) -> None:
@@ -80,14 +102,16 @@ def test_what_was_erased_and_what_is_lost_is_told(path: Path, key: Path, tmp_pat
         assert found | {"position": 0} == done | {"position": 0}
         [salvaged] = said["repairs"]
         assert (salvaged["salvaged"], salvaged["kept"], salvaged["lost"]) == (True, 2, [])
-        assert b"nothing was lost" in call(command, tmp_path / "new", *with_key).out
+        assert b"nothing was lost by that" in call(command, tmp_path / "new", *with_key).out
     assert b"ERASED" in call("read", tmp_path / "new", "gone", *with_key).err
 
 
 @pytest.mark.parametrize("name", ["new", "new.salvaging"])
 def test_nothing_is_written_over(ledger: Path, tmp_path: Path, call: Call, name: str) -> None:
     (tmp_path / name).mkdir()
-    assert call("salvage", ledger, "--out", tmp_path / "new").status == 64
+    outcome = call("salvage", ledger, "--out", tmp_path / "new")
+    advice = b"delete it" if name.endswith("salvaging") else b"not there yet"
+    assert (outcome.status, advice in outcome.err) == (64, True)
     assert list((tmp_path / name).iterdir()) == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from kimberlite.storage.memory import Disk
 from tests.log.simulated import Machine
 from tests.log.test_erasure import places
 from tests.log.test_recovery import made_up
-from tests.log.test_repair import last_said
+from tests.log.test_repair import last_said, repaired
 from tests.log.test_salvage import COUNT, SEGMENT, Found, filled, gone, truth
 from tests.model import Batch, read_log
 from tests.model import Record as ModelRecord
@@ -301,6 +302,77 @@ async def test_without_any_segment_it_is_known_what_there_was(either: Machine) -
     _, finder = await salvaged(either)
     assert [(each.first, each.end) for each in finder.report.missing] == [(0, 0)]
     assert "groups 1 to " in finder.report.missing[0].why
+
+
+async def broken(machine: Machine, position: int) -> None:
+    """Damaged in the group of this position, and repaired."""
+    group = group_at(machine, position)
+    machine.flip(segment_name(group.segment), group.place + 20)
+    loss = await repaired(machine)
+    assert loss is not None
+
+
+def said_of(repairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """But for where in a log it is said."""
+    return [{**each, "position": 0} for each in repairs]
+
+
+@pytest.mark.parametrize("left", ["all", "records", "retained"])
+async def test_what_was_given_up_before_is_said_on(either: Machine, left: str) -> None:
+    await filled(either)
+    await broken(either, 200)
+    await filled_behind(either)
+    await broken(either, 260)
+    expected = said_of(either.verify().repairs)
+    assert [each["salvaged"] for each in expected] == [False, False]
+    await filled_behind(either)
+    if left == "retained":
+        async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+            await db.retain(before=(await db.info())["records"])
+            assert (await db.info())["first_position"] > 260
+    if left == "records":
+        gone(either, CHECKPOINT, INDEX)
+    machine = either
+    for _ in range(2):
+        new, finder = await salvaged(machine)
+        assert finder.report.complete
+        assert said_of(finder.report.earlier) == expected
+        repairs = new.verify().repairs
+        assert said_of(repairs[:-1]) == expected
+        assert (repairs[-1]["salvaged"], repairs[-1]["lost"]) == (True, [])
+        assert repairs[-1]["database_id"] == truth(machine)[1].identity.database.hex()
+        assert [position for position, _ in truth(new)[1].repairs] == [each["position"] for each in repairs]
+        async with new.open(segment_bytes=SEGMENT, read_only=True) as db:
+            assert (await db.info())["repairs"] == repairs
+        assert new.verify().notes == []
+        machine, expected = new, said_of(repairs)
+
+
+async def test_where_only_the_checkpoint_is_left_it_says_what_was_dropped_with_its_record(either: Machine) -> None:
+    await filled(either)
+    await broken(either, 100)
+    await filled_behind(either)
+    async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+        await db.retain(before=(await db.info())["records"])
+        assert (await db.info())["first_position"] > 100
+    [repair] = said_of(either.verify().repairs)
+    gone(either, "segments")
+    _, finder = await salvaged(either)
+    assert said_of(finder.report.earlier) == [repair]
+
+
+async def test_a_record_of_what_was_given_up_that_is_lost_is_noted(either: Machine) -> None:
+    await filled(either)
+    await broken(either, 200)
+    await filled_behind(either)
+    [repair] = either.verify().repairs
+    group = group_at(either, repair["position"])
+    either.write(segment_name(group.segment), group.place, bytes(BLOCK))
+    new, finder = await salvaged(either)
+    [note] = finder.report.notes
+    assert note.startswith(f"position {repair['position']}: what a repair or a salvage had given up was said there")
+    assert (finder.report.earlier, len(new.verify().repairs)) == ([], 1)
+    assert not finder.report.complete
 
 
 async def test_a_clock_that_was_ahead_keeps_nobody_from_copying(machine: Machine) -> None:

@@ -67,6 +67,16 @@ impl Log {
         Ok(repaired.map(shown).collect())
     }
 
+    /// Positions of the records that say what was given up, and the payloads of those that were dropped.
+    #[getter]
+    fn repaired<'py>(&self, py: Python<'py>) -> Vec<(u64, Option<Bound<'py, PyBytes>>)> {
+        let retained = self.inner.retained();
+        let dropped = retained.iter().flat_map(|retained| &retained.repairs);
+        let dropped = dropped.map(|(position, payload)| (*position, Some(PyBytes::new(py, payload))));
+        let left = self.inner.streams.read().unwrap().repairs.clone();
+        dropped.chain(left.into_iter().map(|position| (position, None))).collect()
+    }
+
     /// All that the segments before this one say and the others need; None if there is nothing to drop.
     fn retain<'py>(
         &self,

@@ -184,6 +184,17 @@ impl Salvage {
         self.inner().erased.iter().map(list).collect()
     }
 
+    /// What is known elsewhere of a record that says what was given up before: its position and payload.
+    fn repaired(&self, position: u64, payload: Vec<u8>) {
+        self.inner().repairs.insert((position, payload));
+    }
+
+    /// Positions and payloads of those that are left, in their order.
+    #[getter]
+    fn repairs<'py>(&self, py: Python<'py>) -> Vec<(u64, Bound<'py, PyBytes>)> {
+        self.inner().repairs.iter().map(|(position, payload)| (*position, PyBytes::new(py, payload))).collect()
+    }
+
     /// Where each stream went on behind the last of its runs that is whole, whether it opens or not.
     #[getter]
     fn lengths(&self) -> BTreeMap<u32, u64> {

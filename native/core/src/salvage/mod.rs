@@ -15,7 +15,7 @@ pub use prove::Fragment;
 pub use repaired::Repaired;
 pub use scan::Scanned;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -120,6 +120,8 @@ pub struct Salvage {
     pub retained: Option<Retained>,
     /// Streams whose records are read by nobody any more, whatever keys are left. Times are 0 where nothing says them.
     pub erased: BTreeMap<u32, Erasure>,
+    /// Positions and payloads of the records that say what was given up before.
+    pub repairs: BTreeSet<(u64, Vec<u8>)>,
     /// Stream, from and up to: offsets that were never any record's.
     pub gaps: Vec<(u32, u64, u64)>,
     /// Positions of which different records are left, and nothing says which of them is the log's.
@@ -145,6 +147,7 @@ impl Salvage {
             streams: BTreeMap::from([(0, Known { stream: system, name: Some(String::new()) })]),
             retained: None,
             erased: BTreeMap::new(),
+            repairs: BTreeSet::new(),
             gaps: Vec::new(),
             doubtful: Vec::new(),
             at: 0,
@@ -217,6 +220,9 @@ impl Salvage {
                         }
                         Ok(System::Confirmed(said)) => confirmed.push((said, at)),
                         Ok(System::Gap(gap)) => self.gaps.push((gap.stream, gap.from, gap.to)),
+                        Ok(System::Repaired(_)) => {
+                            self.repairs.insert((position, payload.to_vec()));
+                        }
                         Ok(System::Retained(part)) => {
                             // Pieces of which some are lost fit nowhere.
                             if let Ok(Some(whole)) = collector.take(&part) {
@@ -275,6 +281,7 @@ impl Salvage {
         }
         self.named.insert(found.chain);
         found.erasures.iter().cloned().for_each(|erasure| self.erase(erasure));
+        self.repairs.extend(found.repairs.iter().cloned());
         if self.retained.as_ref().is_none_or(|before| before.position < found.position) {
             self.retained = Some(found);
         }

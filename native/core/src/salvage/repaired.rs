@@ -2,11 +2,12 @@
 
 use crate::format::{Checked, ensure, u32_at, u64_at};
 
-/// What was given up of a log, or could not be salvaged of another one.
+/// What was given up of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Repaired {
-    /// Whether this log was salvaged from what is left of that one, and not that one itself.
+    /// Whether a salvage could not save it, and not a repair that gave it up.
     pub salvaged: bool,
+    /// Of which: this one, or one that it was salvaged from.
     pub database: [u8; 16],
     /// ns since 1970.
     pub when: u64,
