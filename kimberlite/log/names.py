@@ -64,6 +64,7 @@ def index_name(number: int) -> str:
 
 
 def segment_number(name: str) -> int | None:
-    """The number of a file in `segments/`; None if it is not named like one."""
+    """The number of a file in `segments/`, of 64 bits; None if it is not named like one."""
     stem, dot, suffix = name.partition(".")
-    return int(stem) if len(stem) == 20 and stem.isascii() and stem.isdigit() and suffix == "seg" and dot else None
+    named = len(stem) == 20 and stem.isascii() and stem.isdigit() and suffix == "seg" and dot
+    return number if named and (number := int(stem)) < 1 << 64 else None

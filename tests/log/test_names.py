@@ -18,7 +18,7 @@ def test_names_of_numbered_files_sort_as_their_numbers_do() -> None:
     assert index_name(7) == "index/00000000000000000007.idx"
 
 
-@pytest.mark.parametrize("number", [0, 1, 12_345, 10**20 - 1])
+@pytest.mark.parametrize("number", [0, 1, 12_345, 2**64 - 1])
 def test_a_segments_number_is_read_from_its_name(number: int) -> None:
     assert segment_number(segment_name(number).removeprefix("segments/")) == number
 
@@ -29,6 +29,8 @@ def test_a_segments_number_is_read_from_its_name(number: int) -> None:
         "",
         "7.seg",
         "0000000000000000007.seg",
+        "18446744073709551616.seg",
+        "99999999999999999999.seg",
         "000000000000000000007.seg",
         "00000000000000000007",
         "00000000000000000007.",
