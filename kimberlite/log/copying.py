@@ -126,7 +126,7 @@ async def copy(finder: Finder, db: Log, clock: Finished) -> Report:
     said = _native.encode_repair(
         origin, salvaged=True, when=clock(), before=before, after=after, kept=report.copied, lost=lost
     )
-    await committer.mark(await committer.say([*finder.earlier, said]))
+    await committer.mark(await committer.say([*finder.earlier(), said]))
     assert db.upkeep is not None, "whoever writes has it"
     await db.upkeep.eraser.settle()
     report.erasures = [each._asdict() for each in erasures(db._native)]

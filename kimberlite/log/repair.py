@@ -12,7 +12,7 @@ crash, it comes to the same. Nothing is deleted.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from struct import Struct, error
 from typing import Final, NamedTuple, Self
@@ -49,6 +49,11 @@ MAGIC: Final = b"KIMBRPR1"
 #: Magic, database id, and a `Plan`.
 LAYOUT: Final = Struct("<8s16sQQQ32sQ32sQIIQQ")
 CHECK: Final = 8
+#: In front of a list, and of each of its payloads.
+COUNT: Final = Struct("<I")
+#: Of a record that says what was given up: kind, whether a salvage says it, and how many ranges of 16 bytes follow.
+SAID: Final = Struct("<HB40xI")
+REPAIRED: Final = 7
 #: Where a segment's header has it.
 SALT: Final = slice(88, 120)
 #: Copied at a time.
@@ -72,28 +77,32 @@ class Plan(NamedTuple):
     #: Positions: records that are kept, and where those that are given up ended, as far as anybody knows.
     position: int
     end: int
+    #: What records say that are given up of what was given up before.
+    earlier: tuple[bytes, ...] = ()
 
     def encode(self, identity: Identity) -> bytes:
-        data = LAYOUT.pack(MAGIC, identity.database_id, *self)
+        *fields, earlier = self
+        sized = (COUNT.pack(len(payload)) + payload for payload in earlier)
+        data = LAYOUT.pack(MAGIC, identity.database_id, *fields) + COUNT.pack(len(earlier)) + b"".join(sized)
         return data + _native.blake3(data, identity.hash)[:CHECK]
 
     @classmethod
     def decode(cls, data: bytes, identity: Identity) -> Self:
-        try:
-            magic, database, *fields = LAYOUT.unpack(data[:-CHECK])
-        except error:
-            magic = b""
-        sound = magic == MAGIC and _native.blake3(data[:-CHECK], identity.hash)[:CHECK] == data[-CHECK:]
-        if not sound or database != identity.database_id:
+        body, check = data[:-CHECK], data[-CHECK:]
+        if _native.blake3(body, identity.hash)[:CHECK] != check or not body.startswith(MAGIC + identity.database_id):
             raise Corrupt("it is damaged: salvage what is left", file=REPAIR)
-        plan = cls(*fields)
+        try:
+            _, _, *fields = LAYOUT.unpack_from(body)
+            plan = cls._make([*fields, tuple(payloads_in(body[LAYOUT.size :]))])
+        except error:
+            raise unfit() from None
         if plan.after != plan.before + 1 or not plan.position <= plan.end <= _native.HIGHEST >= plan.when:
             raise unfit()
         return plan
 
-    def payload(self, database_id: bytes) -> bytes:
-        """Of the record that the log goes on with."""
-        return _native.encode_repair(
+    def payloads(self, database_id: bytes) -> list[bytes]:
+        """Of the records that the log goes on with."""
+        said = _native.encode_repair(
             database_id,
             salvaged=False,
             when=self.when,
@@ -102,6 +111,22 @@ class Plan(NamedTuple):
             kept=self.position,
             lost=[(self.position, self.end)],
         )
+        return [said, *self.earlier]
+
+
+def payloads_in(data: bytes) -> Iterator[bytes]:
+    """Of records of what was given up, and of no others."""
+    (count,), place = COUNT.unpack_from(data), COUNT.size
+    for _ in range(count):
+        (length,) = COUNT.unpack_from(data, place)
+        payload = data[place + COUNT.size : place + COUNT.size + length]
+        kind, salvaged, ranges = SAID.unpack_from(payload)
+        if (kind, length) != (REPAIRED, SAID.size + 16 * ranges) or salvaged > 1:
+            raise unfit()
+        yield payload
+        place += COUNT.size + length
+    if place != len(data):
+        raise unfit()
 
 
 class Loss(NamedTuple):
@@ -152,7 +177,8 @@ def look(
         raise Corrupt(f"{what}: {notes[0]}", file=MARKS)
     (group, chain), position = log.durable_group(), log.sealed()[1]
     salt, end = salt_of(backend, segment), max(position, left.ended.position)
-    plan = Plan(segment, place, closed, salt, group, chain, clock(), before, before + 1, position, end)
+    fixed = (segment, place, closed, salt, group, chain, clock(), before, before + 1, position, end)
+    plan = Plan(*fixed, earlier=left.earlier)
     return loss(backend, plan, "; ".join(notes), left)
 
 
@@ -181,6 +207,8 @@ class Left(NamedTuple):
     records: int
     ended: Ended
     incarnation: int
+    #: What its records say of what was given up before.
+    earlier: tuple[bytes, ...]
 
 
 def look_behind(backend: Backend, master: bytes | None, keys: Keys, log: _native.Log, segment: int, why: str) -> Left:
@@ -197,7 +225,7 @@ def look_behind(backend: Backend, master: bytes | None, keys: Keys, log: _native
             raise Corrupt(f"{what}: {why}", file=segment_name(segment))
     finally:
         finder.close()
-    return Left(records, ended, finder.incarnation)
+    return Left(records, ended, finder.incarnation, tuple(finder.earlier(position)))
 
 
 def loss(backend: Backend, plan: Plan, why: str, left: Left) -> Loss:
@@ -394,19 +422,25 @@ async def finish(backend: Backend, master: bytes | None, plan: Plan, options: Op
     """Opens it as ever, and lets the log say what was given up."""
     opener = Opener(backend, master, options, injected, read_only=False, anchor=None, repairing=True)
     async with await opener.open(create=False, origin=None, or_read=False) as log:
-        payload = plan.payload(bytes.fromhex((await log.info())["database_id"]))
+        payloads = plan.payloads(bytes.fromhex((await log.info())["database_id"]))
         committer, _ = log._writer()
-        there = await said(log, plan.position, payload)
-        # Without a mark of it whoever is killed from here on leaves a repair that readers do not know of.
-        if not await committer.mark(log._native.durable_group()[0] if there else await committer.say([payload])):
+        if left := payloads[await said(log, plan.position, payloads) :]:
+            await committer.say(left)
+        # Without a mark of them whoever is killed from here on leaves a repair that readers do not know of.
+        if not await committer.mark(committer.durable):
             committer.check()
         backend.unlink(REPAIR)
         backend.sync_directory()
 
 
-async def said(log: Log, position: int, payload: bytes) -> bool:
-    """Whether the first record behind what was kept is this one."""
-    return log._native.durable > position and (await log.get(position)).payload == payload
+async def said(log: Log, position: int, payloads: list[bytes]) -> int:
+    """How many of them stand behind what was kept."""
+    count = 0
+    while count < min(len(payloads), log._native.durable - position):
+        if (await log.get(position + count)).payload != payloads[count]:
+            break
+        count += 1
+    return count
 
 
 async def repair(

@@ -200,10 +200,9 @@ class Finder:
     def erasures(self) -> list[Gone]:
         return [Gone(*erasure) for erasure in self._native.erasures]
 
-    @property
-    def earlier(self) -> list[bytes]:
-        """What repairs and salvages before this one had given up, as the records say it that are left."""
-        return list(dict.fromkeys(payload for _, payload in self._native.repairs))
+    def earlier(self, position: int = 0) -> list[bytes]:
+        """What repairs and salvages before this one had given up, as the records say it that are left from there on."""
+        return list(dict.fromkeys(payload for at, payload in self._native.repairs if at >= position))
 
     def ended(self) -> Ended:
         """By all that is left."""

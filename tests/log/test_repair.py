@@ -131,7 +131,40 @@ async def test_a_second_repair_raises_the_incarnation_again(machine: Machine) ->
         async with machine.open(segment_bytes=SEGMENT) as db:
             await kept(db, receipts, index)
             assert (await db.append("t", b"x")).incarnation == incarnation
-    assert last_said(machine)[1].after == 2
+    assert [each["incarnation"] for each in machine.verify().repairs] == [2, 1]
+    assert last_said(machine)[1].after == 1
+
+
+@pytest.mark.parametrize("power", [True, False], ids=["cut", "kill"])
+async def test_what_a_record_said_that_is_given_up_is_said_again(either: Machine, power: bool) -> None:
+    receipts = await filled(either)
+    for index in (30, 20):
+        name, place = place_of(either, receipts[index])
+        either.flip(name, place + 30)
+        if index == 30:
+            await repaired(either)
+    expected = either.image()
+    await repaired(expected)
+    repairs = expected.verify().repairs
+    assert [each["kept"] for each in repairs] == [receipts[index].first_position for index in (20, 30)]
+    start, countdown, done = either.disk.files(), 0, False
+    while not done:
+        countdown += 1
+        machine = Machine(either.key)
+        machine.disk = Disk.from_files(start)
+        cut = Cut(machine.disk, countdown, Random(countdown), power)
+        machine.disk.on_step = cut
+        await repaired(machine)
+        machine.disk.on_step = None
+        done = cut.left is None
+        left = Machine(either.key)
+        left.disk = machine.disk if done else cut.taken()
+        await repaired(left)
+        left.cut()
+        async with left.open(create=False, read_only=True) as reader:
+            assert (await reader.info())["repairs"] == repairs
+            await kept(reader, receipts, 20)
+        assert left.verify().repairs == repairs
 
 
 async def test_marks_that_are_lost_are_made_again(either: Machine) -> None:
@@ -466,6 +499,11 @@ async def refused(machine: Machine, match: str) -> None:
         {"position": 3},
         {"end": 0},
         {"end": 2**64 - 1},
+        # A record of another kind, one that is cut short, and one that says that it has more.
+        {"earlier": (b"\4\0" + bytes(45),)},
+        {"earlier": (b"\7\0" + bytes(44),)},
+        {"earlier": (b"\7\0" + bytes(44) + b"\1",)},
+        {"earlier": (b"\7\0\2" + bytes(44),)},
     ],
     ids=str,
 )
@@ -480,7 +518,7 @@ async def test_what_fits_no_log_here_changes_nothing(either: Machine, change: di
 
 async def test_a_plan_that_is_damaged_changes_nothing(either: Machine) -> None:
     forge(either, await damaged(either))
-    for place in range(LAYOUT.size + CHECK):
+    for place in range(LAYOUT.size + 4 + CHECK):
         either.flip(REPAIR, place)
         await refused(either, "it is damaged: salvage what is left")
         either.flip(REPAIR, place)
