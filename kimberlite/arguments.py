@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Final, Literal, NamedTuple, get_args
@@ -129,6 +130,10 @@ def checked_sync(sync: object) -> None:
         raise Invalid(f"sync is one of {', '.join(POLICIES)}, not {sync!r}")
 
 
+#: How the words of a rule with a position begin.
+BEFORE: Final = re.compile("before position ([0-9]+)")
+
+
 class Rule(NamedTuple):
     """What may go: whatever one of these lets go."""
 
@@ -148,6 +153,14 @@ class Rule(NamedTuple):
         if self.size is not None:
             said.append(f"beyond {self.size} bytes")
         return " or ".join(said)
+
+    def covers(self, said: str) -> bool:
+        """Whether it lets go all that a rule of these words did, and differs in no more than a position."""
+        found = BEFORE.match(said)
+        if found is None or self.before is None:
+            return said == str(self)
+        before = int(found[1])
+        return before <= self.before and said == str(self._replace(before=before))
 
 
 #: ns in each.

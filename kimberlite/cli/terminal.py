@@ -86,7 +86,8 @@ def repaired(each: dict[str, Any]) -> str:
     when = datetime.fromtimestamp(each["when"] // 10**9, UTC).isoformat()
     lost = [ranged(*each) for each in each["lost"]]
     more = [f"{len(lost) - MOST_RANGES} more ranges"] if len(lost) > MOST_RANGES else []
-    given = f"lost: positions {', '.join(lost[:MOST_RANGES] + more)}" if lost else "nothing was lost by that"
+    places = "positions" if each["exact"] else "some of positions"
+    given = f"lost: {places} {', '.join(lost[:MOST_RANGES] + more)}" if lost else "nothing was lost by that"
     what = f"{'salvaged: from' if each['salvaged'] else 'repaired:'} database {each['database_id']}"
     return f"{what}, {when}, incarnation {each['incarnation']}, kept {each['kept']:,} records, {given}"
 

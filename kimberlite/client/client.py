@@ -38,7 +38,7 @@ from kimberlite.errors import (
 )
 from kimberlite.importing import Import
 from kimberlite.records import Dropping, Erasure, Receipt, Record, StreamInfo
-from kimberlite.wire.messages import Kind, Reading, Retaining
+from kimberlite.wire.messages import Kind, Parts, Reading, Retaining
 
 URL: Final = re.compile(r"kimberlite(?:://(?P<host>[^/]+:\d+)/?|\+unix:(?://)?(?P<path>/.+))")
 #: Appends that wait for their receipts, and their bytes; more wait for room.
@@ -213,7 +213,7 @@ class Client:
     async def info(self) -> dict[str, Any]:
         """What this database is and where it stands."""
         self._connection.check()
-        told: dict[str, Any] = await self._connection.request(Kind.INFO, _native.pack(None), result)
+        told: dict[str, Any] = await self._connection.request(Kind.INFO, _native.pack(None), joined)
         return told
 
     async def metrics(self) -> dict[str, Any]:
@@ -228,7 +228,7 @@ class Client:
         self._connection.check()
         check_receipt(anchor)
         body = _native.pack({"anchor": None if anchor is None else list(anchor)})
-        report: dict[str, Any] = await self._connection.request(Kind.VERIFY, body, result)
+        report: dict[str, Any] = await self._connection.request(Kind.VERIFY, body, joined)
         return report
 
     async def retain(
@@ -366,7 +366,18 @@ def address_of(url: object) -> str:
 
 
 async def result(incoming: Incoming) -> Any:
-    kind, body = await incoming.next()
+    return result_of(*await incoming.next())
+
+
+async def joined(incoming: Incoming) -> dict[str, Any]:
+    """A result whose lists may have come in parts."""
+    parts = Parts()
+    while (message := await incoming.next())[0] == Kind.PART:
+        parts.take(message[1])
+    return parts.before(result_of(*message))
+
+
+def result_of(kind: int, body: bytes) -> Any:
     if kind != Kind.RESULT:
         raise ProtocolError(f"a message of kind {kind} answers nothing that was asked")
     return _native.unpack(body)

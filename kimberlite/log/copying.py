@@ -26,8 +26,6 @@ from kimberlite.storage.files import move_directory
 
 #: Why a stream of the new log has a gap.
 NOT_SALVAGED: Final = "not salvaged"
-#: Ranges of positions that its record of a salvage names at most.
-MOST_LOST: Final = 65_536
 #: In the place of the master key's id in a confirmation, where that of today is the one of the erasure again.
 NO_MASTER: Final = bytes(16)
 
@@ -121,15 +119,14 @@ async def copy(finder: Finder, db: Log, clock: Finished) -> Report:
     await streams.create(finder.streams())
     async with db.importing() as into:
         await Copying(finder, db, clock, into).run()
-    lost = report.lost()[:MOST_LOST]
-    origin = finder.origin.database_id
+    origin, lost = finder.origin.database_id, report.lost()
     said = _native.encode_repair(
         origin, salvaged=True, when=clock(), before=before, after=after, kept=report.copied, lost=lost
     )
     await committer.mark(await committer.say([*finder.earlier(), said]))
     assert db.upkeep is not None, "whoever writes has it"
     await db.upkeep.eraser.settle()
-    report.erasures = [each._asdict() for each in erasures(db._native)]
+    report.erasures = erasures(db._native)
     report.earlier = repairs(db._native)[:-1]
     return report
 

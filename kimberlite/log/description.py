@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from kimberlite import _native
 from kimberlite.errors import KimberliteError, Unavailable
 from kimberlite.log.identity import Identity
 from kimberlite.records import Erasure
 from kimberlite.storage.backend import Backend
+
+#: Looked at before others have their turn.
+STREAMS: Final = 1_000
 
 
 def describe(identity: Identity, native: _native.Log, backend: Backend, notes: list[str]) -> dict[str, Any]:
@@ -40,7 +43,8 @@ def describe(identity: Identity, native: _native.Log, backend: Backend, notes: l
         "segments": len(names),
         "first_position": native.first,
         "dropped": dropped(native),
-        "erasures": [each._asdict() for each in erasures(native)],
+        # Of very many streams: they are filled in off the loop.
+        "erasures": [],
         "repairs": said,
         "bytes": sum(size_now(backend, f"segments/{name}") for name in names),
         "encrypted": identity.tagged,
@@ -59,12 +63,14 @@ def dropped(native: _native.Log) -> list[dict[str, Any]]:
     ]
 
 
-def erasures(native: _native.Log) -> list[Erasure]:
+def erasures(native: _native.Log) -> list[dict[str, Any]]:
     """Those that are durable."""
-    return [
-        Erasure(native.name_of(stream), when, reason, position, confirmed is None)
-        for stream, _, when, reason, position, _, confirmed in native.erasures
-    ]
+    found: list[dict[str, Any]] = []
+    start = 0
+    while (some := native.erasures_of(start, STREAMS)) is not None:
+        found += [Erasure(*each)._asdict() for each in some]
+        start += STREAMS
+    return found
 
 
 def repairs(native: _native.Log) -> list[dict[str, Any]]:
@@ -79,8 +85,9 @@ def repairs(native: _native.Log) -> list[dict[str, Any]]:
             "before": before,
             "kept": kept,
             "lost": [list(each) for each in lost],
+            "exact": not coarse,
         }
-        for position, salvaged, database, when, before, after, kept, lost in native.repairs()
+        for position, salvaged, database, when, before, after, kept, lost, coarse in native.repairs()
     ]
 
 

@@ -335,7 +335,9 @@ class Log:
         self._check()
         await self._refreshed()
         with reading_disk:
-            return self._info()
+            said = self._info()
+        said["erasures"] = await self._backend.run(partial(erasures, self._native))
+        return said
 
     def _reading(
         self,
@@ -474,7 +476,10 @@ class Log:
         return self.upkeep.eraser
 
     def _erasure(self, stream: str) -> Erasure:
-        return next(each for each in erasures(self._native) if each.stream == stream)
+        number = self._native.stream(stream)
+        assert number is not None, "it was just erased"
+        [found] = self._native.erasures_of(number, 1) or []
+        return Erasure(*found)
 
     # ---- lifetime
 

@@ -195,7 +195,7 @@ def resumed(backend: Backend, identity: Identity, keys: Keys, master: bytes | No
     whole = Loader(backend, identity, keys, marks, fresh(identity, keys), write=True)
     whole.run()
     lost = [(plan.position, plan.end)]
-    said = (plan.position, False, identity.database_id, plan.when, plan.before, plan.after, plan.position, lost)
+    said = (plan.position, False, identity.database_id, plan.when, plan.before, plan.after, plan.position, lost, False)
     if whole.log.durable > plan.position and said not in whole.log.repairs():
         raise unfit()
     return Loss(plan, BEGUN, 0, 0, [])
@@ -274,7 +274,13 @@ class Kept(Front):
     """Follows the log to the last group that a repair keeps which was begun."""
 
     def __init__(
-        self, plan: Plan, backend: Backend, identity: Identity, keys: Keys, marks: Marks, fresh: Callable[[], _native.Log]
+        self,
+        plan: Plan,
+        backend: Backend,
+        identity: Identity,
+        keys: Keys,
+        marks: Marks,
+        fresh: Callable[[], _native.Log],
     ) -> None:
         super().__init__(backend, identity, keys, marks, fresh, write=False)
         self._plan = plan

@@ -141,12 +141,13 @@ class Retention:
 
     async def _drop_all(self, rule: Rule) -> Dropping:
         planned = await self._plan(rule, self._committer.tail.number)
-        first = self._native.dropped[0]
+        first, drops = self._native.dropped
         if first + planned.segments > self._checkpointer.segment:
             await self._checkpointer.take()
             planned = await self._plan(rule, self._checkpointer.segment)
         number, position, now = first + planned.segments, planned.first, self._committer.clock()
-        retained = await self._backend.run(lambda: self._native.retain(number, now, str(rule)))
+        more = bool(drops) and rule.covers(drops[-1][-1])
+        retained = await self._backend.run(lambda: self._native.retain(number, now, str(rule), more))
         if retained is not None:
             await self._backend.run(lambda: self._keep(range(first, number), position))
             piece = min(PIECE, self._committer.tail.most // 4)

@@ -172,7 +172,7 @@ def verify(
         root=root,
         chain=chain,
         keys_checked=keys.vault is not None,
-        erasures=[each._asdict() for each in erasures(log)],
+        erasures=erasures(log),
         repairs=repairs(log),
         notes=notes,
     )

@@ -21,7 +21,19 @@ from kimberlite.errors import (
     Unavailable,
 )
 from kimberlite.log.serving import Frames
-from kimberlite.wire.messages import NONE, VERSION, Hello, Kind, Reading, Retaining, count, fields, is_a, receipt
+from kimberlite.wire.messages import (
+    NONE,
+    VERSION,
+    Hello,
+    Kind,
+    Reading,
+    Retaining,
+    count,
+    fields,
+    in_parts,
+    is_a,
+    receipt,
+)
 
 if TYPE_CHECKING:
     from kimberlite.server.connection import Connection
@@ -183,6 +195,17 @@ class Dispatch:
         if not self._connection.closing:
             self._session.send(kind, id, body, True)
             self._connection.finish_if_idle()
+
+    async def _reply_in_parts(self, id: int, said: dict[str, Any]) -> None:
+        for kind, body in in_parts(said):
+            await self._connection.writable()
+            if self._connection.closing:
+                return
+            if kind == Kind.PART:
+                self._session.send(kind, id, body, False)
+            else:
+                self._reply(kind, id, body)
+            await asyncio.sleep(0)
 
     async def _hello(self, said: Hello) -> None:
         try:
@@ -356,9 +379,7 @@ class Dispatch:
             raise ProtocolError("this request says nothing")
         self._connection.access.check("inspect", None)
         async with self._turn:
-            await self._connection.writable()
-            self._reply(Kind.RESULT, id, _native.pack(await self._serving.info()))
-            await asyncio.sleep(0)
+            await self._reply_in_parts(id, await self._serving.info())
 
     async def _metrics(self, id: int, body: bytes) -> None:
         if _native.unpack(body) is not None:
@@ -421,4 +442,4 @@ class Dispatch:
         self._connection.access.check("inspect", None)
         async with self._turn:
             report = await self._server.verify(None if anchor is None else receipt(anchor))
-            self._reply(Kind.RESULT, id, _native.pack(report))
+            await self._reply_in_parts(id, report)

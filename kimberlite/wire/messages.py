@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
@@ -16,6 +17,9 @@ VERSION: Final = 1
 NOBODY: Final = _native.NOBODY
 #: Bytes in front of a body.
 HEADER: Final = _native.HEADER
+
+#: Of a list in one message: as many as fit, whatever `info` and `verify` have lists of.
+ELEMENTS: Final = 64
 
 Bound = int | Time | None
 
@@ -47,6 +51,7 @@ class Kind(IntEnum):
     END = KINDS["END"]
     RESULT = KINDS["RESULT"]
     ERROR = KINDS["ERROR"]
+    PART = KINDS["PART"]
 
 
 def fields(body: bytes, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
@@ -193,6 +198,38 @@ class Retaining:
         said = fields(body, **numbers, dry_run=(bool, NONE), confirm_clock=(bool, NONE))
         rule = Rule(*(None if said[name] is None else count(said[name]) for name in Rule._fields))
         return cls(rule, bool(said["dry_run"]), bool(said["confirm_clock"]))
+
+
+def in_parts(said: dict[str, Any]) -> Iterator[tuple[Kind, bytes]]:
+    """The answer that says this. Of a list that is long its end is in the result, and what is before that in parts."""
+    ends: dict[str, Any] = {}
+    for name, value in said.items():
+        ends[name] = value
+        if isinstance(value, list):
+            last = max(0, len(value) - ELEMENTS)
+            for start in range(0, last, ELEMENTS):
+                yield Kind.PART, _native.pack([name, value[start : min(start + ELEMENTS, last)]])
+            ends[name] = value[last:]
+    yield Kind.RESULT, _native.pack(ends)
+
+
+class Parts:
+    """What came of an answer before its result."""
+
+    def __init__(self) -> None:
+        self._lists: dict[str, list[Any]] = {}
+
+    def take(self, body: bytes) -> None:
+        said = _native.unpack(body)
+        if not is_a(said, list) or len(said) != 2 or not is_a(said[0], str) or not is_a(said[1], list):
+            raise ProtocolError("a part is the name of a list, and elements of it")
+        self._lists.setdefault(said[0], []).extend(said[1])
+
+    def before(self, said: Any) -> dict[str, Any]:
+        """All of it, now that the result has come."""
+        if not is_a(said, dict) or not all(is_a(said.get(name), list) for name in self._lists):
+            raise ProtocolError("what parts were of is not in the result")
+        return said | {name: elements + said[name] for name, elements in self._lists.items()}
 
 
 def welcome(body: bytes) -> dict[str, Any]:

@@ -3,7 +3,7 @@ import net from "node:net";
 import { decode, encode } from "@msgpack/msgpack";
 
 const KIND = { hello: 1, append: 2, appendMany: 3, read: 4, get: 5, tail: 6, credit: 7, stop: 8, streams: 9, info: 10 };
-const [WELCOME, RECEIPTS, RECORDS, END, RESULT, ERROR] = [65, 66, 67, 68, 69, 70];
+const [WELCOME, RECEIPTS, RECORDS, END, RESULT, ERROR, PART] = [65, 66, 67, 68, 69, 70, 71];
 const NOBODY = 0xffffffff;
 const CREDIT = 1 << 20;
 const options = { useBigInt64: true };
@@ -83,7 +83,11 @@ export class Client {
   async #ask(kind, body, streams = null) {
     const [id, incoming] = this.#begin(kind, body);
     try {
-      const [replied, answer] = await incoming.next();
+      const parts = {};
+      let [replied, answer] = await incoming.next();
+      for (; replied === PART; [replied, answer] = await incoming.next())
+        parts[answer[0]] = [...(parts[answer[0]] ?? []), ...answer[1]];
+      for (const name in parts) answer[name] = [...parts[name], ...answer[name]];
       if (replied !== RECEIPTS) return answer;
       const { ending, places } = answer;
       return places.map(([firstOffset, lastOffset, firstPosition, lastPosition, mac], i) => ({

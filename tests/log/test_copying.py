@@ -19,7 +19,7 @@ from kimberlite.log.options import LARGEST_BATCH_BYTES, Options
 from kimberlite.log.salvage import NO_KEY, TOO_LARGE, Finder, named
 from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import Disk
-from tests.log.simulated import Machine
+from tests.log.simulated import Machine, until
 from tests.log.test_erasure import places
 from tests.log.test_recovery import made_up
 from tests.log.test_repair import last_said, repaired
@@ -93,6 +93,32 @@ async def test_offsets_that_are_missing_are_gaps(either: Machine) -> None:
     # A gap of the damaged one is nothing that is missing again.
     _, finder = await salvaged(new)
     assert (finder.report.jumps, finder.report.complete) == ([], True)
+
+
+async def test_of_very_many_ranges_the_report_has_all_and_the_log_enough(encrypted: Machine) -> None:
+    async with encrypted.open(segment_bytes=SEGMENT, pack=0) as db:
+        for i in range(600):
+            await db.append("st"[i % 2], b"%d" % i)
+    for name in VAULTS:
+        encrypted.flip(name, VAULT_HEADER + 2 * SLOT + 100)
+    new, finder = await salvaged(encrypted)
+    lost = finder.report.lost()
+    assert len(lost) >= 300
+    _, record = last_said(new)
+    assert (len(record.lost), record.coarse) == (256, True)
+    assert all(any(start <= first and end <= stop for start, stop in record.lost) for first, end in lost)
+    [said] = new.verify().repairs
+    assert (said["lost"], said["exact"]) == ([list(each) for each in record.lost], False)
+    # A rule that leaves room for little finds that room.
+    async with new.open(segment_bytes=SEGMENT, pack=0, retain_size=4 * SEGMENT) as db:
+        for _ in range(200):
+            await db.append("t", b"more")
+
+        async def at_rest() -> bool:
+            return bool((await db.info())["bytes"] <= 5 * SEGMENT and (await db.info())["first_position"] > 300)
+
+        await until(at_rest)
+        assert (await db.info())["repairs"] == [said]
 
 
 async def test_what_was_dropped_stays_dropped(either: Machine) -> None:

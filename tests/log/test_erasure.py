@@ -14,7 +14,7 @@ from kimberlite import Closed, Erased, Erasure, Invalid, KeyUnavailable, Log, Re
 from kimberlite.crypto.master import create_master, load_master
 from kimberlite.crypto.vault import BLOCK, SLOT
 from kimberlite.errors import NoSpace, UnknownOutcome
-from kimberlite.log import checkpoint
+from kimberlite.log import checkpoint, description
 from kimberlite.log.names import CHECKPOINT, HASHES, MARKS, PRODUCERS, VAULTS
 from kimberlite.storage.memory import Disk
 from tests.log.simulated import Machine, failing, payloads, until
@@ -86,6 +86,18 @@ def places(machine: Machine, copy: int) -> list[int]:
 async def erased(machine: Machine, stream: str = "gone") -> None:
     async with machine.open(segment_bytes=SEGMENT) as db:
         await db.erase(stream, reason=WHY)
+
+
+async def test_very_many_are_listed_piece_by_piece(encrypted: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with encrypted.open(segment_bytes=SEGMENT) as db:
+        for i in range(12):
+            await db.append(f"s{i}", b"x")
+        found = [await db.erase(f"s{i}", reason=f"{WHY} {i}") for i in (11, 2, 3, 5)]
+        listed = sorted((each._asdict() for each in found), key=lambda each: int(each["stream"][1:]))
+        for most in (1, 3, 4, 12, 13, 1_000):
+            monkeypatch.setattr(description, "STREAMS", most)
+            assert (await db.info())["erasures"] == listed
+    assert encrypted.verify().erasures == listed
 
 
 async def test_nobody_reads_it_and_everything_else_is_what_it_was(encrypted: Machine) -> None:

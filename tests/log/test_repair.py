@@ -290,6 +290,7 @@ async def test_what_was_given_up_is_said_for_good(either: Machine) -> None:
                 "before": plan.before,
                 "kept": plan.position,
                 "lost": [[plan.position, plan.end]],
+                "exact": True,
             }
         )
         assert either.verify().repairs == expected

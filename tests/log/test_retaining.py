@@ -21,6 +21,7 @@ from kimberlite import (
     RolledBack,
     Unavailable,
 )
+from kimberlite.arguments import Rule
 from kimberlite.log import checkpoint, retention
 from kimberlite.log.clock import JUMP
 from kimberlite.log.names import CHECKPOINT, CLOCK, HASHES, PAST, RESERVE, segment_name
@@ -79,6 +80,43 @@ async def test_what_is_older_goes(either: Machine) -> None:
         assert kept > 20
         assert [each["rule"] for each in (await db.info())["dropped"]] == ["older than 40 h", "older than 20 h"]
     assert either.verify(receipts[-1]).dropped[0]["rule"] == "older than 40 h"
+
+
+async def test_positions_that_were_named_one_after_the_other_are_one_rule(either: Machine) -> None:
+    receipts = await filled(either)
+    async with opening(either) as db:
+        before = [receipts[i].first_position for i in (20, 35, 50)]
+        times = []
+        for position in before:
+            times.append(either.now)
+            assert (await db.retain(before=position)).segments > 0
+            either.wait(HOUR)
+        [drop] = (await db.info())["dropped"]
+        assert (drop["from"], drop["first"], drop["last"]) == (0, times[0], times[-1])
+        assert (drop["to"], drop["rule"]) == ((await db.info())["first_position"], f"before position {before[-1]}")
+        # Another one, that names a position as well.
+        assert (await db.retain(before=1, size=0)).segments > 0
+        assert [each["rule"] for each in (await db.info())["dropped"]][1:] == ["before position 1 or beyond 0 bytes"]
+    assert len(either.verify().dropped) == 2
+
+
+@pytest.mark.parametrize(
+    ("rule", "said", "covers"),
+    [
+        (Rule(before=7), "before position 7", True),
+        (Rule(before=7), "before position 3", True),
+        (Rule(before=7), "before position 8", False),
+        (Rule(before=7), "before position 3 or older than 2 s", False),
+        (Rule(before=7, age=2 * 10**9), "before position 3 or older than 2 s", True),
+        (Rule(before=7, age=2 * 10**9), "before position 3", False),
+        (Rule(age=2 * 10**9), "before position 3 or older than 2 s", False),
+        (Rule(age=2 * 10**9), "older than 2 s", True),
+        (Rule(size=5), "older than 2 s", False),
+        (Rule(before=7), "several rules, the last of them: before position 3", False),
+    ],
+)
+def test_a_rule_covers_one_of_its_kind(rule: Rule, said: str, *, covers: bool) -> None:
+    assert rule.covers(said) == covers
 
 
 async def test_the_oldest_go_of_more_than_so_many_bytes(either: Machine) -> None:

@@ -200,6 +200,8 @@ class Repaired:
     after: int
     kept: int
     lost: tuple[tuple[int, int], ...]
+    #: Whether some of these were kept.
+    coarse: bool = False
 
 
 System = Declaration | Many | Piece | Erased | Confirmed | Gap | Repaired
@@ -207,7 +209,9 @@ System = Declaration | Many | Piece | Erased | Confirmed | Gap | Repaired
 
 def encode_system(system: System) -> bytes:
     if isinstance(system, Repaired):
-        front = u16(7) + u8(system.salvaged) + system.database + u64(system.when) + u32(system.before)
+        front = (
+            u16(7) + u8(system.salvaged + 2 * system.coarse) + system.database + u64(system.when) + u32(system.before)
+        )
         lost = b"".join(u64(start) + u64(end) for start, end in system.lost)
         return front + u32(system.after) + u64(system.kept) + u32(len(system.lost)) + lost
     if isinstance(system, Piece):
@@ -290,10 +294,10 @@ def _piece(cursor: Cursor) -> Piece:
 
 
 def _repaired(cursor: Cursor) -> Repaired:
-    salvaged, database = cursor.number(1, "salvaged"), cursor.take(16, "database")
-    require(salvaged <= 1, cursor.where, f"salvaged {salvaged}")
+    flags, database = cursor.number(1, "flags"), cursor.take(16, "database")
+    require(flags <= 3, cursor.where, f"flags {flags}")
     when, before, after = (cursor.number(size, "repair") for size in (8, 4, 4))
     kept, count = cursor.number(8, "records that were kept"), cursor.number(4, "ranges")
     require(count * 16 == len(cursor.data) - cursor.place, cursor.where, f"{count} ranges")
     lost = tuple((cursor.number(8, "range"), cursor.number(8, "range")) for _ in range(count))
-    return Repaired(bool(salvaged), database, when, before, after, kept, lost)
+    return Repaired(bool(flags & 1), database, when, before, after, kept, lost, bool(flags & 2))

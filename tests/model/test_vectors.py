@@ -161,9 +161,9 @@ def test_append_to_several_in_literal_bytes() -> None:
 
 
 def test_what_was_given_up_in_literal_bytes() -> None:
-    said = Repaired(True, bytes(16), 1, 2, 3, 4, ((5, 6), (7, 7)))
+    said = Repaired(True, bytes(16), 1, 2, 3, 4, ((5, 6), (7, 7)), coarse=True)
     literal = bytes.fromhex(
-        "0700 01" + "00" * 16 + "0100000000000000 02000000 03000000 0400000000000000 02000000"
+        "0700 03" + "00" * 16 + "0100000000000000 02000000 03000000 0400000000000000 02000000"
         "0500000000000000 0600000000000000 0700000000000000 0700000000000000"
     )
     assert encode_system(said) == literal

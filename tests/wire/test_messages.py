@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kimberlite import _native
 from kimberlite.errors import Conflict, Corrupt, Invalid, KimberliteError, NoSpace, ProtocolError
 from kimberlite.records import Receipt, Time
-from kimberlite.wire.messages import BY_CODE, Hello, Reading, unpack_error
+from kimberlite.wire.messages import BY_CODE, Hello, Kind, Parts, Reading, in_parts, unpack_error
 
 leaves = (
     st.none()
@@ -60,6 +60,52 @@ def test_values_are_those_of_another_implementation(value: Any) -> None:
 def test_what_no_message_may_be_is_refused(body: bytes) -> None:
     with pytest.raises(ProtocolError):
         _native.unpack(body)
+
+
+def answered(said: dict[str, Any]) -> dict[str, Any]:
+    parts, messages = Parts(), list(in_parts(said))
+    for kind, body in messages[:-1]:
+        assert kind == Kind.PART
+        parts.take(body)
+    assert messages[-1][0] == Kind.RESULT
+    return parts.before(_native.unpack(messages[-1][1]))
+
+
+RANGES = [[1 << 62, 1 << 63] for _ in range(257)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 128, 129, 10_000])
+def test_lists_of_any_length_arrive_in_messages_that_are_read(count: int) -> None:
+    erasures = [{"stream": f"s{i}", "when": i, "reason": "r", "position": i, "pending": True} for i in range(count)]
+    drops = [{"from": i, "to": i, "first": i, "last": i, "rule": "r"} for i in range(count)]
+    said = {"records": 5, "dropped": drops, "erasures": erasures, "root": "ab", "notes": ["n"] * count}
+    assert answered(said) == said
+    assert [*answered(said)] == [*said]
+    # Of all that `info` has a list of, this has the most in it.
+    repair = dict.fromkeys(("salvaged", "database_id", "when", "position", "incarnation", "before", "kept"), 1)
+    said["repairs"] = [repair | {"exact": False, "lost": RANGES}] * min(count, 300)
+    assert answered(said) == said
+
+
+def test_a_short_answer_is_one_message() -> None:
+    said = {"records": 5, "dropped": [{"from": 1}], "erasures": [{"stream": "s"}] * 64, "notes": []}
+    [(kind, body)] = in_parts(said)
+    assert (kind, msgpack.unpackb(body)) == (Kind.RESULT, said)
+
+
+def test_parts_that_are_of_nothing_are_refused() -> None:
+    for wrong in (None, {}, ["erasures"], ["erasures", 1], [1, []], ["erasures", [], []], ["erasures", {}]):
+        with pytest.raises(ProtocolError):
+            Parts().take(msgpack.packb(wrong))
+    parts = Parts()
+    parts.take(msgpack.packb(["erasures", [1]]))
+    results: list[Any] = [None, [], {}, {"erasures": None}, {"erasures": {}}, {"repairs": []}]
+    for result in results:
+        with pytest.raises(ProtocolError):
+            parts.before(result)
+    assert parts.before({"erasures": [2]}) == {"erasures": [1, 2]}
+    with pytest.raises(ProtocolError):
+        Parts().before([])
 
 
 def test_what_is_said_first_arrives_as_it_was_said() -> None:

@@ -126,7 +126,8 @@ fn records_and_system_records_of_any_bytes_are_refused_or_sound() {
     let several = Several { producer: [1; 16], sequence: 9, digest: [2; 16], parts }.encode();
     let piece = Piece { number: 1, pieces: 2, whole: [3; 32], bytes: b"of a retention record".to_vec() }.encode();
     let (before, after, lost) = (4, 5, vec![(6, 7), (8, u64::MAX)]);
-    let repaired = Repaired { salvaged: true, database: [4; 16], when: 3, before, after, kept: 9, lost }.encode();
+    let (database, when, kept) = ([4; 16], 3, 9);
+    let repaired = Repaired { salvaged: true, database, when, before, after, kept, lost, coarse: true }.encode();
     let erased = Erased { stream: 3, declared: [4; 32], master: [5; 16], reason: "on request".into() }.encode();
     let confirmed = Confirmed { stream: 3, declared: [4; 32], master: [6; 16] }.encode();
     for (seed, good) in (2..).zip([declaration().encode(), several, piece, erased, confirmed, repaired.clone()]) {

@@ -1,6 +1,6 @@
 //! Streams whose key is no more.
 
-use kimberlite_core::log::Erasure;
+use kimberlite_core::log::{Erasure, Info};
 use kimberlite_core::system::{Confirmed, Erased};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
@@ -10,6 +10,9 @@ use super::{Log, exactly};
 /// Stream, its declaration's hash, when and why, its record's position, the master key's id, and when that was confirmed
 /// to be no more.
 type Listed<'py> = (u32, Bound<'py, PyBytes>, u64, Bound<'py, PyString>, u64, Bound<'py, PyBytes>, Option<u64>);
+
+/// Stream, when and why, its record's position, and whether it is pending.
+type Told<'py> = (Bound<'py, PyString>, u64, Bound<'py, PyString>, u64, bool);
 
 #[pymethods]
 impl Log {
@@ -25,6 +28,20 @@ impl Log {
             (erasure.stream, declared, erasure.at.timestamp, reason, erasure.at.position, master, confirmed)
         };
         streams.erasures_before(durable).into_iter().map(list).collect()
+    }
+
+    /// Those of so many streams from this number on: name, when and why, the record's position, and whether it is pending.
+    /// None if there is no such stream.
+    fn erasures_of<'py>(&self, py: Python<'py>, start: usize, count: usize) -> Option<Vec<Told<'py>>> {
+        let durable = self.inner.durable();
+        let streams = self.inner.streams.read().unwrap();
+        let left = streams.info.get(start..).filter(|left| !left.is_empty())?;
+        let told = |info: &Info| {
+            let Erasure { at, reason, confirmed, .. } = info.erasure_before(durable)?;
+            let (name, reason) = (PyString::new(py, &info.name), PyString::new(py, &reason));
+            Some((name, at.timestamp, reason, at.position, confirmed.is_none()))
+        };
+        Some(left.iter().take(count).filter_map(told).collect())
     }
 
     fn declaration_hash<'py>(&self, py: Python<'py>, stream: u32) -> Bound<'py, PyBytes> {

@@ -17,7 +17,7 @@ use super::replaying::{Stopped, ask, stopped};
 type Dropped = (u64, u64, u64, u64, String);
 
 /// As `repairs` gives them.
-type Repair<'py> = (u64, bool, Bound<'py, PyBytes>, u64, u32, u32, u64, Vec<(u64, u64)>);
+type Repair<'py> = (u64, bool, Bound<'py, PyBytes>, u64, u32, u32, u64, Vec<(u64, u64)>, bool);
 
 fn decoded(bytes: &[u8]) -> PyResult<Retained> {
     Retained::decode(bytes).map_err(|Damage(what)| PyValueError::new_err(what))
@@ -52,17 +52,18 @@ impl Log {
     }
 
     /// What was given up, by every record that says so: its position, whether it was of another log, that one's id, when,
-    /// the incarnations before and after, how many records were kept, and the positions that were not.
+    /// the incarnations before and after, how many records were kept, the positions that were not, and
+    /// whether some of these were, too.
     fn repairs<'py>(&self, py: Python<'py>) -> PyResult<Vec<Repair<'py>>> {
         let durable = self.inner.durable();
         let found = py.detach(|| self.inner.repairs_before(durable)).map_err(|failure| self.failure(py, failure))?;
         let repaired = found.into_iter().filter_map(|(position, payload)| match System::decode(&payload) {
-            Ok(System::Repaired(said)) => Some((position, said)),
+            Ok(System::Repaired(said)) => Some((position, said.bounded())),
             _ => None,
         });
         let shown = |(position, said): (u64, Repaired)| {
             let database = PyBytes::new(py, &said.database);
-            (position, said.salvaged, database, said.when, said.before, said.after, said.kept, said.lost)
+            (position, said.salvaged, database, said.when, said.before, said.after, said.kept, said.lost, said.coarse)
         };
         Ok(repaired.map(shown).collect())
     }
@@ -77,16 +78,18 @@ impl Log {
         dropped.chain(left.into_iter().map(|position| (position, None))).collect()
     }
 
-    /// All that the segments before this one say and the others need; None if there is nothing to drop.
+    /// All that the segments before this one say and the others need; None if there is nothing to drop. `more` is whether
+    /// the rule of the last dropping was of the same kind, and let go no more than this one.
     fn retain<'py>(
         &self,
         py: Python<'py>,
         number: u64,
         now: u64,
         rule: &Bound<'py, PyString>,
+        more: bool,
     ) -> PyResult<Option<Bound<'py, PyBytes>>> {
         let rule = rule.to_str()?.to_owned();
-        let retained = py.detach(|| self.inner.retain(number, now, &rule));
+        let retained = py.detach(|| self.inner.retain(number, now, &rule, more));
         let retained = retained.map_err(|failure| self.failure(py, failure))?;
         Ok(retained.map(|retained| PyBytes::new(py, &retained.encode())))
     }

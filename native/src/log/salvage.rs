@@ -226,7 +226,7 @@ fn shown(found: Fragment) -> Found {
     (found.position, records, found.stream, found.offset, found.timestamp, batch)
 }
 
-/// The payload of the record that says what was given up.
+/// The payload of the record that says what was given up; of very many ranges those that are close together as one.
 #[pyfunction]
 #[pyo3(signature = (database_id, *, salvaged, when, before, after, kept, lost))]
 #[allow(clippy::too_many_arguments)]
@@ -241,6 +241,6 @@ pub fn encode_repair<'py>(
     lost: Vec<(u64, u64)>,
 ) -> PyResult<Bound<'py, PyBytes>> {
     let database = exactly(database_id, "database id")?;
-    let repaired = Repaired { salvaged, database, when, before, after, kept, lost };
-    Ok(PyBytes::new(py, &repaired.encode()))
+    let repaired = Repaired { salvaged, database, when, before, after, kept, lost, coarse: false };
+    Ok(PyBytes::new(py, &repaired.bounded().encode()))
 }

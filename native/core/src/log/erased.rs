@@ -61,6 +61,15 @@ fn said(from: &mut Reader) -> Checked<Said> {
     Ok(Said { position: from.u64()?, timestamp: from.u64()? })
 }
 
+impl Info {
+    /// What the log said of its erasure before it had this position.
+    pub fn erasure_before(&self, position: u64) -> Option<Erasure> {
+        let mut then = self.erased.clone().filter(|erasure| erasure.at.position < position)?;
+        then.confirmed = then.confirmed.filter(|said| said.position < position);
+        Some(then)
+    }
+}
+
 impl Streams {
     /// Takes in what a system record says of erasures, and where one says what was given up.
     pub fn hear(&mut self, system: &System, at: Said) -> Checked<()> {
@@ -97,13 +106,7 @@ impl Streams {
 
     /// What the log said of erasures before it had this position.
     pub fn erasures_before(&self, position: u64) -> Vec<Erasure> {
-        let known = self.info.iter().filter_map(|info| info.erased.as_ref());
-        let then = known.filter(|erasure| erasure.at.position < position).cloned();
-        then.map(|mut erasure| {
-            erasure.confirmed = erasure.confirmed.filter(|said| said.position < position);
-            erasure
-        })
-        .collect()
+        self.info.iter().filter_map(|info| info.erasure_before(position)).collect()
     }
 
     /// What was said of erasures before the log was loaded.

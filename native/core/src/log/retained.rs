@@ -53,6 +53,26 @@ pub struct Retained {
     pub repairs: Vec<(u64, Vec<u8>)>,
 }
 
+/// Droppings that each record names one by one: all of them are in every one.
+const DROPS: usize = 64;
+
+/// Adds what has just been dropped: to the last one, if its rule is the same or lets go `more` than that. The oldest of
+/// too many become one, which says so.
+pub(super) fn add(drops: &mut Vec<Dropped>, now: Dropped, more: bool) {
+    match drops.last_mut().filter(|last| more || last.rule == now.rule) {
+        Some(last) => (last.to, last.last, last.rule) = (now.to, now.last, now.rule),
+        None => drops.push(now),
+    }
+    if let Some(many) = drops.len().checked_sub(DROPS).filter(|&many| many > 0) {
+        let (first, last) = (&drops[0], &drops[many]);
+        let rule = format!("{SEVERAL}{}", last.rule);
+        let one = Dropped { from: first.from, to: last.to, first: first.first, last: last.last, rule };
+        drops.splice(..=many, [one]);
+    }
+}
+
+const SEVERAL: &str = "several rules, the last of them: ";
+
 fn bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend((bytes.len() as u32).to_le_bytes());
     out.extend(bytes);

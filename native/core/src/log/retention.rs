@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::read::{MOST_LEAVES, Window};
 use super::replay::Replayed;
-use super::retained::{Collector, Dropped, Left, Retained};
+use super::retained::{self, Collector, Dropped, Left, Retained};
 use super::walk::Walk;
 use super::{End, Failure, Info, Log, Segment};
 use crate::format::{Checked, Damage, GROUP_HEADER, GroupHeader, Hash, SegmentHeader, ensure};
@@ -26,8 +26,8 @@ impl Log {
     }
 
     /// All that the segments before this one say and the others need, so that they can be dropped. None if there are none
-    /// before it, or it is not there.
-    pub fn retain(&self, number: u64, now: u64, rule: &str) -> Result<Option<Retained>, Failure> {
+    /// before it, or it is not there. If the rule lets go `more` than that of the last dropping, it says it for both.
+    pub fn retain(&self, number: u64, now: u64, rule: &str, more: bool) -> Result<Option<Retained>, Failure> {
         let before = self.retained();
         let from = before.as_ref().map_or(0, |before| before.segment);
         let segments = self.segments.read().unwrap().clone();
@@ -40,13 +40,8 @@ impl Log {
         let peaks = self.peaks_at(position, MOST_LEAVES).ok_or(Failure::HashesDamaged { position })?;
         let (producers, sealed) = self.silent(header.first_group);
         let mut drops = before.as_ref().map(|before| before.drops.clone()).unwrap_or_default();
-        match drops.last_mut().filter(|last| last.rule == rule) {
-            Some(same) => (same.to, same.last) = (position, now),
-            None => {
-                let from = before.map_or(0, |before| before.position);
-                drops.push(Dropped { from, to: position, first: now, last: now, rule: rule.into() });
-            }
-        }
+        let from = before.map_or(0, |before| before.position);
+        retained::add(&mut drops, Dropped { from, to: position, first: now, last: now, rule: rule.into() }, more);
         let erasures = self.streams.read().unwrap().erasures_before(position);
         let repairs = self.repairs_before(position)?;
         let (segment, group, chain) = (number, header.first_group, header.before);

@@ -34,6 +34,7 @@ kinds! {
     END = 68
     RESULT = 69
     ERROR = 70
+    PART = 71
 }
 
 /// The id of what is about the connection and not about a request.

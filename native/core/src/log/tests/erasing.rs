@@ -180,7 +180,7 @@ fn what_was_dropped_says_what_was_erased() {
         let mut world = erased_world(seed);
         let gone: Vec<u32> = erasures(&world.log).iter().map(|erasure| erasure.stream).collect();
         for number in 1..world.files.len() as u64 {
-            let retained = world.log.retain(number, 9, "a rule").unwrap().unwrap();
+            let retained = world.log.retain(number, 9, "a rule", false).unwrap().unwrap();
             assert_eq!(Retained::decode(&retained.encode()), Ok(retained.clone()));
             let position = retained.position;
             let log = empty_log(world.shape, 1 << 16);
@@ -192,7 +192,7 @@ fn what_was_dropped_says_what_was_erased() {
             agree(&world, &log);
         }
         let last = world.files.len() as u64 - 1;
-        let retained = world.log.retain(last, 9, "a rule").unwrap().unwrap();
+        let retained = world.log.retain(last, 9, "a rule", false).unwrap().unwrap();
         assert_eq!(retained.erasures.len(), 2);
         let mut lie = retained.clone();
         lie.erasures[0].reason.push('!');

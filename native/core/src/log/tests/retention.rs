@@ -7,7 +7,8 @@ use super::state::state;
 use super::world::{World, empty_log, keys};
 use crate::format::{Checked, Hash, SEGMENT_HEADER};
 use crate::keys::Key;
-use crate::log::{Failure, Log, MOST_LEAVES, Retained, Search, Segment, Source, Span, Stop, Window};
+use crate::log::retained;
+use crate::log::{Dropped, Failure, Log, MOST_LEAVES, Retained, Search, Segment, Source, Span, Stop, Window};
 use crate::record::{Batch, Record};
 use crate::system::Declaration;
 
@@ -104,7 +105,7 @@ fn a_log_begins_behind_whatever_was_dropped() {
     for seed in 0..4 {
         let world = grown(seed);
         for number in 1..world.files.len() {
-            let retained = world.log.retain(number as u64, 9, "a rule").unwrap().unwrap();
+            let retained = world.log.retain(number as u64, 9, "a rule", false).unwrap().unwrap();
             assert_eq!(Retained::decode(&retained.encode()), Ok(retained.clone()));
             let log = empty_log(world.shape, 1 << 16);
             log.begin(retained, &mut keys).unwrap();
@@ -118,8 +119,8 @@ fn a_log_begins_behind_whatever_was_dropped() {
                 assert_eq!(gap, Err(crate::log::Refused::Sequence { expected: sent.len() as u64 }));
             }
         }
-        assert!(world.log.retain(0, 9, "a rule").unwrap().is_none());
-        assert!(world.log.retain(world.files.len() as u64, 9, "a rule").unwrap().is_none());
+        assert!(world.log.retain(0, 9, "a rule", false).unwrap().is_none());
+        assert!(world.log.retain(world.files.len() as u64, 9, "a rule", false).unwrap().is_none());
     }
 }
 
@@ -128,11 +129,11 @@ fn what_was_dropped_is_found_in_what_is_left() {
     for (seed, piece) in [(0, 64), (1, 1 << 20), (2, 300), (3, 7)] {
         let mut world = grown(seed);
         let last = world.files.len() as u64 - 1;
-        let first = world.log.retain(1, 9, "age").unwrap().unwrap();
+        let first = world.log.retain(1, 9, "age", false).unwrap().unwrap();
         say(&mut world, &first, piece);
         world.log.drop_before(first.clone());
         agree_from(&world, &world.log);
-        let second = world.log.retain(last, 11, if seed % 2 == 0 { "age" } else { "size" }).unwrap().unwrap();
+        let second = world.log.retain(last, 11, if seed % 2 == 0 { "age" } else { "size" }, false).unwrap().unwrap();
         assert_eq!(second.drops.len(), if seed % 2 == 0 { 1 } else { 2 });
         assert_eq!((second.drops[0].from, second.drops.last().unwrap().to), (0, second.position));
         say(&mut world, &second, piece);
@@ -179,7 +180,7 @@ fn a_retention_record_that_is_not_of_this_log_is_damage() {
     for (number, lie) in lies.iter().enumerate() {
         let mut world = grown(number as u64 % 4);
         let middle = world.files.len() as u64 - 2;
-        let truth = world.log.retain(middle, 9, "age").unwrap().unwrap();
+        let truth = world.log.retain(middle, 9, "age", false).unwrap().unwrap();
         let mut retained = truth.clone();
         lie(&mut retained);
         if number == 8 {
@@ -193,9 +194,34 @@ fn a_retention_record_that_is_not_of_this_log_is_damage() {
 }
 
 #[test]
+fn droppings_are_told_apart_as_long_as_they_are_few() {
+    let dropped = |i: u64, rule: &str| Dropped { from: i, to: i + 1, first: 10 * i, last: 10 * i, rule: rule.into() };
+    let mut drops = Vec::new();
+    for i in 0..1_000 {
+        retained::add(&mut drops, dropped(i, &format!("before position {i}")), i > 0);
+    }
+    let all = Dropped { from: 0, to: 1_000, first: 0, last: 9_990, rule: "before position 999".into() };
+    assert_eq!(drops, [all]);
+    for i in 1_000..3_000 {
+        retained::add(&mut drops, dropped(i, ["age", "size"][i as usize % 2]), false);
+        assert!(drops.len() <= 64);
+    }
+    assert!(drops.iter().skip(1).all(|one| one.rule == "age" || one.rule == "size"));
+    let oldest = &drops[0];
+    assert_eq!((oldest.from, oldest.to, oldest.first, oldest.last), (0, 2_937, 0, 29_360));
+    assert_eq!(oldest.rule, "several rules, the last of them: age");
+    assert!(drops.windows(2).all(|pair| pair[0].to == pair[1].from));
+    assert_eq!((drops.len(), drops[63].to, drops[63].last), (64, 3_000, 29_990));
+    // A list of many that is there already.
+    let mut drops: Vec<_> = (0..6_000).map(|i| dropped(i, &format!("before position {i}"))).collect();
+    retained::add(&mut drops, dropped(6_000, "age"), false);
+    assert_eq!((drops.len(), drops[0].to, drops[1].from), (64, 5_938, 5_938));
+}
+
+#[test]
 fn a_checkpoint_says_what_was_dropped() {
     let mut world = grown(1);
-    let retained = world.log.retain(2, 9, "age").unwrap().unwrap();
+    let retained = world.log.retain(2, 9, "age", false).unwrap().unwrap();
     say(&mut world, &retained, 1 << 20);
     world.log.drop_before(retained.clone());
     world.cut();
