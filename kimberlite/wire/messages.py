@@ -227,7 +227,7 @@ class Parts:
 
     def before(self, said: Any) -> dict[str, Any]:
         """All of it, now that the result has come."""
-        if not is_a(said, dict) or not all(is_a(said.get(name), list) for name in self._lists):
+        if not isinstance(said, dict) or not all(is_a(said.get(name), list) for name in self._lists):
             raise ProtocolError("what parts were of is not in the result")
         return said | {name: elements + said[name] for name, elements in self._lists.items()}
 

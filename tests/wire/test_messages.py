@@ -94,9 +94,10 @@ def test_a_short_answer_is_one_message() -> None:
 
 
 def test_parts_that_are_of_nothing_are_refused() -> None:
-    for wrong in (None, {}, ["erasures"], ["erasures", 1], [1, []], ["erasures", [], []], ["erasures", {}]):
+    wrong: list[Any] = [None, {}, ["erasures"], ["erasures", 1], [1, []], ["erasures", [], []], ["erasures", {}]]
+    for said in wrong:
         with pytest.raises(ProtocolError):
-            Parts().take(msgpack.packb(wrong))
+            Parts().take(msgpack.packb(said))
     parts = Parts()
     parts.take(msgpack.packb(["erasures", [1]]))
     results: list[Any] = [None, [], {}, {"erasures": None}, {"erasures": {}}, {"repairs": []}]
