@@ -83,6 +83,8 @@ def erased(each: Erasure) -> str:
 
 def repaired(each: dict[str, Any]) -> str:
     """One entry of `repairs` in what `info` and `verify` say."""
+    if each["lost"] is None:
+        return f"repaired or salvaged: what the record at position {each['position']:,} said is not known any more"
     when = datetime.fromtimestamp(each["when"] // 10**9, UTC).isoformat()
     lost = [ranged(*each) for each in each["lost"]]
     more = [f"{len(lost) - MOST_RANGES} more ranges"] if len(lost) > MOST_RANGES else []

@@ -14,20 +14,23 @@ from typing import Final
 
 from kimberlite import _native
 from kimberlite.errors import Corrupt
+from kimberlite.log import past
 from kimberlite.log.ahead import aside
 from kimberlite.log.committer import Committer
 from kimberlite.log.creation import read_small, write_small
 from kimberlite.log.names import CHECKPOINT, HASHES, PRODUCERS, index_name
 from kimberlite.log.options import Options
+from kimberlite.log.past import HASHES_HEADER
 from kimberlite.log.recovery import Ended, Loader
+from kimberlite.log.refusals import FULL
 from kimberlite.log.tail import Tail
 from kimberlite.log.tasks import begin
 from kimberlite.storage.backend import Backend, File, opener
 
-#: Before the first hash.
-HASHES_HEADER: Final = _native.HASHES_HEADER
 #: Hashes written at a time. What the disk takes at once, appends wait for.
 PIECE: Final = 16_384
+#: Of a full disk so many at least.
+LEAST_PIECE: Final = 128
 #: Seconds between two checkpoints at least: a busy log would otherwise do nothing else. And after one that failed.
 LEAST_INTERVAL: Final = 0.5
 AGAIN: Final = 5.0
@@ -56,6 +59,8 @@ class Derived:
         self._disowned = False
         #: The segment that the newest checkpoint ends in.
         self.segment = 0
+        #: How many hashes are in their file, and synced.
+        self.hashed = 0
         #: What was replayed at the start: no index file is known to be of it.
         self.replayed: list[_native.Segment] = []
 
@@ -101,6 +106,7 @@ class Derived:
             self.hashes = self.backend.open(HASHES, "x")
             self.log.set_hashes(self.hashes)
         self.hashes.truncate(HASHES_HEADER + 32 * resume.hashes)
+        self.hashed = resume.hashes
         return end
 
     def _usable(self, resume: _native.Resume, data: bytes, loader: Loader, *, fitting: bool = True) -> bool:
@@ -119,10 +125,19 @@ class Derived:
         return True
 
     def _start_hashes(self) -> None:
-        for name in (HASHES, PRODUCERS, CHECKPOINT):
+        for name in (PRODUCERS, CHECKPOINT):
             if self.backend.exists(name):
                 self.backend.unlink(name)
-        self.hashes = self.backend.open(HASHES, "x")
+        there = self.backend.exists(HASHES)
+        if there and past.is_moved(self.backend, self.log.first):
+            self.backend.unlink(HASHES)
+            there = False
+        # Else it has the only ones of what was dropped. No checkpoint may come back that believes the rest of it.
+        if there:
+            self.backend.sync_directory()
+        self.hashes = self.backend.open(HASHES, "w" if there else "x")
+        self.hashed = past.stored(self.log.first)
+        self.hashes.truncate(HASHES_HEADER + 32 * self.hashed)
         self.hashes.write(0, hashes_header(self.database_id))
         self.log.set_hashes(self.hashes)
         self.producers_size = 0
@@ -165,13 +180,22 @@ class Derived:
 
     def _write_hashes(self) -> None:
         """All there are by now, which may be more than the checkpoint names: the next one names those."""
+        piece = PIECE
         while True:
-            first, hashes = self.log.take_hashes(PIECE, again=True)
+            first, hashes = self.log.take_hashes(piece, again=True)
             if not hashes or self.hashes is None:
                 return
-            self.hashes.write(HASHES_HEADER + 32 * first, hashes)
-            self.hashes.sync()
-            self.log.flushed_hashes(first + len(hashes) // 32)
+            try:
+                self.hashes.write(HASHES_HEADER + 32 * first, hashes)
+                self.hashes.sync()
+            except OSError as error:
+                if error.errno not in FULL or piece <= LEAST_PIECE:
+                    raise
+                # There may be room for some.
+                piece //= 8
+                continue
+            self.hashed = first + len(hashes) // 32
+            self.log.flushed_hashes(self.hashed)
 
     def _disown_hashes(self) -> None:
         """Without its header a start makes the file again."""
@@ -220,7 +244,7 @@ class Checkpointer:
         self._loop = asyncio.get_running_loop()
         self._position = derived.log.durable
         self._place = 0
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[OSError | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._last = self._loop.time() - LEAST_INTERVAL
         self._closed = derived.replayed
@@ -232,12 +256,19 @@ class Checkpointer:
         self.held = False
         #: Called after a checkpoint was written.
         self.on_written: Callable[[], None] = lambda: None
+        #: Called when the disk has no room for one.
+        self.on_full: Callable[[], None] = lambda: None
         committer.on_rotate = self._rotated
 
     @property
     def segment(self) -> int:
         """The one that the newest checkpoint ends in."""
         return self._derived.segment
+
+    @property
+    def hashed(self) -> int:
+        """The positions below this have their hashes in the file."""
+        return past.leaves_of(self._derived.hashed)
 
     def published(self) -> None:
         """Called after groups became durable."""
@@ -264,22 +295,24 @@ class Checkpointer:
     def _rotated(self, segment: _native.Segment) -> None:
         self._closed.append(segment)
 
-    async def _take(self) -> None:
+    async def _take(self, *, bare: bool = False) -> OSError | None:
         self._last = self._loop.time()
         self._position, self._place = self._derived.log.durable, self._committer.written
         committer, closed = self._committer, self._closed
         if committer.rotating or self.held:
             self._task = None
-            return
+            return None
         self._closed = []
+        taken, left = ([], closed) if bare else (closed, [])
         group = self._derived.log.sealed()[0] - 1
         write = self._derived.capture(committer.segment, committer.tail)
         self._interval = LEAST_INTERVAL
         try:
             if await committer.until_durable(group):
                 doubted = self._derived.log.doubted
-                await committer.backend.run(lambda: self._derived.write_all(write, closed))
+                await committer.backend.run(lambda: self._derived.write_all(write, taken))
                 self._doubted = doubted
+                self._closed = left + self._closed
                 self.on_written()
                 # For what was closed meanwhile.
                 self._loop.call_soon(self.published)
@@ -291,15 +324,24 @@ class Checkpointer:
             if not isinstance(error, OSError):
                 # A thread may still be writing them.
                 raise
+            if error.errno in FULL:
+                self.on_full()
+            return error
         finally:
             self._task = None
+        return None
 
-    async def take(self) -> None:
-        """Takes one now; an error of the disk, or a rotation that is under way, puts it off."""
+    async def take(self, *, bare: bool = False) -> OSError | None:
+        """Takes one now, or joins one that is being taken; an error of the disk puts it off. A `bare` one leaves the
+        index files of closed segments for the next, and takes less room."""
+        while self._committer.rotating and self._committer.poisoned is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
         if self._task is None and not self._stopped:
-            self._task = begin(self._take(), "kimberlite-checkpoint", self._committer.poison)
-        if self._task is not None:
-            await asyncio.wait([self._task])
+            self._task = begin(self._take(bare=bare), "kimberlite-checkpoint", self._committer.poison)
+        if (task := self._task) is None:
+            return None
+        await asyncio.wait([task])
+        return None if task.cancelled() or task.exception() is not None else task.result()
 
     async def stop(self) -> None:
         self._stopped = True

@@ -20,7 +20,7 @@ from kimberlite.errors import (
     Unavailable,
     UnknownOutcome,
 )
-from kimberlite.log.creation import give_reserve
+from kimberlite.log.creation import KEPT, give_reserve
 from kimberlite.log.flights import Answer, Flight, Flights
 from kimberlite.log.marks import Mark, encode_mark
 from kimberlite.log.names import segment_name
@@ -532,14 +532,23 @@ class Committer:
             answers.append(future)
         return max(receipt.group for receipt in await asyncio.gather(*answers))
 
-    async def say_anyhow(self, payloads: Sequence[bytes]) -> int:
-        """The same with the room that is kept for it, if the disk has no other."""
+    async def say_anyhow(self, payloads: Sequence[bytes], *more: Callable[[], None]) -> int:
+        """The same with the room that is kept for it, if the disk has no other; and with `more`, what makes some, if
+        that is not enough."""
         try:
             return await self.say(payloads)
-        except NoSpace:
-            await self.backend.run(lambda: give_reserve(self.backend))
+        except NoSpace as error:
+            full = error
+        for give in (lambda: give_reserve(self.backend, KEPT), *more):
+            # At once: nobody else is to come in front of it and take the room.
+            self._refuse_all(full)
+            give()
             with self.tail.to_the_last():
-                return await self.say(payloads)
+                try:
+                    return await self.say(payloads)
+                except NoSpace as error:
+                    full = error
+        raise full
 
     async def mark(self, group: int) -> bool:
         """Returns when a mark on the disk says that this group is durable; False if it never will be."""

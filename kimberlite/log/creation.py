@@ -23,7 +23,9 @@ from kimberlite.log.names import (
 from kimberlite.log.refusals import FULL
 from kimberlite.storage.backend import Backend, File, read_around
 
+#: Bytes of `reserve`: of these so many are kept for what makes room, and the rest for whatever must be said.
 RESERVED = 256 * 1024
+KEPT = RESERVED // 2
 
 
 def write_small(backend: Backend, name: str, data: bytes) -> None:
@@ -132,19 +134,47 @@ def complete(backend: Backend, identity: Identity, master: bytes | None, random:
         write_small(backend, MARKS, b"".join(blocks))
 
 
-def give_reserve(backend: Backend) -> None:
-    """Its room, to whoever takes it first."""
-    discard(backend, RESERVE)
+def give_reserve(backend: Backend, kept: int) -> None:
+    """Its room, but for so much, to whoever takes it first."""
+    if not kept:
+        discard(backend, RESERVE)
+    elif backend.exists(RESERVE):
+        file = backend.open(RESERVE, "w")
+        try:
+            if file.size() > kept:
+                file.truncate(kept)
+        finally:
+            file.close()
 
 
 def keep_reserve(backend: Backend) -> None:
-    """It is only room, which a full disk does not have: then a later open makes it."""
-    if backend.exists(RESERVE):
-        return
+    """It is only room, of which a full disk has less or none: then a later open makes the rest."""
+    new = not backend.exists(RESERVE)
     try:
-        replace(backend, RESERVE, lambda file: file.allocate(0, RESERVED))
+        file = backend.open(RESERVE, "x" if new else "w")
+        try:
+            size = file.size()
+            for wanted in (RESERVED, KEPT):
+                if size < wanted and allocated(file, size, wanted):
+                    break
+            file.sync()
+        finally:
+            file.close()
+        if new:
+            backend.sync_directory()
     except OSError as error:
         if error.errno not in FULL:
             raise
+
+
+def allocated(file: File, start: int, end: int) -> bool:
+    """Has blocks for this range; False on a full disk, of which some file systems keep what they could get."""
+    try:
+        file.allocate(start, end - start)
+    except OSError as error:
         with contextlib.suppress(OSError):
-            backend.unlink(f"{PREPARE}/{RESERVE}")
+            file.truncate(start)
+        if error.errno not in FULL:
+            raise
+        return False
+    return True

@@ -29,6 +29,7 @@ def describe(identity: Identity, native: _native.Log, backend: Backend, notes: l
     said: list[dict[str, Any]] = []
     try:
         said = repairs(native)
+        notes = [*notes, *unsaid_repairs(native)]
     except KimberliteError as error:
         notes = [*notes, f"what was repaired cannot be read: {error}"]
     return {
@@ -74,8 +75,12 @@ def erasures(native: _native.Log) -> list[dict[str, Any]]:
 
 
 def repairs(native: _native.Log) -> list[dict[str, Any]]:
-    """What was given up, by the records that say so: of this log, or of those that it was salvaged from."""
-    return [
+    """What was given up, by the records that say so: of this log, or of those that it was salvaged from. Of a record
+    that is damaged only its position is known."""
+    fields = ("salvaged", "database_id", "when", "position", "incarnation", "before", "kept", "lost", "exact")
+    nothing = dict.fromkeys(fields)
+    unsaid = [nothing | {"position": position} for position, _ in native.damaged_repairs(native.durable)]
+    said = [
         {
             "salvaged": salvaged,
             "database_id": database.hex(),
@@ -88,6 +93,16 @@ def repairs(native: _native.Log) -> list[dict[str, Any]]:
             "exact": not coarse,
         }
         for position, salvaged, database, when, before, after, kept, lost, coarse in native.repairs()
+    ]
+    return sorted(unsaid + said, key=lambda each: each["position"])
+
+
+def unsaid_repairs(native: _native.Log) -> list[str]:
+    """Notes of those that cannot be told any more."""
+    return [
+        f"position {position}: the record of what was given up there {'was' if error is None else 'is'} damaged, "
+        "and nothing else tells it" + ("" if error is None else f": {error}")
+        for position, error in native.damaged_repairs(native.durable)
     ]
 
 

@@ -8,10 +8,10 @@ from typing import Final
 
 from kimberlite import _native
 from kimberlite.errors import Corrupt, Dropped
-from kimberlite.log.checkpoint import HASHES_HEADER
 from kimberlite.log.creation import read_small
 from kimberlite.log.identity import Identity
 from kimberlite.log.names import CHECKPOINT, HASHES, index_name, segment_name
+from kimberlite.log.past import HASHES_HEADER
 from kimberlite.log.recovery import NO_LIMIT, Keys, Loader, load_marks, segment_numbers
 from kimberlite.storage.backend import BLOCK, Backend, File, let_go, opener, read_around
 

@@ -54,7 +54,7 @@ from kimberlite.log.refusals import FULL, UNFIT_TO_BEGIN, UNFIT_TO_WRITE, transl
 from kimberlite.log.retention import Retention, count, oldest_kept, unlink_before
 from kimberlite.log.scrub import Scrubber
 from kimberlite.log.streams import Streams
-from kimberlite.log.tail import LEAST_AHEAD, Prepared, Tail, install
+from kimberlite.log.tail import LEAST_AHEAD, RESERVE, Prepared, Tail, install
 from kimberlite.log.upkeep import Upkeep
 from kimberlite.records import Dropping, Receipt
 from kimberlite.storage import Backend, open_backend
@@ -321,8 +321,20 @@ class Opener:
             file.write(mark.counter % 2 * BLOCK, encode_mark(mark, identity.database_id, identity.hash))
             file.sync()
         if end.torn_upto is not None and end.file is not None and end.segment is not None:
-            self._quarantine(end, end.torn_upto + 1, end.segment.number)
+            torn, number = end.torn_upto + 1, end.segment.number
+            self._anyhow(lambda: self._quarantine(end, torn, number))
         return mark
+
+    def _anyhow(self, work: Callable[[], None]) -> None:
+        """With the room that is kept, if the disk has no other: a log that cannot be written lets go of nothing."""
+        for kept in (creation.KEPT, 0):
+            try:
+                return work()
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+            creation.give_reserve(self.backend, kept)
+        return work()
 
     def _quarantine(self, end: Ended, upto: int, number: int) -> None:
         """A torn tail nobody was promised is kept elsewhere, synced, before it is cut off."""
@@ -366,8 +378,12 @@ class Opener:
             self.backend.sync_directory("segments")
         file = self.backend.open(prepared_name(number), "x")
         file.lock()
-        file.allocate(0, min(LEAST_AHEAD, options.segment_bytes))
-        prepared = Prepared(file, min(LEAST_AHEAD, options.segment_bytes))
+        ready = min(LEAST_AHEAD, options.segment_bytes)
+        if not creation.allocated(file, 0, ready):
+            # Enough for what makes room.
+            ready = min(2 * RESERVE, options.segment_bytes)
+            self._anyhow(lambda: file.allocate(0, ready))
+        prepared = Prepared(file, ready)
         header = log.next_segment_header(number)
         install(self.backend, prepared, number, header)
         return log.attach(header, file), Tail(self.backend, number, file, BLOCK, options.segment_bytes)
@@ -386,8 +402,13 @@ class Opener:
         group = log.sealed()[0]
         # The log's time stays what it was: what was being imported may go on.
         sealed = log.seal(end.segment, end.place, group - 1, 0, True, buffer)
-        end.file.write(end.place, memoryview(buffer)[: sealed.padded])
-        end.file.sync()
+        file, place = end.file, end.place
+
+        def write() -> None:
+            file.write(place, memoryview(buffer)[: sealed.padded])
+            file.sync()
+
+        self._anyhow(write)
         log.finish(sealed)
         log.publish(sealed)
 
@@ -435,6 +456,7 @@ class Opener:
             retention.look()
 
         checkpointer.on_written = checkpointed
+        checkpointer.on_full = retention.look
         keyring = None if keys.vault is None else Keyring(self.backend, keys.vault, native)
         streams = Streams(native, keyring)
         eraser = Eraser(native, committer, checkpointer, keyring)
@@ -462,9 +484,8 @@ class Opener:
             finally:
                 await tail.stop()
                 # They lead back to it, and would keep every file open until a collector comes.
-                committer.on_publish = committer.on_rotate = checkpointer.on_written = tail.on_death = (
-                    streams.on_death
-                ) = nothing
+                committer.on_publish = committer.on_rotate = tail.on_death = streams.on_death = nothing
+                checkpointer.on_written = checkpointer.on_full = nothing
                 self._close_backend()
 
         def info() -> dict[str, Any]:

@@ -1,6 +1,10 @@
 """Hashes of what was dropped, which nothing else on the disk gives: old receipts are held against them.
 
 hashes that are about to be the only ones → checked → past, fsync → (fsync directory) → what they are of is dropped
+→ their place in hashes given back
+
+A full disk leaves them in `hashes`, until there is room. So what `hashes` has of what was dropped was not moved yet, or
+a crash came before its place was given back: it is moved again, and until then `hashes` keeps it.
 """
 
 from __future__ import annotations
@@ -11,13 +15,15 @@ from typing import Final
 
 from kimberlite import _native
 from kimberlite.errors import Corrupt
-from kimberlite.log.checkpoint import HASHES_HEADER
 from kimberlite.log.names import HASHES, PAST
 from kimberlite.log.refusals import FULL
-from kimberlite.storage.backend import Backend, File, read_around
+from kimberlite.storage.backend import Backend, File, read_around, written
 
+#: Before the first hash.
+HASHES_HEADER: Final = _native.HASHES_HEADER
 #: Leaves whose hashes are read, checked and written at a time.
 PIECE: Final = 1 << 14
+NOWHERE: Final = bytes(32)
 
 
 def keep(
@@ -25,34 +31,79 @@ def keep(
     native: _native.Log,
     database_id: bytes,
     position: int,
+    told: Callable[[Corrupt], None],
     *,
-    told: Callable[[Corrupt], None] | None = None,
+    anyhow: bool = False,
 ) -> None:
     """The hashes of what is before this position. A full disk keeps them where they are. What is wrong is Corrupt, or
-    is `told`, and left out."""
-    try:
-        _copy(backend, native, database_id, position, told)
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
+    `told`, and left out; what was nowhere before is told."""
+    with contextlib.ExitStack() as closing:
+        hashes = backend.open(HASHES, "r") if backend.exists(HASHES) else None
+        if hashes is not None:
+            closing.callback(hashes.close)
+        try:
+            past = backend.open(PAST, "w" if backend.exists(PAST) else "x")
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            return
+        closing.callback(past.close)
+        end = place_of(native.first)
+        try:
+            past.write(0, (b"KIMBPST1" + database_id).ljust(HASHES_HEADER, b"\0"))
+            if native.first and (past.size() < end or has_some(hashes, end)):
+                _catch_up(past, hashes, end, told)
+            # What a crash has left of an earlier copy may be there in part.
+            past.truncate(end)
+            _copy(past, hashes, native, position, told if anyhow else None)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            past.truncate(min(past.size(), end))
+        past.sync()
+    # It may be new since a call that found something wrong.
+    backend.sync_directory()
     attach(backend, native)
 
 
 def let_go(backend: Backend, position: int) -> None:
     """Of what is kept here the other file needs nothing more; where the file system cannot give room back, it stays."""
-    past = backend.open(PAST, "r") if backend.exists(PAST) else None
-    if past is None:
-        return
-    kept = leaves_in(past)
-    past.close()
-    if kept < position or not backend.exists(HASHES):
+    if not position or not reaches(backend, position) or not backend.exists(HASHES):
         return
     hashes = backend.open(HASHES, "w")
     try:
+        hashes.punch(HASHES_HEADER, 32 * stored(position))
+    except OSError:
         with contextlib.suppress(OSError):
-            hashes.punch(HASHES_HEADER, 32 * stored(position))
+            hashes.write(place_of(position) - 32, NOWHERE)
     finally:
         hashes.close()
+
+
+def is_moved(backend: Backend, position: int) -> bool:
+    """Whether the other file has nothing of what is before this position that may not be here."""
+    if not position or not backend.exists(HASHES):
+        return True
+    hashes = backend.open(HASHES, "r")
+    try:
+        return reaches(backend, position) and not has_some(hashes, place_of(position))
+    finally:
+        hashes.close()
+
+
+def reaches(backend: Backend, position: int) -> bool:
+    if not backend.exists(PAST):
+        return False
+    past = backend.open(PAST, "r")
+    try:
+        return past.size() >= place_of(position)
+    finally:
+        past.close()
+
+
+def has_some(hashes: File | None, end: int) -> bool:
+    """Whether there is something in front of this place, where what was moved leaves zeros."""
+    return hashes is not None and read_around(hashes, end - 32, 32) not in (b"", NOWHERE)
 
 
 def attach(backend: Backend, native: _native.Log) -> None:
@@ -61,70 +112,96 @@ def attach(backend: Backend, native: _native.Log) -> None:
 
 def wrong(backend: Backend, native: _native.Log) -> str | None:
     """What is not as it should be, of a log that has dropped something."""
-    if not backend.exists(PAST):
-        return "it is missing"
-    file = backend.open(PAST, "r")
     try:
-        for _ in check(file, native, PIECE):
+        for _ in check(backend, native, PIECE, lambda name: backend.open(name, "r")):
             pass
     except Corrupt as error:
         return error.message
-    finally:
-        file.close()
     return None
 
 
-def check(file: File, native: _native.Log, piece: int) -> Iterator[bytes]:
-    """Holds it against itself and the tree, the hashes of so many leaves at a time, which it gives before they are
-    judged."""
+def check(backend: Backend, native: _native.Log, piece: int, opened: Callable[[str], File]) -> Iterator[bytes]:
+    """Holds it, and what the other file has of it, against itself and the tree, the hashes of so many leaves at a time,
+    which it gives before they are judged."""
     proving, first = native.proving(0), native.first
     assert proving is not None, "an empty tree has no hashes"
-    if leaves_in(file) < first:
-        raise Corrupt(f"it ends before position {first}", file=PAST)
-    for start in range(0, first, piece):
-        data = _piece(file, start, min(start + piece, first))
-        yield data
-        found = proving.take(data)
-        if found is not None:
+    with contextlib.ExitStack() as closing:
+        files = [opened(name) for name in (PAST, HASHES) if backend.exists(name)]
+        for file in files:
+            closing.callback(file.close)
+        for start in range(0, first, piece):
+            end = min(start + piece, first)
+            data, length = b"", 32 * (stored(end) - stored(start))
+            for file in files:
+                data += read_around(file, place_of(start) + len(data), length - len(data))
+                data = data[: len(data) // 32 * 32]
+            yield data
+            found = proving.take(data)
+            if found is None and len(data) == length:
+                continue
+            if not backend.exists(PAST):
+                raise Corrupt("it is missing", file=PAST)
+            if found is None or len(data) < length:
+                raise Corrupt(f"it ends before position {first}", file=PAST)
             raise Corrupt(f"hash {found} is wrong", file=PAST, place=HASHES_HEADER + 32 * found)
     if proving.root != native.root_at(first):
         raise Corrupt("it is of another tree", file=PAST)
 
 
 def _copy(
-    backend: Backend, native: _native.Log, database_id: bytes, position: int, told: Callable[[Corrupt], None] | None
+    past: File, hashes: File | None, native: _native.Log, position: int, told: Callable[[Corrupt], None] | None
 ) -> None:
-    hashes, new = backend.open(HASHES, "r") if backend.exists(HASHES) else None, not backend.exists(PAST)
-    past = backend.open(PAST, "x" if new else "w")
-    try:
-        # What a crash has left of an earlier copy may be there in part. What is not there any more leaves a hole.
-        start, proving = native.first, native.proving(native.first)
-        assert proving is not None, "what was dropped last is known"
-        wrong: int | None = None
-        past.write(0, (b"KIMBPST1" + database_id).ljust(HASHES_HEADER, b"\0"))
-        past.truncate(HASHES_HEADER + 32 * stored(start))
-        while start < position:
-            end = min(start + PIECE, position)
-            data = b"" if hashes is None else _piece(hashes, start, end)
-            length = 32 * (stored(end) - stored(start))
-            if wrong is None:
-                wrong = stored(start) + len(data) // 32 if len(data) < length else proving.take(data)
-                if wrong is not None and told is None:
-                    raise wrong_at(wrong, "it is not what the records say; it is made again")
-            # It is believed in nothing, and beside what is wrong it still proves something.
-            past.write(HASHES_HEADER + 32 * stored(start), data)
-            start = end
-        if wrong is not None and told is not None:
-            what = f"nothing tells what is right: receipts of before position {position} may prove nothing"
-            told(wrong_at(wrong, what))
-            past.truncate(HASHES_HEADER + 32 * stored(position))
-        past.sync()
-        if new:
-            backend.sync_directory()
-    finally:
+    """From the first that is kept on. What is not there any more leaves a hole."""
+    start, proving = native.first, native.proving(native.first)
+    assert proving is not None, "what was dropped last is known"
+    wrong: int | None = None
+    while start < position:
+        end = min(start + PIECE, position)
+        data = b"" if hashes is None else _piece(hashes, start, end)
+        length = 32 * (stored(end) - stored(start))
+        if wrong is None:
+            wrong = stored(start) + len(data) // 32 if len(data) < length else proving.take(data)
+            if wrong is not None and told is None:
+                raise wrong_at(wrong, "it is not what the records say; it is made again")
+        # It is believed in nothing, and beside what is wrong it still proves something.
+        past.write(place_of(start), data)
+        start = end
+    if wrong is not None and told is not None:
+        what = f"nothing tells what is right: receipts of before position {position} may prove nothing"
+        told(wrong_at(wrong, what))
+        past.truncate(place_of(position))
+
+
+def _catch_up(past: File, hashes: File | None, end: int, told: Callable[[Corrupt], None]) -> None:
+    """What was left in the other file, which has nothing of what was moved from there before."""
+    there = place = min(end, HASHES_HEADER + (past.size() - HASHES_HEADER) // 32 * 32)
+    if hashes is not None:
+        # What is there already may be what a crash has left of it.
+        place = next((start for start, _ in written(hashes, HASHES_HEADER, place)), place)
+    nowhere = None
+    while place < end:
+        length = min(64 * PIECE, end - place)
+        known = read_around(past, place, length).ljust(length, b"\0")
         if hashes is not None:
-            hashes.close()
-        past.close()
+            known = _merged(read_around(hashes, place, length), known)
+        if nowhere is None and NOWHERE in known[max(0, there - place) :]:
+            at = max(0, there - place)
+            missing = (i for i in range(at, length, 32) if known[i : i + 32] == NOWHERE)
+            nowhere = next((place + i for i in missing), None)
+        past.write(place, known)
+        place += length
+    if nowhere is not None:
+        what = "from here on hashes of what was dropped are in no file any more: its receipts may prove nothing"
+        told(Corrupt(what, file=PAST, place=nowhere))
+
+
+def _merged(found: bytes, known: bytes) -> bytes:
+    """Hashes of the first, and of the other where that has none."""
+    if NOWHERE not in found and len(found) == len(known):
+        return found
+    pieces = [found[i : i + 32] for i in range(0, len(known), 32)]
+    both = zip(pieces, range(0, len(known), 32), strict=True)
+    return b"".join(one if len(one) == 32 and one != NOWHERE else known[i : i + 32] for one, i in both)
 
 
 def wrong_at(index: int, what: str) -> Corrupt:
@@ -133,17 +210,25 @@ def wrong_at(index: int, what: str) -> Corrupt:
 
 def _piece(file: File, start: int, end: int) -> bytes:
     """The hashes that come with these leaves."""
-    first, behind = stored(start), stored(end)
-    return read_around(file, HASHES_HEADER + 32 * first, 32 * (behind - first))
+    return read_around(file, place_of(start), place_of(end) - place_of(start))
 
 
 def leaves_in(file: File) -> int:
     """How many have all their hashes in it."""
-    count = max(0, file.size() - HASHES_HEADER) // 32
+    return leaves_of(max(0, file.size() - HASHES_HEADER) // 32)
+
+
+def leaves_of(count: int) -> int:
+    """How many have all their hashes in so many."""
     leaves = count // 2
     while stored(leaves + 1) <= count:
         leaves += 1
     return leaves
+
+
+def place_of(leaf: int) -> int:
+    """Where the hashes begin that come with it."""
+    return HASHES_HEADER + 32 * stored(leaf)
 
 
 def stored(leaves: int) -> int:

@@ -16,18 +16,18 @@ from typing import Final
 
 from kimberlite import _native
 from kimberlite.arguments import Rule
-from kimberlite.errors import Corrupt, KimberliteError
+from kimberlite.errors import Corrupt, KimberliteError, NoSpace
 from kimberlite.log import past
 from kimberlite.log.checkpoint import Checkpointer
 from kimberlite.log.clock import Clock
 from kimberlite.log.committer import Committer
-from kimberlite.log.creation import keep_reserve
+from kimberlite.log.creation import KEPT, discard, give_reserve, keep_reserve
 from kimberlite.log.description import size_of
 from kimberlite.log.findings import Findings
-from kimberlite.log.names import DIRECTORIES, INDEX, SEGMENTS, segment_name
+from kimberlite.log.names import DIRECTORIES, INDEX, SEGMENTS, index_name, segment_name
 from kimberlite.log.options import Options
 from kimberlite.log.packing import Packer
-from kimberlite.log.refusals import refusal
+from kimberlite.log.refusals import FULL, refusal
 from kimberlite.log.scrub import mend
 from kimberlite.log.tasks import Chores
 from kimberlite.records import Dropping
@@ -40,7 +40,8 @@ LOOK: Final = 60.0
 
 
 class Retention:
-    """Segments are dropped whole, the oldest first, and only such as the last checkpoint is behind.
+    """Segments are dropped whole, the oldest first, and only such as the last checkpoint is behind, since a start over
+    damaged ones needs it. A disk that has no room for one lets go of those whose hashes are on it, and has some then.
 
     One dropping at a time; what the options let go is dropped unasked. What is found damaged meanwhile is a finding.
     """
@@ -123,9 +124,11 @@ class Retention:
             async with self._packer.lock:
                 if dry_run:
                     return await self._plan(rule, self._committer.tail.number, confirmed=confirm_clock)
-                if confirm_clock:
-                    await self._backend.run(self._clock.confirm)
-                return await self._drop_all(rule)
+                noted = not confirm_clock or await self._backend.run(self._confirmed)
+                dropped = await self._drop_all(rule)
+                if not noted:
+                    await self._backend.run(self._clock.keep)
+                return dropped
         except KimberliteError as error:
             if isinstance(error, Corrupt):
                 self._findings.add(error)
@@ -133,48 +136,95 @@ class Retention:
         except OSError as error:
             return refusal("not all that was to be dropped is gone yet", error)
 
-    async def _plan(self, rule: Rule, upto: int, *, confirmed: bool = False) -> Dropping:
-        """What of the segments before this one the rule lets go."""
+    def _confirmed(self) -> bool:
+        """Whether a later start knows of it: a full disk may have room for that when something was dropped."""
+        self._clock.confirm()
+        try:
+            self._clock.keep()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            return False
+        return True
+
+    async def _plan(self, rule: Rule, upto: int, *, confirmed: bool = False, hashed: int | None = None) -> Dropping:
+        """What of the segments before this one, or of those that end before a position, the rule lets go."""
         oldest = oldest_kept(rule, self._clock, confirmed=confirmed)
         end = self._committer.tail.number, self._committer.tail.place
-        return await self._backend.run(lambda: count(self._backend, self._native, rule, oldest, upto, end))
+        return await self._backend.run(lambda: count(self._backend, self._native, rule, oldest, upto, end, hashed))
 
     async def _drop_all(self, rule: Rule) -> Dropping:
-        planned = await self._plan(rule, self._committer.tail.number)
-        first, drops = self._native.dropped
-        if first + planned.segments > self._checkpointer.segment:
-            await self._checkpointer.take()
-            planned = await self._plan(rule, self._checkpointer.segment)
+        gone, given = Dropping(0, 0, 0, self._native.first, None), False
+        while True:
+            wanted = await self._plan(rule, self._committer.tail.number)
+            number, full, hashed = self._native.dropped[0] + wanted.segments, None, None
+            if number > self._checkpointer.segment and (wanted.segments or gone.segments):
+                full = await self._checkpointer.take(bare=given or gone.segments > 0)
+                self._committer.check()
+            if not wanted.segments:
+                return gone
+            if full is not None and full.errno in FULL:
+                hashed, number = max(self._checkpointer.hashed, self._native.first), self._committer.tail.number
+            elif full is not None or number > self._checkpointer.segment:
+                number = self._checkpointer.segment
+            planned = await self._plan(rule, number, hashed=hashed)
+            if planned.segments:
+                await self._drop_planned(rule, planned, wanted)
+                gone = joined(gone, planned)
+                if planned.segments >= wanted.segments and full is None:
+                    return gone
+            elif full is not None and hashed is not None and not given:
+                # Hashes may be on the disk with it, so that something can go.
+                given = True
+                await self._backend.run(lambda: give_reserve(self._backend, KEPT))
+            elif full is not None:
+                raise refusal(waiting(wanted), full)
+
+    async def _drop_planned(self, rule: Rule, planned: Dropping, wanted: Dropping) -> None:
+        first = self._native.dropped[0]
         number, position, now = first + planned.segments, planned.first, self._committer.clock()
+        drops = self._native.dropped[1]
         more = bool(drops) and rule.covers(drops[-1][-1])
+        for _, error in await self._backend.run(lambda: self._native.damaged_repairs(position)):
+            if error is not None:
+                self._findings.add(error)
         retained = await self._backend.run(lambda: self._native.retain(number, now, str(rule), more))
-        if retained is not None:
-            await self._backend.run(lambda: self._keep(range(first, number), position))
-            piece = min(PIECE, self._committer.tail.most // 4)
-            records = _native.Log.retention_records(retained, piece)
-            self._checkpointer.held = True
-            try:
-                # Of a full disk too: it makes room.
-                group = await self._committer.say_anyhow(records)
-                if not await self._committer.mark(group):
-                    self._committer.check()
-                self._native.drop_before(retained)
-            finally:
-                self._checkpointer.held = False
-            await self._backend.run(lambda: self._unlink(number))
-        return planned
+        if retained is None:
+            return
+        await self._backend.run(lambda: self._keep(range(first, number), position))
+        piece = min(PIECE, self._committer.tail.most // 4)
+        records = _native.Log.retention_records(retained, piece)
+        self._checkpointer.held = True
+        try:
+            # Of a full disk too: it makes room. At the worst the indexes go before their segments.
+            ways = lambda: give_reserve(self._backend, 0), lambda: self._unlink_indexes(range(first, number))
+            group = await self._committer.say_anyhow(records, *ways)
+            if not await self._committer.mark(group):
+                self._committer.check()
+            self._native.drop_before(retained)
+        except NoSpace as error:
+            raise NoSpace(f"{waiting(wanted)}: {error}") from None
+        finally:
+            self._checkpointer.held = False
+        await self._backend.run(lambda: self._unlink(number))
+
+    def _unlink_indexes(self, segments: range) -> None:
+        # What is open still has its blocks.
+        self._native.forget_indexes(segments.stop)
+        for number in segments:
+            discard(self._backend, index_name(number))
 
     def _keep(self, segments: range, position: int) -> None:
         """The hashes of what is before this position. Those that are wrong are made again, as far as their segments
         are sound; what cannot be is given up with the records, which it would prove."""
-        database = self._committer.database_id
+        database, told = self._committer.database_id, self._findings.add
         try:
-            past.keep(self._backend, self._native, database, position)
+            past.keep(self._backend, self._native, database, position, told)
         except Corrupt as error:
-            self._findings.add(error)
+            told(error)
             for number in segments:
                 mend(self._backend, self._native, number, database, self._findings)
-            past.keep(self._backend, self._native, database, position, told=self._findings.add)
+            past.keep(self._backend, self._native, database, position, told, anyhow=True)
 
     def _unlink(self, number: int) -> None:
         unlink_before(self._backend, number)
@@ -192,10 +242,26 @@ def oldest_kept(rule: Rule, clock: Clock, *, confirmed: bool) -> int | None:
     return None if rule.age is None else clock.now(confirmed=confirmed) - rule.age
 
 
+def waiting(wanted: Dropping) -> str:
+    return f"{wanted.segments} segments, {wanted.bytes} bytes, that may go are waiting for room"
+
+
+def joined(gone: Dropping, more: Dropping) -> Dropping:
+    sums = (gone.segments + more.segments, gone.records + more.records, gone.bytes + more.bytes)
+    return Dropping(*sums, more.first, more.until)
+
+
 def count(
-    backend: Backend, native: _native.Log, rule: Rule, oldest: int | None, upto: int, end: tuple[int, int]
+    backend: Backend,
+    native: _native.Log,
+    rule: Rule,
+    oldest: int | None,
+    upto: int,
+    end: tuple[int, int],
+    hashed: int | None = None,
 ) -> Dropping:
-    """What a rule lets go of the segments before this one. The log ends at a place of the segment that is written."""
+    """What a rule lets go of the segments before this one, or up to a position. The log ends at a place of the segment
+    that is written."""
     number = dropped = native.dropped[0]
     first = position = native.first
     active, place = end
@@ -205,6 +271,8 @@ def count(
     while number < upto and (ended := native.ended(number)) is not None:
         after, time = ended
         old = oldest is not None and time < oldest
+        if hashed is not None and after > hashed:
+            break
         if not (old or position_goes(rule.before, after) or (rule.size is not None and left > rule.size)):
             break
         left -= sizes[number - dropped]

@@ -17,11 +17,10 @@ from kimberlite import _native
 from kimberlite.arguments import checked_name
 from kimberlite.errors import Invalid
 from kimberlite.log import marks as marking
-from kimberlite.log.checkpoint import HASHES_HEADER
 from kimberlite.log.description import ranged
 from kimberlite.log.names import CHECKPOINT, HASHES, INDEX, MARKS, SEGMENTS, segment_name
 from kimberlite.log.options import LARGEST_SEGMENT
-from kimberlite.log.past import leaves_in, stored
+from kimberlite.log.past import HASHES_HEADER, leaves_in, stored
 from kimberlite.log.remains import Remains, find_keys, find_origin
 from kimberlite.storage import BLOCK, Backend, File
 from kimberlite.storage.backend import read_around, written
@@ -323,7 +322,7 @@ class Finder:
                 self._native.erase(stream, when, reason, at, master, confirmed)
             for position, said in log.repaired:
                 self._told.add(position)
-                if said is not None:
+                if said:
                     self._native.repaired(position, said)
 
     def _is_right(self, data: bytes) -> bool:

@@ -16,10 +16,11 @@ from typing import Final
 from kimberlite import _native
 from kimberlite.errors import Corrupt, KimberliteError
 from kimberlite.log import past
-from kimberlite.log.checkpoint import HASHES_HEADER, Derived, hashes_header
+from kimberlite.log.checkpoint import Derived, hashes_header
 from kimberlite.log.creation import write_small
 from kimberlite.log.findings import Findings
-from kimberlite.log.names import HASHES, PAST, index_name, segment_name
+from kimberlite.log.names import HASHES, index_name, segment_name
+from kimberlite.log.past import HASHES_HEADER
 from kimberlite.log.refusals import UNFIT, translate
 from kimberlite.log.tasks import begin, rest
 from kimberlite.log.walking import check_header, check_rest, groups, read_sound
@@ -321,17 +322,16 @@ class Past:
         if not self._native.first:
             return
         try:
-            file = opened(self._backend, PAST)
-            try:
-                for data in past.check(file, self._native, PIECE // 64):
-                    if bytes(32) in data:
-                        # From here on some were nowhere when they were to be kept.
-                        return
-                    yield len(data)
-            finally:
-                file.close()
+            for data in past.check(self._backend, self._native, PIECE // 64, self._open):
+                if bytes(32) in data:
+                    # From here on some were nowhere when they were to be kept.
+                    return
+                yield len(data)
         except KimberliteError as error:
             self.found.append(error)
+
+    def _open(self, name: str) -> File:
+        return opened(self._backend, name)
 
 
 def opened(backend: Backend, name: str) -> File:

@@ -26,6 +26,8 @@ BUSY: Final = 64 << 20
 LARGE: Final = 128 * 1024
 #: Kept of what is allocated for the closing group and for records that free space.
 RESERVE: Final = 64 * 1024
+#: Allocated at a time for those when the disk has no room.
+LAST: Final = 4 * BLOCK
 
 
 class Prepared:
@@ -217,8 +219,12 @@ class Tail:
                 return
         start = target.ready
         behind = max(BLOCK, self._wanted() - self._ahead())
-        least = LEAST_AHEAD if self._reserve > BLOCK else RESERVE
-        wanted = max(least, min(HURRY, behind)) if hurry and least > RESERVE else min(least if hurry else STEP, behind)
+        if not hurry:
+            wanted = min(STEP, behind)
+        elif self._reserve > BLOCK:
+            wanted = max(LEAST_AHEAD, min(HURRY, behind))
+        else:
+            wanted = min(LAST, behind)
         end = min(start + -(-wanted // BLOCK) * BLOCK, self.segment_bytes)
         zero = not hurry and not (self._large and self._rate > BUSY)
         try:
@@ -240,7 +246,13 @@ class Tail:
 
     def _filler(self, prepared: Prepared, start: int, end: int, *, zero: bool) -> Callable[[], None]:
         def fill() -> None:
-            prepared.file.allocate(start, end - start)
+            try:
+                prepared.file.allocate(start, end - start)
+            except OSError:
+                # What some file systems keep of it nobody else would have.
+                with contextlib.suppress(OSError):
+                    prepared.file.truncate(start)
+                raise
             if not zero:
                 return
             prepared.file.zero(start, end - start)

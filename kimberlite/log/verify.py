@@ -17,13 +17,14 @@ from kimberlite.errors import Corrupt, KeyUnavailable
 from kimberlite.log import past
 from kimberlite.log.ahead import Ahead
 from kimberlite.log.anchor import check_anchor
-from kimberlite.log.checkpoint import HASHES_HEADER, hashes_header
+from kimberlite.log.checkpoint import hashes_header
 from kimberlite.log.creation import check_everything, read_small
-from kimberlite.log.description import dropped, erasures, repairs
+from kimberlite.log.description import dropped, erasures, repairs, unsaid_repairs
 from kimberlite.log.keyring import orphan_notes
 from kimberlite.log.names import CHECKPOINT, HASHES, PAST, VAULTS, segment_name
 from kimberlite.log.opening import checked_path, find_identity
 from kimberlite.log.options import Options
+from kimberlite.log.past import HASHES_HEADER
 from kimberlite.log.recovery import CHUNK, Ended, Loader, load_keys, load_marks, new_log, segment_numbers
 from kimberlite.log.refusals import UNFIT_TO_BEGIN, translate
 from kimberlite.records import Receipt
@@ -157,6 +158,7 @@ def verify(
         past.attach(backend, log)
         if (wrong := past.wrong(backend, log)) is not None:
             notes.append(f"{PAST}: {wrong}: receipts of before position {log.first} are not held against the log")
+    notes += unsaid_repairs(log)
     size, root = log.root()
     if anchor is not None:
         check_anchor(log, anchor, keyed=keys.receipts)

@@ -323,15 +323,15 @@ def report_steps(say: Say) -> None:
         setattr(owner, attribute, reporting(say, name, getattr(owner, attribute)))
     keep, unlink = past.keep, retention.Retention._unlink
 
-    def begin(*arguments: Any) -> None:
+    def begin(*arguments: Any, **named: Any) -> None:
         say(["begin", "retention"])
-        keep(*arguments)
+        keep(*arguments, **named)
 
     def unlink_all(self: retention.Retention, number: int) -> None:
         unlink(self, number)
         say(["end", "retention"])
 
-    past.keep = begin  # type: ignore[assignment]
+    past.keep = begin
     retention.Retention._unlink = unlink_all  # type: ignore[method-assign]
     pack = packing.pack
 

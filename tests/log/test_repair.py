@@ -321,6 +321,50 @@ async def test_what_was_given_up_is_said_for_good(either: Machine) -> None:
         assert either.verify().notes == []
 
 
+async def test_what_says_so_and_is_damaged_holds_up_no_retention(either: Machine) -> None:
+    receipts = await filled(either)
+    either.flip(*place_of(either, receipts[-5]))
+    await repaired(either)
+    position, _ = last_said(either)
+    truth = truth_of(either)
+    group = next(group for group in truth.groups if group.position <= position < group.tree_size)
+    async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+        for i in range(COUNT):
+            await db.append("s", payload(i))
+    either.flip(segment_name(group.segment), group.place + GROUP_HEADER + 100)
+    expected = dict.fromkeys(("salvaged", "database_id", "when", "incarnation", "before", "kept", "lost")) | {
+        "position": position
+    }
+    async with either.open(segment_bytes=SEGMENT, pack=0, scrub=0) as db:
+        assert (await db.info())["repairs"] == [expected]
+        would = await db.retain(before=(await db.info())["records"], dry_run=True)
+        assert await db.retain(before=(await db.info())["records"]) == would
+        assert would.first > position
+        assert db.upkeep is not None
+        [found] = db.upkeep.findings.found.values()
+        assert isinstance(found, Corrupt)
+        assert (found.file, found.group) == (segment_name(group.segment), group.number)
+        await db.append("s", b"more")
+    for gone in ([], [CHECKPOINT]):
+        for name in gone:
+            either.backend().unlink(name)
+        async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+            info = await db.info()
+            assert info["repairs"] == [expected]
+            [note] = info["notes"]
+            assert f"position {position}: the record of what was given up there was damaged" in note
+        report = either.verify()
+        assert report.repairs == [expected]
+        assert report.notes == [note]
+        assert truth_of(either).repairs == ((position, b""),)
+    # It is carried on.
+    async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+        for i in range(COUNT):
+            await db.append("s", payload(i))
+        await db.retain(before=(await db.info())["records"])
+    assert either.verify().repairs == [expected]
+
+
 def truth_of(machine: Machine) -> ModelLog:
     names = ("prepare/", "reserve", "quarantine/")
     files = {name: data for name, data in machine.disk.files().items() if not name.startswith(names)}

@@ -24,8 +24,9 @@ from kimberlite import (
 from kimberlite.arguments import Rule
 from kimberlite.log import checkpoint, retention
 from kimberlite.log.clock import JUMP
-from kimberlite.log.names import CHECKPOINT, CLOCK, HASHES, PAST, RESERVE, segment_name
+from kimberlite.log.names import CHECKPOINT, CLOCK, HASHES, PAST, RESERVE, index_name, segment_name
 from kimberlite.log.opening import Opening
+from kimberlite.storage.backend import BLOCK
 from tests.log.simulated import Machine, payloads, until
 
 SEGMENT = 64 * 1024
@@ -535,6 +536,35 @@ async def test_hashes_that_nothing_can_make_again_are_given_up_with_the_records(
         assert db.upkeep is not None
         assert db.upkeep.findings.count == 0
     assert either.verify(receipts[45]).first_position > receipts[40].first_position
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+@pytest.mark.parametrize("last", [True, False])
+async def test_a_damaged_header_holds_up_nothing(either: Machine, *, last: bool, indexed: bool) -> None:
+    async with opening(either) as db:
+        receipts = [await db.append("st"[i % 7 == 0], b"%d" % i) for i in range(COUNT)]
+    whole = either.image()
+    async with opening(whole) as db:
+        gone = await db.retain(before=receipts[40].first_position)
+        said = db._native.first_offset(1), db._native.first_offset(2)
+    names = list(segments(either))
+    number = gone.segments - 1
+    async with opening(either, scrub=0) as db:
+        if not indexed:
+            either.backend().unlink(index_name(number))
+        # While it is open: a start looks at the last groups.
+        either.flip(names[number], either.end(number) - BLOCK + 20 if last else 3 * BLOCK + 20)
+        either.wait(HOUR)
+        assert (await db.retain(age=0, dry_run=True)).segments == len(names) - 1
+        assert await db.retain(before=receipts[40].first_position) == gone
+        assert (db._native.first_offset(1), db._native.first_offset(2)) == said
+        await db.append("s", b"more")
+    for name in ([], [CHECKPOINT]):
+        for each in name:
+            either.backend().unlink(each)
+        async with opening(either) as db:
+            assert (await payloads(db.read("s")))[-1] == b"more"
+        assert either.verify(receipts[-1]).first_position == gone.first
 
 
 @pytest.mark.parametrize("start", [None, 0])

@@ -140,7 +140,7 @@ class Retained:
     sealed: tuple[SealedSent, ...] = ()
     drops: tuple[Drop, ...] = ()
     erasures: tuple[Erasure, ...] = ()
-    #: Positions and payloads of the records that say what was given up.
+    #: Positions and payloads of the records that say what was given up; of those that were damaged no payload.
     repairs: tuple[tuple[int, bytes], ...] = ()
 
     def declarations(self, where: str) -> list[Declaration]:
@@ -231,7 +231,7 @@ def _check(said: Retained, where: str) -> None:
     erased = [one.stream for one in said.erasures]
     require(len(set(erased)) == len(erased) and set(erased) <= encrypted, where, f"erasures of streams {erased}")
     require(said.erasures == erasures_before(said.erasures, said.position), where, "an erasure that stands behind it")
-    repaired = [decode_system(Record(payload), where) for _, payload in said.repairs]
+    repaired = [decode_system(Record(payload), where) for _, payload in said.repairs if payload]
     require(all(isinstance(one, Repaired) for one in repaired), where, "repairs")
     require(all(at < said.position for at, _ in said.repairs), where, "a repair that stands behind it")
     ends = [0, *(drop.end for drop in said.drops)]

@@ -6,7 +6,7 @@ use kimberlite_core::format::{Damage, SegmentHeader};
 use kimberlite_core::log::{self, Retained};
 use kimberlite_core::salvage::Repaired;
 use kimberlite_core::system::System;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyBaseException, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
 
@@ -53,10 +53,11 @@ impl Log {
 
     /// What was given up, by every record that says so: its position, whether it was of another log, that one's id, when,
     /// the incarnations before and after, how many records were kept, the positions that were not, and
-    /// whether some of these were, too.
+    /// whether some of these were, too. Those that are damaged are left out.
     fn repairs<'py>(&self, py: Python<'py>) -> PyResult<Vec<Repair<'py>>> {
         let durable = self.inner.durable();
-        let found = py.detach(|| self.inner.repairs_before(durable)).map_err(|failure| self.failure(py, failure))?;
+        let (found, _) =
+            py.detach(|| self.inner.repairs_before(durable)).map_err(|failure| self.failure(py, failure))?;
         let repaired = found.into_iter().filter_map(|(position, payload)| match System::decode(&payload) {
             Ok(System::Repaired(said)) => Some((position, said.bounded())),
             _ => None,
@@ -76,6 +77,21 @@ impl Log {
         let dropped = dropped.map(|(position, payload)| (*position, Some(PyBytes::new(py, payload))));
         let left = self.inner.streams.read().unwrap().repairs.clone();
         dropped.chain(left.into_iter().map(|position| (position, None))).collect()
+    }
+
+    /// The positions before this one of such records that are damaged, and why; of those that were dropped so, None.
+    fn damaged_repairs<'py>(
+        &self,
+        py: Python<'py>,
+        position: u64,
+    ) -> PyResult<Vec<(u64, Option<Bound<'py, PyBaseException>>)>> {
+        let found = py.detach(|| self.inner.repairs_before(position)).map_err(|failure| self.failure(py, failure))?;
+        let (repairs, mut damaged) = found;
+        let unsaid = repairs.into_iter().filter(|(_, payload)| payload.is_empty()).map(|(position, _)| {
+            let at = damaged.iter().position(|(at, _)| *at == position);
+            (position, at.map(|at| self.failure(py, damaged.swap_remove(at).1).into_value(py).into_bound(py)))
+        });
+        Ok(unsaid.collect())
     }
 
     /// All that the segments before this one say and the others need; None if there is nothing to drop. `more` is whether
@@ -105,6 +121,12 @@ impl Log {
     fn ended(&self, py: Python<'_>, number: u64) -> PyResult<Option<(u64, u64)>> {
         let ended = py.detach(|| self.inner.ended(number));
         ended.map_err(|failure| self.failure(py, failure))
+    }
+
+    /// From here on the indexes of the segments before this one are made again from them, and their files are not open.
+    fn forget_indexes(&self, number: u64) {
+        let segments = self.inner.newest_first();
+        segments.iter().filter(|segment| segment.header.number < number).for_each(|segment| segment.distrust());
     }
 
     /// The segment that has this position, or would.

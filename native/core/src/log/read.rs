@@ -72,6 +72,17 @@ pub enum Failure {
     Erased(RunHeader),
 }
 
+impl Failure {
+    /// Whether what was asked for is there and is not what it was, or the disk does not give it.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged { .. } | Self::Unreadable { .. } | Self::Misled { .. } => true,
+            Self::Io(error) => unindexed(error).is_some() || is_unreadable(error),
+            _ => false,
+        }
+    }
+}
+
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self::Io(error)

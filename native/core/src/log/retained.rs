@@ -49,7 +49,8 @@ pub struct Retained {
     pub drops: Vec<Dropped>,
     /// What was said of erasures before `position`.
     pub erasures: Vec<Erasure>,
-    /// Positions and payloads of the records before `position` that say what was given up.
+    /// Positions and payloads of the records before `position` that say what was given up; of those that were damaged no
+    /// payload.
     pub repairs: Vec<(u64, Vec<u8>)>,
 }
 
@@ -193,7 +194,8 @@ impl Retained {
         let sound = out.segment > 0 && out.group > 1 && numbers.all(|number| number <= HIGHEST);
         let mut repairs = out.repairs.iter();
         let repaired = repairs.all(|(position, payload)| {
-            *position < out.position && matches!(System::decode(payload), Ok(System::Repaired(_)))
+            let said = payload.is_empty() || matches!(System::decode(payload), Ok(System::Repaired(_)));
+            *position < out.position && said
         });
         let mut end = 0;
         let joined = out.drops.iter().all(|drop| std::mem::replace(&mut end, drop.to) == drop.from);

@@ -35,7 +35,9 @@ impl Log {
         let header = kept.header;
         let dropped: Vec<_> = segments.range(from..number).map(|(_, segment)| segment.clone()).collect();
         let (system, streams) = self.left(&dropped, header.first_position)?;
-        let last = self.last_group(dropped.last().expect("there is one"), header.first_group - 1)?;
+        let last = dropped.last().expect("there is one");
+        let (timestamp, incarnation) =
+            self.last_group(last, header.first_group - 1).or_else(|failure| self.behind(last, failure))?;
         let position = header.first_position;
         let peaks = self.peaks_at(position, MOST_LEAVES).ok_or(Failure::HashesDamaged { position })?;
         let (producers, sealed) = self.silent(header.first_group);
@@ -43,9 +45,8 @@ impl Log {
         let from = before.map_or(0, |before| before.position);
         retained::add(&mut drops, Dropped { from, to: position, first: now, last: now, rule: rule.into() }, more);
         let erasures = self.streams.read().unwrap().erasures_before(position);
-        let repairs = self.repairs_before(position)?;
+        let (repairs, _) = self.repairs_before(position)?;
         let (segment, group, chain) = (number, header.first_group, header.before);
-        let (timestamp, incarnation) = (last.timestamp, last.incarnation);
         let out = Retained {
             segment,
             group,
@@ -65,33 +66,45 @@ impl Log {
         Ok(Some(out))
     }
 
-    /// Positions and payloads of the records up to a position that say what was given up.
-    pub fn repairs_before(&self, position: u64) -> Result<Vec<(u64, Vec<u8>)>, Failure> {
+    /// Positions and payloads of the records up to a position that say what was given up; and why those that are damaged
+    /// have no payload, but for those that were dropped so.
+    #[allow(clippy::type_complexity)]
+    pub fn repairs_before(&self, position: u64) -> Result<(Vec<(u64, Vec<u8>)>, Vec<(u64, Failure)>), Failure> {
         let (mut out, left) = {
             let streams = self.streams.read().unwrap();
             let left: Vec<u64> = streams.repairs.iter().copied().filter(|&at| at < position).collect();
             (self.retained().map(|retained| retained.repairs.clone()).unwrap_or_default(), left)
         };
+        let mut damaged = Vec::new();
         for at in left {
-            let (run, within) = self.run_at(at, &mut Window::default(), 0)?;
-            out.push((at, run.opened.decoded(within).payload.to_vec()));
+            match self.run_at(at, &mut Window::default(), 0) {
+                Ok((run, within)) => out.push((at, run.opened.decoded(within).payload.to_vec())),
+                Err(failure) if failure.is_damage() => {
+                    out.push((at, Vec::new()));
+                    damaged.push((at, failure));
+                }
+                Err(failure) => return Err(failure),
+            }
         }
-        Ok(out)
+        Ok((out, damaged))
     }
 
     /// Where a closed segment ends, and when its last group was sealed; None if none of this number is closed.
     pub fn ended(&self, number: u64) -> Result<Option<(u64, u64)>, Failure> {
+        let both = || {
+            let segments = self.segments.read().unwrap();
+            Some((segments.get(&number)?.clone(), segments.get(&(number + 1))?.header))
+        };
         // Of a reader's the file may be another by now.
-        self.again(|| {
-            let (segment, next) = {
-                let segments = self.segments.read().unwrap();
-                let (Some(segment), Some(next)) = (segments.get(&number), segments.get(&(number + 1))) else {
-                    return Ok(None);
-                };
-                (segment.clone(), next.header)
-            };
-            let last = self.last_group(&segment, next.first_group - 1)?;
-            Ok(Some((next.first_position, last.timestamp)))
+        let found = self.again(|| {
+            let Some((segment, next)) = both() else { return Ok(None) };
+            let (timestamp, _) = self.last_group(&segment, next.first_group - 1)?;
+            Ok(Some((next.first_position, timestamp)))
+        });
+        found.or_else(|failure| {
+            let Some((segment, next)) = both() else { return Ok(None) };
+            let (timestamp, _) = self.behind(&segment, failure)?;
+            Ok(Some((next.first_position, timestamp)))
         })
     }
 
@@ -107,17 +120,48 @@ impl Log {
             declared.map(|info| (behind_gaps(info), info.declaration.clone())).unzip()
         };
         for segment in dropped {
-            for entry in self.index(segment)?.lookup(segment)?.streams() {
-                let first =
-                    firsts.get_mut(entry.stream as usize).ok_or(Failure::Misled { position: self.durable() })?;
-                *first = (*first).max(entry.next);
+            let entries = self.index(segment).and_then(|index| Ok(index.lookup(segment)?.streams()));
+            match entries.map_err(Failure::from) {
+                Err(failure) if failure.is_damage() => {
+                    firsts = self.going_on(position, firsts.len())?;
+                    break;
+                }
+                entries => {
+                    for entry in entries? {
+                        let first = firsts
+                            .get_mut(entry.stream as usize)
+                            .ok_or(Failure::Misled { position: self.durable() })?;
+                        *first = (*first).max(entry.next);
+                    }
+                }
             }
         }
         let streams = firsts.iter().zip(declarations).skip(1);
         Ok((firsts[0], streams.map(|(&first, declaration)| Left { declaration, first }).collect()))
     }
 
-    fn last_group(&self, segment: &Arc<Segment>, number: u64) -> Result<GroupHeader, Failure> {
+    /// The same by what there is from this position on, which takes longer.
+    fn going_on(&self, position: u64, count: usize) -> Result<Vec<u64>, Failure> {
+        let mut firsts: Vec<_> = {
+            let streams = self.streams.read().unwrap();
+            let behind_gaps = |info: &Info| {
+                let gap = info.skipped.iter().find(|gap| gap.position >= position);
+                gap.map_or(info.durable, |gap| gap.from.min(info.durable))
+            };
+            streams.info.iter().take(count).map(behind_gaps).collect()
+        };
+        for segment in self.newest_first().iter().filter(|segment| segment.header.first_position >= position) {
+            for entry in self.index(segment)?.lookup(segment)?.streams() {
+                if let Some(first) = firsts.get_mut(entry.stream as usize) {
+                    *first = (*first).min(entry.first);
+                }
+            }
+        }
+        Ok(firsts)
+    }
+
+    /// Time and incarnation of the last group of a closed segment.
+    fn last_group(&self, segment: &Arc<Segment>, number: u64) -> Result<(u64, u32), Failure> {
         let misled = || Failure::Misled { position: segment.header.first_position };
         let group = self.index(segment)?.lookup(segment)?.group_of_number(number).ok_or_else(misled)?;
         let place = group.place as u64;
@@ -126,7 +170,18 @@ impl Log {
             let (segment, position) = (segment.header.number, segment.header.first_position);
             Failure::Damaged { segment, place, group: number, position, what }
         })?;
-        if header.number == number { Ok(header) } else { Err(misled()) }
+        if header.number == number { Ok((header.timestamp, header.incarnation)) } else { Err(misled()) }
+    }
+
+    /// The same of what follows the segment, if its last group is damaged: neither is ever less there.
+    fn behind(&self, segment: &Arc<Segment>, failure: Failure) -> Result<(u64, u32), Failure> {
+        let next = self.segments.read().unwrap().get(&(segment.header.number + 1)).cloned();
+        let Some(next) = next.filter(|_| failure.is_damage()) else { return Err(failure) };
+        let end = self.end();
+        if end.group < next.header.first_group {
+            return Ok((end.timestamp, end.incarnation));
+        }
+        self.last_group(&next, next.header.first_group).map_err(|_| failure)
     }
 
     /// Entries of the producers that have sent nothing since this group: in the clear, or sealed for each stream.

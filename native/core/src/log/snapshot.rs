@@ -131,6 +131,8 @@ impl Log {
             (Some(now), Ok(None)) if group + 1 == now.group => {
                 (now.position, now.timestamp, now.incarnation, now.chain, root_from_peaks(&now.peaks))
             }
+            // Of what was dropped since, as on a full disk, nobody can say.
+            (Some(now), Ok(None)) if group + 1 < now.group => return Ok(true),
             (_, Ok(None)) => return Ok((group, position) == (0, 0)),
             // A writer that begins takes the hashes away: then nobody can say.
             (_, Err(Failure::HashesDamaged { .. })) => return Ok(true),

@@ -281,7 +281,8 @@ impl Salvage {
         }
         self.named.insert(found.chain);
         found.erasures.iter().cloned().for_each(|erasure| self.erase(erasure));
-        self.repairs.extend(found.repairs.iter().cloned());
+        // Of one that was damaged there is only the position.
+        self.repairs.extend(found.repairs.iter().filter(|(_, payload)| !payload.is_empty()).cloned());
         if self.retained.as_ref().is_none_or(|before| before.position < found.position) {
             self.retained = Some(found);
         }

@@ -1,0 +1,287 @@
+"""Retention is the way out of a full disk, however little room there is and whatever took it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from random import Random
+from typing import Any
+
+import pytest
+
+from kimberlite import Dropping, Log, NoSpace, Receipt
+from kimberlite.errors import Dropped
+from kimberlite.log import checkpoint, retention
+from kimberlite.log.creation import KEPT, RESERVED
+from kimberlite.log.names import CHECKPOINT, HASHES, PAST, RESERVE
+from kimberlite.log.opening import Opening
+from kimberlite.storage.memory import Disk
+from tests.log.simulated import Machine, payloads, until
+from tests.log.steps import Cut
+
+SEGMENT = 64 * 1024
+SIZE = 4 * SEGMENT
+
+
+@pytest.fixture(autouse=True)
+def seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One checkpoint after a start, and none that comes by itself behind it."""
+    monkeypatch.setattr(checkpoint, "LEAST_INTERVAL", 1000.0)
+
+
+def opening(machine: Machine, **options: Any) -> Opening:
+    return machine.open(segment_bytes=SEGMENT, pack=0, scrub=0, **options)
+
+
+def fill_up(machine: Machine) -> None:
+    machine.disk.capacity = 1 << 40
+    machine.disk.capacity -= machine.disk.free()
+
+
+async def filled(machine: Machine) -> list[Receipt]:
+    """A log that was killed on a full disk, and whose checkpoint is far behind."""
+    async with opening(machine) as db:
+        receipts = [await db.append("gone", b"soon")]
+        receipts += [await db.append("s", b"%d." % i * 100) for i in range(200)]
+        fill_up(machine)
+        with suppress(NoSpace):
+            while True:
+                receipts.append(await db.append("s", b"x" * 3000))
+        assert db.upkeep is not None
+        assert db.upkeep.retention._checkpointer.segment <= 4
+        left, machine.disk.capacity = machine.image(), None
+    machine.disk = left.disk
+    fill_up(machine)
+    return receipts
+
+
+async def is_out(db: Log, machine: Machine, receipts: list[Receipt]) -> None:
+    assert (await db.info())["bytes"] <= SIZE + SEGMENT
+    first = (await anext(db.read("s"))).offset
+    assert first > 100
+    with pytest.raises(Dropped):
+        await db.get(receipts[0].first_position)
+    kept = [receipt for receipt in receipts if receipt.stream == "s" and receipt.first_offset >= first]
+    assert len(await payloads(db.read("s"))) == len(kept)
+    await db.append("new", b"there is room")
+
+
+async def test_all_that_may_go_goes(either: Machine) -> None:
+    receipts = await filled(either)
+    async with opening(either) as db:
+        would = await db.retain(size=SIZE, dry_run=True)
+        gone = await db.retain(size=SIZE)
+        assert (gone.segments, gone.first) == (would.segments, would.first)
+        assert gone.segments > 10
+        assert len(either.disk.files()[RESERVE]) == RESERVED
+        await is_out(db, either, receipts)
+    for receipt in (receipts[0], receipts[50], receipts[-1]):
+        assert either.verify(receipt).notes == []
+
+
+async def test_it_goes_at_once_if_the_options_say_so(either: Machine) -> None:
+    receipts = await filled(either)
+    async with opening(either, retain_size=SIZE) as db:
+
+        async def small() -> bool:
+            return bool((await db.info())["bytes"] <= SIZE + SEGMENT)
+
+        await until(small)
+        await is_out(db, either, receipts)
+
+
+async def test_a_checkpoint_that_has_no_room_lets_something_go(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "LEAST_INTERVAL", 0.002)
+    async with opening(machine, retain_size=SIZE) as db:
+        assert db.upkeep is not None
+        looks = []
+        monkeypatch.setattr(db.upkeep.retention._checkpointer, "on_full", lambda: looks.append(1))
+        await db.append("s", b"x")
+        machine.fault = lambda verb, name, *_: OSError(28, "full", name) if name.startswith("prepare/check") else None
+        for i in range(100):
+            await db.append("s", b"%d" % i)
+        await asyncio.sleep(0.02)
+        assert looks
+        machine.fault = None
+
+
+@pytest.mark.parametrize("times", [1, 30])
+async def test_an_erasure_leaves_room_for_it(encrypted: Machine, times: int) -> None:
+    async with opening(encrypted) as db:
+        for i in range(times):
+            await db.append(f"gone/{i}", b"1234")
+    receipts = await filled(encrypted)
+    refused = 0
+    for i in range(times):
+        async with opening(encrypted) as db:
+            try:
+                await db.erase(f"gone/{i}", reason="full")
+            except NoSpace:
+                refused += 1
+    assert refused < times
+    assert len(encrypted.disk.files()[RESERVE]) >= KEPT
+    async with opening(encrypted) as db:
+        assert (await db.retain(size=SIZE)).segments > 10
+        await is_out(db, encrypted, receipts)
+    async with opening(encrypted) as db:
+        assert len((await db.info())["erasures"]) == times - refused
+
+
+async def test_it_goes_without_what_is_kept_for_it(either: Machine) -> None:
+    receipts = await filled(either)
+    async with opening(either):
+        pass
+    files = either.disk.files()
+    del files[RESERVE]
+    either.disk = Disk.from_files(files)
+    fill_up(either)
+    async with opening(either) as db:
+        assert (await db.retain(size=SIZE)).segments > 10
+        await is_out(db, either, receipts)
+
+
+async def test_what_cannot_go_is_said_to_wait(machine: Machine) -> None:
+    await filled(machine)
+    machine.fault = lambda verb, name, *_: (
+        OSError(28, "full", name) if (name == HASHES and verb == "write") or name.startswith("prepare/check") else None
+    )
+    async with opening(machine) as db:
+        with pytest.raises(NoSpace, match=r"segments, .* that may go are waiting for room"):
+            await db.retain(size=SIZE)
+    async with opening(machine, retain_size=SIZE) as db:
+        assert db.upkeep is not None
+        keeper = db.upkeep.retention
+
+        async def waits() -> bool:
+            return keeper.waits is not None
+
+        await until(waits)
+        machine.fault = None
+        assert (await db.retain(size=SIZE)).segments > 10
+
+
+@pytest.mark.parametrize("power", [True, False], ids=["cut", "kill"])
+async def test_a_crash_at_any_step_leaves_a_way_out(either: Machine, power: bool) -> None:
+    receipts = await filled(either)
+    start, capacity = either.disk.files(), either.disk.capacity
+    countdown, done = 0, False
+    while not done:
+        countdown += 7
+        machine = Machine(either.key)
+        machine.disk = Disk.from_files(start, capacity)
+        cut = Cut(machine.disk, countdown, Random(countdown), power)
+        async with opening(machine) as db:
+            machine.disk.on_step = cut
+            await db.retain(size=SIZE)
+            machine.disk.on_step = None
+        done = cut.left is None
+        left = Machine(either.key)
+        left.disk = machine.disk if done else cut.taken()
+        left.disk.capacity = capacity
+        for receipt in (receipts[-1], receipts[3]):
+            left.verify(receipt)
+        async with opening(left) as db:
+            await db.retain(size=SIZE)
+            await is_out(db, left, receipts)
+        assert left.verify(receipts[3]).notes == []
+        assert left.verify(receipts[-1]).notes == []
+
+
+@pytest.mark.parametrize("gone", [(), (CHECKPOINT,)], ids=["checkpoint", "none"])
+async def test_hashes_that_a_full_disk_left_where_they_were_are_not_lost(
+    either: Machine, monkeypatch: pytest.MonkeyPatch, gone: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(checkpoint, "LEAST_INTERVAL", 0.002)
+    async with opening(either) as db:
+        receipts = [await db.append("s", b"%d" % i) for i in range(120)]
+    old = (receipts[0], receipts[7], receipts[33])
+    for upto in (30, 50):
+        either.fault = lambda verb, name, *_: OSError(28, "full", name) if (verb, name) == ("write", PAST) else None
+        async with opening(either) as db:
+            assert (await db.retain(before=receipts[upto].first_position)).segments > 0
+            assert db.upkeep is not None
+            assert db.upkeep.findings.count == 0
+        either.fault = None
+        for name in gone:
+            either.backend().unlink(name)
+        for receipt in old:
+            assert either.verify(receipt).notes == []
+        async with opening(either, anchor=receipts[3]) as db:
+            pass
+    for upto in (70, 90):
+        async with opening(either) as db:
+            assert (await db.retain(before=receipts[upto].first_position)).segments > 0
+            assert db.upkeep is not None
+            assert db.upkeep.findings.count == 0
+            first = (await db.info())["first_position"]
+        files = either.disk.files()
+        end = 32 * (2 * first - first.bit_count())
+        assert not any(files[HASHES][4096 : 4096 + end])
+        assert bytes(32) not in files[PAST][4096 : 4096 + end]
+        for receipt in (*old, receipts[60]):
+            assert either.verify(receipt).notes == []
+
+
+@pytest.mark.parametrize("power", [True, False], ids=["cut", "kill"])
+async def test_a_crash_while_they_are_moved_loses_none(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, power: bool
+) -> None:
+    monkeypatch.setattr(checkpoint, "LEAST_INTERVAL", 0.002)
+    async with opening(machine) as db:
+        receipts = [await db.append("s", b"%d" % i) for i in range(120)]
+        await db.retain(before=receipts[30].first_position)
+    machine.fault = lambda verb, name, *_: OSError(28, "full", name) if (verb, name) == ("write", PAST) else None
+    async with opening(machine) as db:
+        await db.retain(before=receipts[60].first_position)
+    machine.fault = None
+    start = machine.disk.files()
+    countdown, done = 0, False
+    while not done:
+        countdown += 1
+        other = Machine()
+        other.disk = Disk.from_files(start)
+        cut = Cut(other.disk, countdown, Random(countdown), power)
+        async with opening(other) as db:
+            other.disk.on_step = cut
+            await db.retain(before=receipts[90].first_position)
+            other.disk.on_step = None
+        done = cut.left is None
+        left = Machine()
+        left.disk = other.disk if done else cut.taken()
+        for upto in (95, 110):
+            async with opening(left, anchor=receipts[3]) as db:
+                await db.retain(before=receipts[upto].first_position)
+                assert db.upkeep is not None
+                assert db.upkeep.findings.count == 0
+            for i in (0, 20, 40, 70, 119):
+                assert left.verify(receipts[i]).notes == []
+
+
+async def test_what_is_in_no_file_any_more_is_said(either: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "LEAST_INTERVAL", 0.002)
+    async with opening(either) as db:
+        receipts = [await db.append("s", b"%d" % i) for i in range(120)]
+        await db.retain(before=receipts[40].first_position)
+    either.backend().unlink(PAST)
+    async with opening(either) as db:
+        await db.retain(before=receipts[70].first_position)
+        assert db.upkeep is not None
+        [error] = db.upkeep.findings.found.values()
+        assert "in no file any more" in str(error)
+        await db.retain(before=receipts[90].first_position)
+        assert db.upkeep.findings.count == 1
+    [note] = either.verify(receipts[-1]).notes
+    assert "past: hash" in note
+
+
+async def test_nothing_to_drop_is_no_want_of_room(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "LOOK", 0.002)
+    await filled(machine)
+    async with opening(machine, retain_size=1 << 40) as db:
+        position = (await db.info())["first_position"]
+        assert await db.retain(before=0) == Dropping(0, 0, 0, position, None)
+        await asyncio.sleep(0.01)
+        assert db.upkeep is not None
+        assert db.upkeep.retention.waits is None
