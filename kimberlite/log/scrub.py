@@ -19,7 +19,7 @@ from kimberlite.log import past
 from kimberlite.log.checkpoint import Derived, hashes_header
 from kimberlite.log.creation import write_small
 from kimberlite.log.findings import Findings
-from kimberlite.log.names import HASHES, index_name, segment_name
+from kimberlite.log.names import HASHES, PAST, index_name, segment_name
 from kimberlite.log.past import HASHES_HEADER
 from kimberlite.log.refusals import UNFIT, translate
 from kimberlite.log.tasks import begin, rest
@@ -323,7 +323,7 @@ class Past:
             return
         try:
             for data in past.check(self._backend, self._native, PIECE // 64, self._open):
-                if bytes(32) in data:
+                if bytes(32) in data and self._backend.exists(PAST):
                     # From here on some were nowhere when they were to be kept.
                     return
                 yield len(data)

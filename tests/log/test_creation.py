@@ -12,11 +12,11 @@ import pytest
 
 from kimberlite import Invalid, KeyUnavailable, KimberliteError
 from kimberlite.crypto.master import create_master
-from kimberlite.log.creation import read_small, write_small
+from kimberlite.log.creation import KEPT, RESERVED, read_small, write_small
 from kimberlite.log.names import IDENTITY, MARKS, RECEIPT_KEY, RESERVE, SEGMENTS, VAULTS
 from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import Disk, Fault, MemoryBackend
-from tests.log.simulated import Machine, failing, payloads
+from tests.log.simulated import Machine, payloads
 
 
 @pytest.fixture
@@ -94,19 +94,26 @@ async def test_a_writer_makes_the_reserve_again_and_a_reader_does_not(either: Ma
     assert either.disk.files()[RESERVE] == whole
 
 
-async def test_a_full_disk_does_without_a_reserve_until_there_is_room(machine: Machine) -> None:
+@pytest.mark.parametrize("room", [0, KEPT])
+async def test_a_full_disk_has_less_of_a_reserve_until_there_is_room(machine: Machine, room: int) -> None:
     async with machine.open() as db:
         await db.append("s", b"x")
     machine.backend().unlink(RESERVE)
-    machine.fault = failing("allocate", f"prepare/{RESERVE}", errno.ENOSPC)
+
+    def full(verb: str, name: str, place: int, length: int) -> OSError | None:
+        return (
+            OSError(errno.ENOSPC, "full") if (verb, name) == ("allocate", RESERVE) and place + length > room else None
+        )
+
+    machine.fault = full
     async with machine.open() as db:
         assert (await db.append("s", b"y")).durable
         assert (await db.info())["notes"] == []
-    assert not [name for name in machine.disk.files() if RESERVE in name]
+    assert len(machine.disk.files()[RESERVE]) == room
     machine.fault = None
     async with machine.open():
         pass
-    assert RESERVE in machine.disk.files()
+    assert len(machine.disk.files()[RESERVE]) == RESERVED
 
 
 async def test_the_identity_is_written_once(either: Machine) -> None:
