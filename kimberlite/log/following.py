@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from kimberlite import _native
-from kimberlite.errors import Corrupt, Dropped
+from kimberlite.errors import Corrupt
 from kimberlite.log.creation import read_small
 from kimberlite.log.identity import Identity
 from kimberlite.log.names import CHECKPOINT, HASHES, index_name, segment_name
@@ -24,6 +24,7 @@ class Follower:
 
     * A group is applied only if a sound header or mark says that it is durable; nothing behind that is judged.
     * Nothing in the directory is written or locked.
+    * Where it was overtaken by what drops segments it begins anew, and `on_anew` is told of the log from then on.
     * `refresh` may be called from any thread; one at a time moves on.
     """
 
@@ -36,10 +37,24 @@ class Follower:
         acknowledged: int = 0,
     ) -> None:
         self.backend, self.identity, self.keys = backend, identity, keys
+        self._fresh, self._acknowledged = fresh, acknowledged
         self._lock = threading.Lock()
-        self.loader = Loader(backend, identity, keys, load_marks(backend, identity), fresh, write=False)
-        self.loader.acknowledged = acknowledged
-        self._load()
+        #: Called in the thread that refreshes.
+        self.on_anew: Callable[[_native.Log], None] = lambda _log: None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Once more, if segments were dropped meanwhile."""
+        while True:
+            there = segment_numbers(self.backend)[:1]
+            try:
+                marks = load_marks(self.backend, self.identity)
+                self.loader = Loader(self.backend, self.identity, self.keys, marks, self._fresh, write=False)
+                self.loader.acknowledged = self._acknowledged
+                return self._load()
+            except (FileNotFoundError, Corrupt):
+                if segment_numbers(self.backend)[:1] == there:
+                    raise
 
     def _load(self) -> None:
         loader = self.loader
@@ -146,10 +161,14 @@ class Follower:
         begun = self._begun(number)
         if begun is None:
             there = segment_numbers(self.backend)
-            if there and there[0] > number:
-                position = self.log.durable
-                raise Dropped(f"what follows position {position} was dropped before it was read here: open it again")
-            return False
+            if not there or there[0] <= number:
+                return False
+            if self._scan is not None:
+                let_go(self._scan)
+                self._scan = None
+            self._begin()
+            self.on_anew(self.log)
+            return True
         header, file = begun
         segment = self.log.attach(header, file)
         self.loader.enter(segment, number)

@@ -277,7 +277,7 @@ class Log:
         among that. An unknown stream reads as empty, one that was erased as ERASED; of the whole log its records are
         left out.
         """
-        return Reader(self._reading(self._native.read, stream, start, until, limit, reverse=reverse, system=system))
+        return Reader(self._reading(self._read, stream, start, until, limit, reverse=reverse, system=system))
 
     async def get(self, position: int) -> Record:
         """The record at a position of the log."""
@@ -310,7 +310,7 @@ class Log:
         for start in range(0, len(wanted), MANY):
             piece = wanted[start : start + MANY]
             with reading_disk:
-                found += await looked_again(self, self._backend.run, partial(self._native.get_many, piece))
+                found += await looked_again(self, self._backend.run, partial(self._get_many, piece))
             self._check()
         return found
 
@@ -319,7 +319,7 @@ class Log:
 
         `start` may be an offset, a position or a time that is to come: nothing before it is shown.
         """
-        return Tail(self._following(self._native.read, stream, start, system=system))
+        return Tail(self._following(self._read, stream, start, system=system))
 
     def streams(self) -> Listing[StreamInfo]:
         """The streams that have records, in the order of their declarations; to a reader, as of its last read.
@@ -329,6 +329,17 @@ class Log:
         self._check()
         listed = self._native.streams()
         return Listing(StreamInfo(name, length, encrypted, erased) for name, encrypted, length, _, erased in listed)
+
+    # Of a reader that begins anew the log is another from then on.
+
+    def _read(self, *asked: Any) -> tuple[list[Record], int, int]:
+        return self._native.read(*asked)
+
+    def _read_frame(self, *asked: Any) -> tuple[_native.Frame, int, int]:
+        return self._native.read_frame(0, *asked)
+
+    def _get_many(self, positions: list[int]) -> list[Record]:
+        return self._native.get_many(positions)
 
     async def info(self) -> dict[str, Any]:
         """What this database is and where it stands."""
@@ -383,8 +394,7 @@ class Log:
         until: int | datetime | None = None,
     ) -> AsyncIterator[bytes]:
         """What `read` gives, as arrays of runs that `docs/protocol.md` draws: for whoever passes them on."""
-        read = partial(self._native.read_frame, 0)
-        return runs_of(self._reading(read, stream, start, until, None, reverse=False, system=False))
+        return runs_of(self._reading(self._read_frame, stream, start, until, None, reverse=False, system=False))
 
     def importing(self, *, new_times: bool = False) -> Import:
         """Takes records of another log with their offsets and, unless they are to get `new_times`, their times."""

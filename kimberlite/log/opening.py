@@ -524,23 +524,28 @@ class Opener:
 
     async def _open_reader(self) -> Log:
         follower, identity = await self.backend.run(self._follow)
-        native = follower.log
 
         async def close() -> None:
             follower.close()
             self._close_backend()
 
         def info() -> dict[str, Any]:
-            return describe(identity, native, self.backend, self.notes)
+            return describe(identity, log._native, self.backend, self.notes)
 
         def would_drop(rule: Rule, confirmed: bool) -> Dropping:
+            native = log._native
             clock = Clock(self.backend, identity, self.injected.moment, native.durable_time or identity.created)
             oldest = oldest_kept(rule, clock, confirmed=confirmed)
             end = follower.end
             return count(self.backend, native, rule, oldest, end[0], end)
 
-        log = Log(self.backend, native, None, None, self.options, info, close, follower.refresh, identity.quantum)
-        log.would_drop = would_drop
+        def begun_anew(native: _native.Log) -> None:
+            past.attach(self.backend, native)
+            log._native = native
+
+        refresh = follower.refresh
+        log = Log(self.backend, follower.log, None, None, self.options, info, close, refresh, identity.quantum)
+        log.would_drop, follower.on_anew = would_drop, begun_anew
         return log
 
     def _follow(self) -> tuple[Follower, Identity]:

@@ -187,9 +187,9 @@ class Following(Generic[B]):
 
     async def more(self) -> B | None:
         """The next records; None once it is closed. Nothing has moved on if it is cancelled."""
-        native = self._log._native
         while not self.closed:
             self._log._check()
+            native = self._log._native
             number = None if self._stream is None else native.stream(self._stream)
             if number is not None:
                 native.check_erased(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 from pathlib import Path
@@ -45,5 +46,40 @@ def test_it_goes_on_with_what_comes(tmp_path: Path, how: str) -> None:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=20)
         assert process.returncode == 130
+    if daemon is not None:
+        assert daemon.end() == 0
+
+
+@pytest.mark.parametrize("how", ["directory", "daemon"])
+def test_it_says_what_was_dropped_before_it_came_so_far_and_goes_on_behind_it(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "db"
+    daemon = Daemon(path, *ANY, "--set", "log.segment_bytes=65536") if how == "daemon" else None
+    url = f"kimberlite://{daemon.listening()}" if daemon is not None else None
+    with kimberlite.sync.connect(url) if url else kimberlite.sync.open(path, segment_bytes=65536, pack=0) as db:
+        db.append("s", b"first")
+        process = subprocess.Popen(
+            command("tail", url or path, "s", "-f", "--json"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(),
+        )
+        assert process.stdout is not None
+        offsets = [json.loads(process.stdout.readline())["offset"]]
+        process.send_signal(signal.SIGSTOP)
+        for _ in range(500):
+            db.append("s", [b"z" * 900] * 20)
+        db.retain(size=150_000)
+        left = next(iter(db.read("s"))).offset
+        process.send_signal(signal.SIGCONT)
+        last = db.append("s", b"last").last_offset
+        while offsets[-1] < last:
+            offsets.append(json.loads(process.stdout.readline())["offset"])
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    [at] = [i for i in range(1, len(offsets)) if offsets[i] != offsets[i - 1] + 1]
+    assert offsets[at] == left
+    error = json.loads(err.splitlines()[0])
+    assert (error["code"], error["first"]) == ("DROPPED", left)
     if daemon is not None:
         assert daemon.end() == 0

@@ -462,7 +462,7 @@ async def test_only_what_is_at_hand_is_read_on_the_loop(machine: Machine) -> Non
         run, calls = db._backend.run, []
 
         async def counted(call: Any) -> Any:
-            if getattr(call, "func", None) in (native.read, db._resolve):
+            if getattr(call, "func", None) in (db._read, db._resolve):
                 calls.append(call)
             return await run(call)
 

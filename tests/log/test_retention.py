@@ -211,18 +211,39 @@ async def test_more_than_was_dropped_must_not_be_gone(either: Machine) -> None:
 async def test_who_comes_too_late_is_told_so(either: Machine) -> None:
     receipts = await filled(either)
     async with either.open(read_only=True) as reader:
-        assert (await anext(reader.read("s"))).payload == payload(0)
+        overtaken, behind = reader.tail("s", start=0), reader.tail("s", start=2 * COUNT)
+        assert (await anext(overtaken)).payload == payload(0)
+        before = reader._native
         async with either.open(segment_bytes=SEGMENT, checkpoint_records=1) as db:
+            own = db.tail("s", start=0)
+            assert (await anext(own)).payload == payload(0)
             for i in range(COUNT, 2 * COUNT):
                 receipts.append(await db.append("s", payload(i)))
             await asyncio.sleep(0.02)
             await db.append("s", payload(2 * COUNT))
             await asyncio.sleep(0.02)
             await db.retain(before=receipts[-1].first_position)
-            with pytest.raises(Dropped, match="open it again"):
-                await anext(reader.read("s"))
-        async with either.open(read_only=True) as another:
-            assert (await anext(another.read("s", reverse=True))).payload == payload(2 * COUNT)
+            left = [record.offset async for record in db.read("s")]
+            assert left[0] > COUNT
+            waiting = asyncio.ensure_future(anext(reader.tail("t", start=0)))
+            await asyncio.sleep(0)
+            assert reader._native is before
+            for read in (overtaken, own, reader.read("s", start=COUNT), reader.tail("s", start=COUNT)):
+                with pytest.raises(Dropped) as caught:
+                    await payloads(read)
+                assert caught.value.first == left[0]
+            assert reader._native is not before
+            # It goes on with what is left, and with what comes.
+            assert [record.offset async for record in reader.read("s")] == left
+            assert (await anext(reader.tail("s", start=left[0]))).offset == left[0]
+            assert (await anext(behind)).payload == payload(2 * COUNT)
+            assert (await reader.info())["first_position"] == (await db.info())["first_position"]
+            assert (await reader.get(receipts[-1].first_position)).offset == receipts[-1].first_offset
+            assert await reader.retain(before=1 << 40, dry_run=True)
+            await db.append("t", b"comes")
+            assert (await asyncio.wait_for(waiting, 5)).payload == b"comes"
+            with pytest.raises(Dropped):
+                await reader.get(0)
 
 
 async def test_verify_begins_again_when_segments_are_dropped_beneath_it(either: Machine) -> None:
