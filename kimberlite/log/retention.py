@@ -73,7 +73,7 @@ class Retention:
 
         Who is cancelled here abandons only the wait: what the log says was dropped must be so for this handle too.
         """
-        return await self._chores.run(self._drop(rule, dry_run=dry_run, confirm_clock=confirm_clock))
+        return await self._chores.run(self._asked(rule, dry_run=dry_run, confirm_clock=confirm_clock))
 
     def look(self) -> None:
         """There may be more by now that the options let go."""
@@ -90,6 +90,19 @@ class Retention:
         self.look()
         if self._looking is None and self._clock.stale:
             self._looking = self._chores.begin(self._look())
+
+    async def _asked(self, rule: Rule, *, dry_run: bool, confirm_clock: bool) -> Dropping | KimberliteError:
+        outcome = await self._drop(rule, dry_run=dry_run, confirm_clock=confirm_clock)
+        if confirm_clock and not dry_run:
+            # What waited for it does so no more. Who looks already may have seen the clock as it was.
+            await self._looked()
+            self.look()
+            await self._looked()
+        return outcome
+
+    async def _looked(self) -> None:
+        if self._looking is not None:
+            await asyncio.wait([self._looking])
 
     async def _look(self) -> None:
         try:
