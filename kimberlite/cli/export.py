@@ -22,12 +22,12 @@ from typing import Any, BinaryIO, Final, NamedTuple
 
 from kimberlite.arguments import checked_name
 from kimberlite.cli import exports, forms
-from kimberlite.cli.exports import Asked, Bound, Form, Frames, Lines, Source
+from kimberlite.cli.exports import Asked, Bound, Form, Frames, Kind, Lines, Source
 from kimberlite.cli.read import parse_bound
 from kimberlite.cli.target import add_key_file, add_target, check_outside, opened
-from kimberlite.cli.terminal import Progress, escaped, note, say, table
+from kimberlite.cli.terminal import Progress, note, say, table
 from kimberlite.client.client import Client
-from kimberlite.errors import Busy, Corrupt, Dropped, Invalid
+from kimberlite.errors import Busy, Corrupt, Dropped, Erased, Invalid
 from kimberlite.importing import HIGHEST
 from kimberlite.log.log import Log
 from kimberlite.records import Time, nanoseconds
@@ -62,14 +62,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def tell(arguments: argparse.Namespace, asked: Asked, form: Form) -> None:
-    places = "positions" if asked.stream is None else f"{asked.stream}, offsets"
-    missing = [escaped(f"missing: {places} {first} to {end - 1}: not there any more") for first, end in form.missing]
+    said: dict[str, Any] = {"file": arguments.file, "records": form.records}
+    lacking = form.lacking.form()
     if arguments.file != STDOUT:
-        said: dict[str, Any] = {"file": arguments.file, "records": form.records}
-        shown = "\n".join([table(said), *missing])
-        say(forms.line(said | {"missing": form.missing}) if arguments.json else shown)
-    elif missing:
-        note(forms.line({"missing": form.missing}) if arguments.json else "\n".join(missing))
+        say(forms.line(said | lacking) if arguments.json else table(said))
+    elif arguments.json and any(lacking.values()):
+        note(forms.line(lacking))
+    if not arguments.json:
+        form.lacking.tell(asked.stream)
 
 
 def as_bound(bound: int | datetime | None) -> Bound:
@@ -177,7 +177,7 @@ class Found(NamedTuple):
     """What an export has left that was cut off."""
 
     head: dict[str, Any]
-    #: Offset and position of the last record.
+    #: Offset and position of the last that is there or is said to be missing.
     last: tuple[int, int] | None
     whole: bool
 
@@ -201,6 +201,9 @@ async def what_is_there(out: BinaryIO, part: str, form: Form) -> Found | None:
             kind, sound = found.kind, form.passed
             head = found.value if kind == "head" else head
             last = found.last if kind == "records" else last
+            if kind == "missing":
+                last = found.value[1] - 1, found.value[1] - 1
+            form.lacking.take(kind, found.value)
     except (Corrupt, Invalid):
         # What follows was not on the disk yet when it was cut off.
         if head is not None and form.passed != sound:
@@ -252,8 +255,31 @@ async def go_on(
             if at is None or dropped.first is None:
                 raise
             first = dropped.first
-            form.missing.append((at, min(first, until) if isinstance(until, int) else first))
+            lack(form, out, "missing", [at, min(first, until) if isinstance(until, int) else first])
             at = first
+    erased = await erasures(db, asked)
+    for start in range(0, len(erased), exports.STREAMS):
+        lack(form, out, "erased", erased[start : start + exports.STREAMS])
     out.write(form.end())
     out.flush()
     return form
+
+
+def lack(form: Form, out: BinaryIO, kind: Kind, value: Any) -> None:
+    """Whoever goes on with it, or imports it, is told too."""
+    out.write(form.put(kind, value))
+    form.lacking.take(kind, value)
+
+
+async def erasures(db: Log | Client, asked: Asked) -> list[dict[str, Any]]:
+    """Which of its streams are erased by now."""
+    # To a reader the streams are as of its last look.
+    await db.info()
+    found = []
+    erased = [info.name async for info in db.streams() if info.erased]
+    for name in erased if asked.streams is None else [name for name in erased if name in asked.streams]:
+        try:
+            await anext(db.read(name, limit=0), None)
+        except Erased as error:
+            found.append({"stream": name, "when": error.when, "reason": error.reason})
+    return found

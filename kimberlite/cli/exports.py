@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Final, Literal, Protocol
 
 from kimberlite import _native
-from kimberlite.arguments import checked_name
+from kimberlite.arguments import checked_name, checked_reason
 from kimberlite.cli import forms
+from kimberlite.cli.terminal import escaped, note
 from kimberlite.client.client import Client
 from kimberlite.errors import Corrupt, Invalid, KimberliteError
 from kimberlite.importing import HIGHEST
@@ -27,12 +29,21 @@ MAGIC: Final = b"KIMBEXP1"
 STREAMS: Final = 1000
 #: Read at a time.
 PIECE: Final = 1 << 20
-LONGEST_LINE: Final = 8 * _native.LARGEST_BATCH_BYTES
+#: What a record can need: each of its bytes is at most six, as \u0001, and what stands around them is less than 4 KiB.
+LONGEST_LINE: Final = 6 * _native.LARGEST_BATCH_BYTES + 4096
+#: Streams that were erased and are named to whoever looks on.
+MOST_NAMED: Final = 8
 
-Kind = Literal["head", "lengths", "records", "end"]
-KINDS: Final[tuple[Kind, ...]] = ("head", "lengths", "records", "end")
+Kind = Literal["head", "lengths", "records", "end", "missing", "erased"]
+KINDS: Final[tuple[Kind, ...]] = ("head", "lengths", "records", "end", "missing", "erased")
 #: In JSON Lines, of what is no record.
-FIELDS: Final[dict[str, Kind]] = {"export": "head", "lengths": "lengths", "end": "end"}
+FIELDS: Final[dict[str, Kind]] = {
+    "export": "head",
+    "lengths": "lengths",
+    "end": "end",
+    "missing": "missing",
+    "erased": "erased",
+}
 Bound = int | Time | None
 #: Stream, first offset, time, records, and what is said of them.
 Run = tuple[str, int, int, _native.Batch, str]
@@ -72,6 +83,39 @@ def bound_of(value: Any) -> Bound:
 
 
 @dataclass
+class Lacking:
+    """What is not in an export, though it was asked for."""
+
+    #: Offsets if one stream was asked for, else positions, half open: they were dropped before they were written.
+    missing: list[list[int]] = field(default_factory=list)
+    #: Streams by their names.
+    erased: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def take(self, kind: Kind, value: Any) -> None:
+        if kind == "missing":
+            self.missing.append(value)
+        elif kind == "erased":
+            self.erased |= {each["stream"]: each for each in value}
+
+    def form(self) -> dict[str, Any]:
+        return {"missing": self.missing, "erased": list(self.erased.values())}
+
+    def tell(self, stream: str | None) -> None:
+        """On stderr, of an export of this stream or of several."""
+        places = "positions" if stream is None else f"{stream}, offsets"
+        lines = [f"missing: {places} {first} to {end - 1}: not there any more" for first, end in self.missing]
+        named = [f"erased: {name}, {shown(each)}" for name, each in list(self.erased.items())[:MOST_NAMED]]
+        more = len(self.erased) - len(named)
+        for line in [*lines, *named, *([f"erased: {more:,} more streams"] if more else [])]:
+            note(escaped(line))
+
+
+def shown(erasure: dict[str, Any]) -> str:
+    when = datetime.fromtimestamp(erasure["when"] // 10**9, UTC).isoformat()
+    return f"erased at {when}: {erasure['reason']}"
+
+
+@dataclass
 class Piece:
     """What comes next of an export, and what is said of it."""
 
@@ -93,8 +137,7 @@ class Form(Protocol):
     records: int
     #: Bytes that have passed and were sound.
     passed: int
-    #: What was to follow and was not there any more, half open.
-    missing: list[tuple[int, int]]
+    lacking: Lacking
 
     def put(self, kind: Kind, value: Any) -> bytes: ...
     def end(self) -> bytes: ...
@@ -157,7 +200,7 @@ class Lines:
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
         self.records = self.passed = 0
-        self.missing: list[tuple[int, int]] = []
+        self.lacking = Lacking()
 
     def put(self, kind: Kind, value: Any) -> bytes:
         [said] = [name for name, other in FIELDS.items() if other == kind]
@@ -308,7 +351,7 @@ class Frames:
         self._previous = bytes(32)
         self.records = 0
         self.passed = len(MAGIC)
-        self.missing: list[tuple[int, int]] = []
+        self.lacking = Lacking()
 
     def put(self, kind: Kind, value: Any) -> bytes:
         return self._sealed(kind, _native.pack(value))
@@ -389,13 +432,35 @@ def checked(kind: Kind, value: Any) -> Any:
             raise Invalid("the head of an export is malformed")
         if value["asked"].keys() != {"streams", "start", "until"} or not 0 <= value["time"] <= HIGHEST:
             raise Invalid("the head of an export is malformed")
+        streams = value["asked"]["streams"]
+        if streams is not None and not (isinstance(streams, list) and all(isinstance(name, str) for name in streams)):
+            raise Invalid("the head of an export is malformed")
         bound_of(value["until"])
     if kind == "lengths":
         if not isinstance(value, list) or not all(map(is_length, value)):
             raise Invalid("lengths are pairs of a stream and a number from 0 to 2^63 - 1")
         for name, _ in value:
             checked_name(name)
+    if kind == "missing" and not is_range(value):
+        raise Invalid("what is missing is from a number up to another, from 0 to 2^63 - 1")
+    if kind == "erased":
+        if not isinstance(value, list) or not all(map(is_erasure, value)):
+            raise Invalid("of what was erased it is said which stream, when and for what reason")
+        for each in value:
+            checked_name(each["stream"])
+            checked_reason(each["reason"])
     return value
+
+
+def is_range(value: Any) -> bool:
+    sound = isinstance(value, list) and len(value) == 2 and all(type(number) is int for number in value)
+    return sound and 0 <= value[0] < value[1] <= HIGHEST
+
+
+def is_erasure(value: Any) -> bool:
+    wanted = {"stream": str, "when": int, "reason": str}
+    sound = isinstance(value, dict) and value.keys() == wanted.keys()
+    return sound and all(type(value[name]) is of for name, of in wanted.items()) and 0 <= value["when"] <= HIGHEST
 
 
 def is_length(pair: Any) -> bool:

@@ -17,16 +17,16 @@ from typing import Final
 from kimberlite import _native
 from kimberlite.cli import exports, forms
 from kimberlite.cli.append import open_input
-from kimberlite.cli.exports import Source
+from kimberlite.cli.exports import Lacking, Source
 from kimberlite.cli.target import add_key_file, add_target, opened
 from kimberlite.cli.terminal import Progress, say, table
 from kimberlite.client.client import Client
-from kimberlite.errors import Conflict, Dropped, Invalid, LimitExceeded
-from kimberlite.importing import HIGHEST, Import
+from kimberlite.errors import Conflict, Dropped, Erased, Invalid, LimitExceeded
+from kimberlite.importing import HIGHEST, LONGEST_REASON, Import
 from kimberlite.log.log import Log
 
 STDIN: Final = "-"
-#: Why offsets are missing.
+#: Why offsets are missing of a stream that was not erased.
 REASON: Final = "not in the export"
 
 
@@ -38,12 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    said = asyncio.run(load(arguments))
-    say(forms.line(said) if arguments.json else table(said))
+    loading = asyncio.run(load(arguments))
+    said = {"records": loading.added, "passed_over": loading.passed, "gaps": loading.gaps}
+    say(forms.line(said | loading.lacking.form()) if arguments.json else table(said))
+    if not arguments.json:
+        loading.lacking.tell(loading.stream)
     return 0
 
 
-async def load(arguments: argparse.Namespace) -> dict[str, int]:
+async def load(arguments: argparse.Namespace) -> Loading:
     with Progress("import") as progress:
         async with source_of(arguments.file) as (source, total), opened(arguments, write=True) as db:
             loading = Loading(db, new_times=arguments.new_times)
@@ -53,7 +56,7 @@ async def load(arguments: argparse.Namespace) -> dict[str, int]:
                     await loading.take(into, piece)
                     if total:
                         progress(source.place, total)
-            return {"records": loading.added, "passed_over": loading.passed, "gaps": loading.gaps}
+            return loading
 
 
 @asynccontextmanager
@@ -82,6 +85,9 @@ class Loading:
     def __init__(self, db: Log | Client, *, new_times: bool) -> None:
         self._db, self._new_times = db, new_times
         self.added = self.passed = self.gaps = 0
+        self.lacking = Lacking()
+        #: The one that the export is of, if it is only one.
+        self.stream: str | None = None
         #: How long each stream was before; and where it goes on, in the export and in the database.
         self._there: dict[str, int] = {}
         self._next: dict[str, int] = {}
@@ -94,13 +100,17 @@ class Loading:
         if piece.kind == "head":
             self._there = {info.name: info.length async for info in self._db.streams()}
             self._time = piece.value["time"]
+            streams = piece.value["asked"]["streams"] or []
+            self.stream = streams[0] if len(streams) == 1 else None
         elif piece.kind == "lengths":
             self._lengths |= dict(piece.value)
         elif piece.kind == "records":
             for run in piece.runs:
                 await self._batch(into, *run)
-        else:
+        elif piece.kind == "end":
             await self._end(into, piece.of)
+        else:
+            self.lacking.take(piece.kind, piece.value)
 
     async def _batch(self, into: Import, stream: str, offset: int, time: int, batch: _native.Batch, of: str) -> None:
         there, end = self._there.get(stream, 0), offset + len(batch)
@@ -129,7 +139,9 @@ class Loading:
         self.added += len(batch)
 
     async def _gap(self, into: Import, stream: str, offset: int, time: int, of: str) -> None:
-        await into.gap(stream, offset, time, REASON, of=of)
+        erasure = self.lacking.erased.get(stream)
+        reason = REASON if erasure is None else exports.shown(erasure)
+        await into.gap(stream, offset, time, reason.encode()[:LONGEST_REASON].decode(errors="ignore"), of=of)
         self.gaps += 1
 
     async def _end(self, into: Import, of: str) -> None:
@@ -138,7 +150,8 @@ class Loading:
         for stream, length in self._lengths.items():
             there, known = self._there.get(stream, 0), self._next.get(stream)
             if length > max(there, known or 0):
-                if known is None and there:
+                # Of one that was erased no other export has them either.
+                if known is None and there and stream not in self.lacking.erased:
                     what = f"stream {stream!r} ends at offset {there}, and goes on at {length} by the export"
                     raise Conflict(f"{of}: {what}", there)
                 await self._gap(into, stream, length, self._time, of)
@@ -154,7 +167,10 @@ class Loading:
             # From behind, where a gap is none of what was asked for.
             async for record in self._db.read(stream, until=offset + 1, limit=1, reverse=True):
                 found = record
-        except Dropped:
+            if found is None:
+                # Dropped or never there: only to what was dropped no read may go.
+                await anext(self._db.read(stream, until=offset, limit=1, reverse=True), None)
+        except (Dropped, Erased):
             # It was there.
             return
         same = found is not None and found.offset == offset and _native.encode(found).last == stored

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Final
 from kimberlite import api, sync
 from kimberlite.client.client import Connecting
 from kimberlite.errors import Invalid
-from kimberlite.log.names import IDENTITY, SEGMENTS
+from kimberlite.log.names import FILES, SEGMENTS, segment_number
 from kimberlite.log.opening import Opening
+from kimberlite.log.remains import BEGINNINGS
 
 URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9.-]*(?:://|\+unix:)")
 #: Seconds for which a daemon that does not answer is asked again.
@@ -37,8 +39,24 @@ def check_outside(path: str | Path, *databases: Path) -> None:
     """Refuses to make something in the directory of a database, of which it would be no part."""
     known = {Path(os.path.realpath(each)) for each in databases}
     for above in Path(os.path.realpath(path)).parents:
-        if above in known or all(os.path.exists(above / name) for name in (IDENTITY, SEGMENTS)):
+        if above in known or is_database(above):
             raise Invalid(f"{path} would be inside of the database {above}: name a place elsewhere")
+
+
+def is_database(path: Path) -> bool:
+    """Or what is left of one: segments, or a file that is called and begins as one of its own."""
+    with contextlib.suppress(OSError):
+        if any(segment_number(name) is not None for name in os.listdir(path / SEGMENTS)):
+            return True
+    return any(begins_as_ours(path / name) for name in FILES)
+
+
+def begins_as_ours(file: Path) -> bool:
+    with contextlib.suppress(OSError):
+        if file.is_file():
+            with file.open("rb") as opened:
+                return opened.read(8) in BEGINNINGS
+    return False
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:

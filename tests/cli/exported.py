@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from kimberlite import Record, sync
 
@@ -26,6 +26,10 @@ def fill(path: Path) -> None:
             into.gap("a", 100, 0, "lost")
             into.gap("gone", 7, 0, "lost")
         db.append("a", b"behind the gap")
+
+
+#: What an export or an import says if nothing is lacking.
+WHOLE: Final[dict[str, Any]] = {"missing": [], "erased": []}
 
 
 def records(path: Path, stream: str | None = None) -> list[tuple[Any, ...]]:

@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
-from kimberlite import Busy, Unavailable, sync
+from kimberlite import Busy, Dropped, Unavailable, sync
 from kimberlite.cli import export, exports
 from tests.cli.conftest import Call, command, environment
-from tests.cli.exported import lengths, records
+from tests.cli.exported import WHOLE, lengths, records
 
 
 def test_lines_are_what_read_prints_between_a_head_and_an_end(source: Path, call: Call, tmp_path: Path) -> None:
     outcome = call("export", source, tmp_path / "out", "--json")
-    assert (outcome.status, outcome.json()) == (0, {"file": str(tmp_path / "out"), "records": 201, "missing": []})
+    assert (outcome.status, outcome.json()) == (0, {"file": str(tmp_path / "out"), "records": 201} | WHOLE)
     data = (tmp_path / "out").read_bytes()
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o600
     head, streams, *lines, end = data.splitlines(keepends=True)
@@ -50,15 +50,15 @@ def test_an_export_goes_into_another_database_and_is_the_same(
     file, other, third = tmp_path / "out", tmp_path / "other", tmp_path / "third"
     assert call("export", source, file, *form).status == 0
     outcome = call("import", other, file, "--json")
-    assert (outcome.status, outcome.json()) == (0, {"records": 201, "passed_over": 0, "gaps": 2})
+    assert (outcome.status, outcome.json()) == (0, {"records": 201, "passed_over": 0, "gaps": 2} | WHOLE)
     assert records(other) == records(source)
     assert lengths(other) == lengths(source)
     assert call("verify", other).status == 0
     again = call("import", other, file, "--json").json()
-    assert again == {"records": 0, "passed_over": 201, "gaps": 0}
+    assert again == {"records": 0, "passed_over": 201, "gaps": 0} | WHOLE
     # Through pipes, into one that is encrypted.
     piped = process("import", third, "-", "--key-file", key, "--json", stdin=call("export", other, "-", *form).out)
-    assert piped.json() == {"records": 201, "passed_over": 0, "gaps": 2}
+    assert piped.json() == {"records": 201, "passed_over": 0, "gaps": 2} | WHOLE
     with sync.open(third, read_only=True, key_file=key) as db:
         assert [(*record[:6], record.timestamp) for record in db.read()] == records(source)
         assert all(info.encrypted for info in db.streams())
@@ -170,7 +170,9 @@ def test_what_was_erased_or_dropped_is_left_out_and_its_offsets_stay_taken(
         first = {stream: next(iter(db.read(stream))).offset for stream in "ab"}
     assert min(first.values()) > 0
     assert records(other) == wanted
-    assert done == {"records": len(wanted), "passed_over": 0, "gaps": 3}
+    [erasure] = done.pop("erased")
+    assert (erasure["stream"], erasure["reason"]) == ("c", "a ticket")
+    assert done == {"records": len(wanted), "passed_over": 0, "gaps": 3, "missing": []}
     assert lengths(other) == {"a": 30, "b": 30, "c": 1}
     assert call("export", path, tmp_path / "c", "--key-file", key, "--stream", "c", *form).status != 0
     assert call("export", path, tmp_path / "sealed", *form).status == 77
@@ -338,7 +340,7 @@ def test_one_goes_on_behind_what_is_dropped_beside_it(long: Path, form: list[str
     outcome = call("export", long, tmp_path / "out", *form)
     patch.undo()
     assert outcome.status == 0, outcome.err
-    assert b"missing: positions" in outcome.out
+    assert outcome.err.startswith(b"missing: positions")
     assert call("import", tmp_path / "other", tmp_path / "out").status == 0
     found, left = records(tmp_path / "other"), records(long)
     assert found[-len(left) :] == left
@@ -356,3 +358,126 @@ def test_what_is_asked_for_and_was_dropped_is_said(long: Path, form: list[str], 
     first = drop(long)
     outcome = call("export", long, tmp_path / "out", "--start", 5, *form)
     assert (outcome.status, f"before position {first} was dropped".encode() in outcome.err) == (1, True)
+
+
+@pytest.mark.parametrize("stream", [None, "b"])
+def test_one_that_is_cut_off_again_still_says_what_is_missing(
+    long: Path, form: list[str], call: Call, tmp_path: Path, stream: str | None
+) -> None:
+    file, part = tmp_path / "out", tmp_path / "out.part"
+    asked = [] if stream is None else ["--stream", stream]
+    for drops in (True, False):
+        patch = after_a_piece(stop)
+        assert call("export", long, file, *form, *asked).status == 74
+        patch.undo()
+        if drops:
+            drop(long)
+    outcome = call("export", long, file, *form, *asked, "--json")
+    assert outcome.status == 0, outcome.err
+    [missing] = outcome.json()["missing"]
+    left = records(long, stream)[0][5] if stream else drop(long)
+    assert 0 < missing[0] < missing[1] == left
+    # Whoever imports it learns it too.
+    assert call("import", tmp_path / "other", file, "--json").json()["missing"] == [missing]
+    told = call("import", tmp_path / "other", file)
+    places = "positions" if stream is None else "b, offsets"
+    assert told.err.decode() == f"missing: {places} {missing[0]} to {missing[1] - 1}: not there any more\n"
+    assert not part.exists()
+    if stream is None:
+        return
+    # Wherever it is cut off, also where it says so.
+    whole = file.read_bytes()
+    for cut in [*range(0, len(whole), len(whole) // 25), len(whole) - 150, len(whole) - 1, len(whole)]:
+        file.unlink(missing_ok=True)
+        part.write_bytes(whole[:cut])
+        said = call("export", long, file, *form, *asked, "--json").json()["missing"]
+        assert call("import", tmp_path / f"db {cut}", file, "--json").json()["missing"] == said
+        there = {row[5] for row in records(tmp_path / f"db {cut}", stream)}
+        lacking = {offset for start, end in said for offset in range(start, end)}
+        # One that was begun anew has all that is left, as it was asked for no more.
+        assert there | lacking | (set(range(missing[1])) if 0 not in there else set()) == set(range(40))
+        assert not there & lacking
+
+
+def test_streams_that_were_erased_are_named_and_stay_taken(
+    path: Path, form: list[str], call: Call, key: Path, tmp_path: Path
+) -> None:
+    with sync.open(path, key_file=key) as db:
+        for stream in ("a", "b", "c"):
+            db.append(stream, [b"1", b"2", b"3"])
+        erasure = db.erase("b", reason="ticket 12")
+        db.erase("c", reason="\u00e4" * 512)
+    said = {"stream": "b", "when": erasure.when, "reason": "ticket 12"}
+    asked = ["--stream", "a", "--stream", "b", "--key-file", key, *form]
+    outcome = call("export", path, tmp_path / "out", *asked, "--json")
+    assert (outcome.status, outcome.json()["erased"], outcome.err) == (0, [said], b"")
+    outcome = call("export", path, tmp_path / "two", *asked)
+    assert (outcome.status, outcome.err.startswith(b"erased: b, erased at 20")) == (0, True)
+    assert outcome.err.endswith(b": ticket 12\n")
+    outcome = call("export", path, "-", *asked, "--json")
+    assert json.loads(outcome.err) == {"missing": [], "erased": [said]}
+    everything = call("export", path, tmp_path / "all", "--key-file", key, *form, "--json")
+    assert [each["stream"] for each in everything.json()["erased"]] == ["b", "c"]
+    # Once from its beginning, and once behind what was there before it was erased.
+    for i, there in enumerate((0, 2)):
+        other = tmp_path / f"other {i}"
+        with sync.open(other) as db:
+            if there:
+                db.append("b", [b"1", b"2"])
+        done = call("import", other, tmp_path / "out", "--new-times")
+        assert (done.status, done.err) == (0, call("export", path, tmp_path / f"again {i}", *asked).err)
+        assert call("import", other, tmp_path / "all", "--new-times", "--json").json()["erased"] == [
+            said,
+            everything.json()["erased"][1],
+        ]
+        assert lengths(other) == {"a": 3, "b": 3, "c": 3}
+        with sync.open(other) as db:
+            assert [record.payload for record in db.read("b")] == [b"1", b"2"][:there]
+            if not there:
+                with pytest.raises(Dropped, match="has a gap there") as caught:
+                    list(db.read("b", start=0))
+                assert caught.value.first == 3
+            gaps = [record.payload for record in db.read(system=True) if b"erased at" in record.payload]
+            assert len(gaps) == 2
+            assert gaps[0].endswith(b": ticket 12")
+            assert db.append("b", b"anew").first_offset == 3
+
+
+def test_one_that_was_erased_meanwhile_is_named(
+    path: Path, form: list[str], call: Call, key: Path, tmp_path: Path
+) -> None:
+    """Its records that were read before stay."""
+    with sync.open(path, key_file=key) as db:
+        for i in range(80):
+            db.append("ab"[i % 2], os.urandom(50_000))
+
+    def erase() -> None:
+        with sync.open(path, key_file=key) as db:
+            db.erase("b", reason="r")
+
+    patch = after_a_piece(erase)
+    outcome = call("export", path, tmp_path / "out", "--key-file", key, *form, "--json")
+    patch.undo()
+    assert (outcome.status, outcome.json()["erased"][0]["stream"]) == (0, "b")
+    done = call("import", tmp_path / "other", tmp_path / "out", "--json").json()
+    assert done["erased"] == outcome.json()["erased"]
+    assert lengths(tmp_path / "other") == {"a": 40, "b": 40}
+    assert len(records(tmp_path / "other", "b")) > 0
+
+
+@pytest.mark.parametrize("left", ["segments", "marks", "vault.0"])
+def test_nothing_is_written_into_what_is_left_of_a_database(
+    source: Path, call: Call, key: Path, tmp_path: Path, left: str
+) -> None:
+    remains = tmp_path / "remains"
+    with sync.open(tmp_path / "another", key_file=key) as db:
+        db.append("a", b"x")
+    remains.mkdir()
+    (tmp_path / "another" / left).rename(remains / left)
+    outcome = call("export", source, remains / "inside")
+    assert (outcome.status, b"inside of the database" in outcome.err) == (64, True)
+    # What only is called so is none.
+    other = tmp_path / "no database"
+    (other / "segments").mkdir(parents=True)
+    (other / "checkpoint").write_bytes(b"of something else")
+    assert call("export", source, other / "out").status == 0

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from kimberlite import Invalid, _native, sync
+from kimberlite.cli import exports
 from tests.cli.conftest import Call, command, environment
-from tests.cli.exported import lengths, records
+from tests.cli.exported import WHOLE, lengths, records
 
 THEN = 1_700_000_000_000_000_000
 
@@ -49,6 +50,14 @@ def record(offset: int, **changes: Any) -> dict[str, Any]:
     return {"stream": "s", "offset": offset, "position": offset, "timestamp": THEN, "payload": f"{offset}"} | changes
 
 
+def asked(streams: Any) -> dict[str, Any]:
+    return {"export": HEAD["export"] | {"asked": {"streams": streams, "start": None, "until": None}}}
+
+
+def erased(**changes: Any) -> dict[str, Any]:
+    return {"erased": [{"stream": "gone", "when": THEN, "reason": "a ticket"} | changes]}
+
+
 def lines(*values: Any, end: bool = True) -> bytes:
     """A file of lines; what is bytes is taken as it is."""
     data = b"".join(v if isinstance(v, bytes) else json.dumps(v).encode() + b"\n" for v in values)
@@ -73,14 +82,14 @@ def test_it_works_through_the_daemon_as_in_a_directory(
     first, second, third = tmp_path / "first", tmp_path / "second", tmp_path / "third"
     assert call("export", source, first, *form).status == 0
     done = process("import", daemon, first, "--json")
-    assert done.json() == {"records": 201, "passed_over": 0, "gaps": 2}, done.err
+    assert done.json() == {"records": 201, "passed_over": 0, "gaps": 2} | WHOLE, done.err
     assert process("export", daemon, second, *form).status == 0
     done = process("import", third, second, "--json")
-    assert done.json() == {"records": 201, "passed_over": 0, "gaps": 2}, done.err
+    assert done.json() == {"records": 201, "passed_over": 0, "gaps": 2} | WHOLE, done.err
     assert records(third) == records(source)
     assert lengths(third) == lengths(source)
     again = process("import", daemon, first, "--json")
-    assert again.json() == {"records": 0, "passed_over": 201, "gaps": 0}
+    assert again.json() == {"records": 0, "passed_over": 201, "gaps": 0} | WHOLE
 
 
 def test_a_file_that_is_cut_off_anywhere_is_known_to_be_and_its_rest_follows(
@@ -186,7 +195,22 @@ def test_a_file_that_was_changed_anywhere_is_not_taken_for_whole(
         (lines(HEAD, {"end": 1}, end=False), "line 2: the end says"),
         (frames((1, b"\x90")), "an export begins with its head"),
         (frames((0, b"\x90")), "this is no export of version 1"),
-        (frames((0, _native.pack(HEAD["export"])), (4, b"\x90")), "there is no frame of kind 4"),
+        (frames((0, _native.pack(HEAD["export"])), (6, b"\x90")), "there is no frame of kind 6"),
+        (frames((0, _native.pack(HEAD["export"])), (4, b"\x90")), "what is missing is from a number"),
+        (lines(asked(5)), "line 1: the head of an export is malformed"),
+        (lines(asked([5])), "line 1: the head of an export is malformed"),
+        (lines({"missing": [0, 1]}), "line 1: an export begins with its head"),
+        (lines(HEAD, {"missing": 5}), "line 2: what is missing is from a number"),
+        (lines(HEAD, {"missing": [3, 3]}), "line 2: what is missing is from a number"),
+        (lines(HEAD, {"missing": [-1, 3]}), "line 2: what is missing is from a number"),
+        (lines(HEAD, {"missing": [3, 1 << 63]}), "line 2: what is missing is from a number"),
+        (lines(HEAD, {"missing": [0, 1]}, {"lengths": []}), "line 3: how long streams are"),
+        (lines(HEAD, {"erased": 5}), "line 2: of what was erased it is said which"),
+        (lines(HEAD, {"erased": [{"stream": "s", "when": 1}]}), "line 2: of what was erased it is said which"),
+        (lines(HEAD, erased(when="x")), "line 2: of what was erased it is said which"),
+        (lines(HEAD, erased(when=-1)), "line 2: of what was erased it is said which"),
+        (lines(HEAD, erased(stream="a\nb")), "line 2: a stream's name has no control characters"),
+        (lines(HEAD, erased(reason="x" * 1025)), "line 2: a reason has 1 to"),
         (frames((0, _native.pack(HEAD["export"])), (2, b"\xdd\xff\xff\xff\xff")), "the message is cut short"),
         (frames((0, _native.pack(HEAD["export"])), (2, b"\x91\x90")), "an array has another length"),
         (frames((0, _native.pack(HEAD["export"])), (3, b"\x81\xa7records\x05")), "the end does not say"),
@@ -214,9 +238,9 @@ def test_what_is_wrong_is_said_with_its_place(call: Call, path: Path, tmp_path: 
 def test_what_is_there_is_passed_over_if_it_is_the_same(call: Call, path: Path, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(lines(HEAD, record(0), record(1)))
-    assert call("import", path, file, "--json").json() == {"records": 2, "passed_over": 0, "gaps": 0}
+    assert call("import", path, file, "--json").json() == {"records": 2, "passed_over": 0, "gaps": 0} | WHOLE
     file.write_bytes(lines(HEAD, record(0), record(1), record(2), record(9)))
-    assert call("import", path, file, "--json").json() == {"records": 2, "passed_over": 2, "gaps": 1}
+    assert call("import", path, file, "--json").json() == {"records": 2, "passed_over": 2, "gaps": 1} | WHOLE
     for other in [
         lines(HEAD, record(0), record(1, payload="x")),
         lines(HEAD, record(0), record(1, key="x"), record(10)),
@@ -235,7 +259,7 @@ def test_what_is_there_is_passed_over_if_it_is_the_same(call: Call, path: Path, 
     file.write_bytes(lines(HEAD, record(10), {"end": 1}))
     assert call("import", path, file).status == 64
     file.write_bytes(lines(HEAD, {"lengths": [["s", 20], ["t", 5]]}, record(9), record(10)))
-    assert call("import", path, file, "--json").json() == {"records": 0, "passed_over": 2, "gaps": 2}
+    assert call("import", path, file, "--json").json() == {"records": 0, "passed_over": 2, "gaps": 2} | WHOLE
     assert lengths(path) == {"s": 20, "t": 5}
 
 
@@ -280,3 +304,37 @@ def test_a_record_of_the_largest_size_passes(path: Path, form: list[str], call: 
     done = call("import", tmp_path / "other", tmp_path / "out", "--json")
     assert done.json()["records"] == 2
     assert records(tmp_path / "other") == records(path)
+
+
+@pytest.mark.parametrize("erase", [False, True])
+def test_what_was_there_and_is_dropped_or_erased_since_is_passed_over(
+    path: Path, form: list[str], call: Call, key: Path, tmp_path: Path, erase: bool
+) -> None:
+    options: dict[str, Any] = {"segment_bytes": 1 << 16, "pack": 0, "key_file": key}
+    with sync.open(path, **options) as db:
+        db.append("quiet", [b"0", b"1", b"2"])
+        for _ in range(80):
+            db.append("busy", os.urandom(3000))
+    file = tmp_path / "out"
+    assert call("export", path, file, "--key-file", key, *form).status == 0
+    with sync.open(path, **options) as db:
+        db.erase("quiet", reason="r") if erase else db.retain(before=70)
+        left = len(list(db.read()))
+        assert erase or list(db.read("quiet", until=3)) == []
+    outcome = call("import", path, file, "--key-file", key, "--json")
+    assert outcome.json() == {"records": 0, "passed_over": 83, "gaps": 0} | WHOLE, outcome.err
+    assert 0 < left == len(list(records_of(path, key)))
+
+
+def records_of(path: Path, key: Path) -> list[Any]:
+    with sync.open(path, read_only=True, key_file=key) as db:
+        return list(db.read())
+
+
+def test_a_line_that_is_longer_than_any_record_is_refused_unread(call: Call, path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(lines(HEAD, end=False))
+    with file.open("r+b") as grown:
+        grown.truncate(exports.LONGEST_LINE + (2 << 20))
+    outcome = call("import", path, file)
+    assert (outcome.status, b"a line has at most" in outcome.err) == (64, True), outcome
