@@ -332,7 +332,7 @@ async def test_what_says_so_and_is_damaged_holds_up_no_retention(either: Machine
         for i in range(COUNT):
             await db.append("s", payload(i))
     either.flip(segment_name(group.segment), group.place + GROUP_HEADER + 100)
-    expected = dict.fromkeys(("salvaged", "database_id", "when", "incarnation", "before", "kept", "lost")) | {
+    expected = dict.fromkeys(("salvaged", "database_id", "when", "incarnation", "before", "kept", "lost", "exact")) | {
         "position": position
     }
     async with either.open(segment_bytes=SEGMENT, pack=0, scrub=0) as db:
