@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kimberlite.crypto.master import create_master
+from tests.log.erasing import create
 from tests.log.simulated import Machine
 
 
@@ -31,3 +32,12 @@ def encrypted(tmp_path: Path) -> Machine:
 def sealed_machine(tmp_path: Path) -> Machine:
     create_master(tmp_path / "key")
     return Machine(tmp_path / "key")
+
+
+@pytest.fixture
+def other(encrypted: Machine) -> Machine:
+    """The same disk, with another master key at hand."""
+    assert encrypted.key is not None
+    machine = Machine(create(encrypted, "other"))
+    machine.disk = encrypted.disk
+    return machine

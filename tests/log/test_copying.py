@@ -19,8 +19,8 @@ from kimberlite.log.options import LARGEST_BATCH_BYTES, Options
 from kimberlite.log.salvage import NO_KEY, TOO_LARGE, Finder, named
 from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import Disk
+from tests.log.erasing import places
 from tests.log.simulated import Machine, until
-from tests.log.test_erasure import places
 from tests.log.test_recovery import made_up
 from tests.log.test_repair import last_said, repaired
 from tests.log.test_salvage import COUNT, SEGMENT, Found, filled, gone, truth
