@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
@@ -542,7 +543,9 @@ class Committer:
         for give in (lambda: give_reserve(self.backend, KEPT), *more):
             # At once: nobody else is to come in front of it and take the room.
             self._refuse_all(full)
-            give()
+            # What cannot be given is no room.
+            with contextlib.suppress(OSError):
+                give()
             with self.tail.to_the_last():
                 try:
                     return await self.say(payloads)
