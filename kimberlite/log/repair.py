@@ -341,7 +341,7 @@ def behind(backend: Backend, plan: Plan) -> list[str]:
 def begin(backend: Backend, identity: Identity, plan: Plan) -> None:
     """From here on nobody opens it until the repair is over."""
     # What is empty may not have been copied.
-    for directory in (QUARANTINE, PREPARE):
+    for directory in (INDEX, PREPARE, QUARANTINE):
         backend.mkdir(directory)
     write_small(backend, REPAIR, plan.encode(identity))
 

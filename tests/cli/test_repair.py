@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 from tests.cli.conftest import Call
@@ -53,6 +54,14 @@ def test_it_is_written_again(ledger: Path, call: Call, process: Call) -> None:
         [said] = call(command, ledger, "--json").json()["repairs"]
         assert (said["incarnation"], said["kept"], said["lost"], said["salvaged"]) == (1, 4, [[4, 7]], False)
         assert "incarnation 1, kept 4 records, lost: positions 4 to 6" in call(command, ledger).out.decode()
+
+
+def test_directories_that_were_not_copied_are_made(ledger: Path, call: Call) -> None:
+    break_it(ledger)
+    for name in ("index", "prepare", "quarantine"):
+        shutil.rmtree(ledger / name)
+    assert call("repair", ledger, "--accept-loss", "--yes").status == 0
+    assert call("verify", ledger).status == 0
 
 
 def test_what_was_done_is_json_if_that_was_asked_for(ledger: Path, call: Call) -> None:
