@@ -247,7 +247,7 @@ class Checkpointer:
         self._task: asyncio.Task[OSError | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._last = self._loop.time() - LEAST_INTERVAL
-        self._closed = derived.replayed
+        self._closed, derived.replayed = derived.replayed, []
         self._stopped = False
         #: Whether there was a checkpoint since hashes were found wrong.
         self._doubted = False
@@ -298,7 +298,9 @@ class Checkpointer:
     async def _take(self, *, bare: bool = False) -> OSError | None:
         self._last = self._loop.time()
         self._position, self._place = self._derived.log.durable, self._committer.written
-        committer, closed = self._committer, self._closed
+        committer, first = self._committer, self._derived.log.dropped[0]
+        # What was dropped has its blocks until nobody has it open.
+        closed = self._closed = [segment for segment in self._closed if segment.number >= first]
         if committer.rotating or self.held:
             self._task = None
             return None
@@ -326,7 +328,8 @@ class Checkpointer:
                 raise
             if error.errno in FULL:
                 self.on_full()
-            return error
+            # Its frames hold segments.
+            return error.with_traceback(None)
         finally:
             self._task = None
         return None

@@ -21,7 +21,7 @@ from kimberlite.log.names import (
     belongs,
 )
 from kimberlite.log.refusals import FULL
-from kimberlite.storage.backend import Backend, File, read_around
+from kimberlite.storage.backend import BLOCK, Backend, File, read_around
 
 #: Bytes of `reserve`: of these so many are kept for what makes room, and the rest for whatever must be said.
 RESERVED = 256 * 1024
@@ -153,10 +153,16 @@ def keep_reserve(backend: Backend) -> None:
     try:
         file = backend.open(RESERVE, "x" if new else "w")
         try:
-            size = file.size()
-            for wanted in (RESERVED, KEPT):
-                if size < wanted and allocated(file, size, wanted):
-                    break
+            size = min(file.size(), RESERVED)
+            file.truncate(size)
+            # A copy may have left out what is only zeros.
+            if size and not allocated(file, 0, size):
+                size = 0
+            step = RESERVED
+            while step >= BLOCK:
+                if size + step <= RESERVED and allocated(file, size, size + step):
+                    size += step
+                step //= 2
             file.sync()
         finally:
             file.close()

@@ -93,6 +93,8 @@ class Log:
         self.upkeep: Upkeep | None = None
         #: What a rule would drop of what a reader has, if the clock is confirmed to be right or not.
         self.would_drop: Callable[[Rule, bool], Dropping] | None = None
+        #: Why a reader writes nothing.
+        self.refusal: KimberliteError = Invalid("the database is open for reading only")
         self._pid = os.getpid()
         self._loop = asyncio.get_running_loop()
         self._closed: asyncio.Task[None] | None = None
@@ -582,7 +584,7 @@ class Log:
     def _writer(self) -> tuple[Committer, Streams]:
         self._check()
         if self._committer is None or self._streams is None:
-            raise Invalid("the database is open for reading only")
+            raise self.refusal
         if asyncio.get_running_loop() is not self._loop:
             raise Invalid("the database belongs to another event loop")
         return self._committer, self._streams

@@ -17,6 +17,7 @@ from kimberlite.errors import (
     Corrupt,
     Invalid,
     Misconfigured,
+    NoSpace,
     RolledBack,
 )
 from kimberlite.log import creation, past
@@ -43,13 +44,14 @@ from kimberlite.log.names import (
     RECEIPT_KEY,
     SEGMENTS,
     VAULTS,
+    index_name,
     prepared_name,
     quarantine_name,
     segment_name,
 )
 from kimberlite.log.options import Options
 from kimberlite.log.packing import Packer
-from kimberlite.log.recovery import Ended, Keys, Loader, load_identity, load_keys, load_marks, new_log
+from kimberlite.log.recovery import Ended, Keys, Loader, load_identity, load_keys, load_marks, new_log, segment_numbers
 from kimberlite.log.refusals import FULL, UNFIT_TO_BEGIN, UNFIT_TO_WRITE, translate
 from kimberlite.log.retention import Retention, count, oldest_kept, unlink_before
 from kimberlite.log.scrub import Scrubber
@@ -203,7 +205,9 @@ class Opener:
             if not or_read or error.errno not in FULL or not self.backend.list("segments"):
                 raise
             self.notes.append(f"opened for reading only: {error.strerror}")
-            return await self._open_reader()
+            log = await self._open_reader()
+            log.refusal = NoSpace(f"the database is open for reading only: {error.strerror}")
+            return log
         return self._serve(*prepared)
 
     def _identify(self, create: bool, origin: str | None) -> tuple[Identity, Keys]:
@@ -322,19 +326,32 @@ class Opener:
             file.sync()
         if end.torn_upto is not None and end.file is not None and end.segment is not None:
             torn, number = end.torn_upto + 1, end.segment.number
-            self._anyhow(lambda: self._quarantine(end, torn, number))
+            self._anyhow(log, lambda: self._quarantine(end, torn, number))
         return mark
 
-    def _anyhow(self, work: Callable[[], None]) -> None:
-        """With the room that is kept, if the disk has no other: a log that cannot be written lets go of nothing."""
-        for kept in (creation.KEPT, 0):
+    def _anyhow(self, log: _native.Log, work: Callable[[], None]) -> None:
+        """With the room that is kept, if the disk has no other, and that of indexes, which are made again: a log that
+        cannot be written lets go of nothing."""
+        ways: tuple[Callable[[], None], ...] = (
+            lambda: creation.give_reserve(self.backend, creation.KEPT),
+            lambda: self._give_indexes(log),
+            lambda: creation.give_reserve(self.backend, 0),
+        )
+        for give in ways:
             try:
                 return work()
             except OSError as error:
                 if error.errno not in FULL:
                     raise
-            creation.give_reserve(self.backend, kept)
+            give()
         return work()
+
+    def _give_indexes(self, log: _native.Log) -> None:
+        numbers = segment_numbers(self.backend)
+        # What is open still has its blocks.
+        log.forget_indexes(numbers[-1] + 1 if numbers else 0)
+        for number in numbers:
+            creation.discard(self.backend, index_name(number))
 
     def _quarantine(self, end: Ended, upto: int, number: int) -> None:
         """A torn tail nobody was promised is kept elsewhere, synced, before it is cut off."""
@@ -380,9 +397,9 @@ class Opener:
         file.lock()
         ready = min(LEAST_AHEAD, options.segment_bytes)
         if not creation.allocated(file, 0, ready):
-            # Enough for what makes room.
-            ready = min(2 * RESERVE, options.segment_bytes)
-            self._anyhow(lambda: file.allocate(0, ready))
+            # Enough for what makes room, and nothing for appends.
+            ready = min(BLOCK + RESERVE, options.segment_bytes // 2)
+            self._anyhow(log, lambda: file.allocate(0, ready))
         prepared = Prepared(file, ready)
         header = log.next_segment_header(number)
         install(self.backend, prepared, number, header)
@@ -408,7 +425,7 @@ class Opener:
             file.write(place, memoryview(buffer)[: sealed.padded])
             file.sync()
 
-        self._anyhow(write)
+        self._anyhow(log, write)
         log.finish(sealed)
         log.publish(sealed)
 

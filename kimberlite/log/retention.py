@@ -215,11 +215,12 @@ class Retention:
             if not await self._committer.mark(group):
                 self._committer.check()
             self._native.drop_before(retained)
+            # A checkpoint that is taken before would find no room.
+            await self._backend.run(lambda: self._unlink(number))
         except NoSpace as error:
             raise NoSpace(f"{waiting(wanted)}: {error}") from None
         finally:
             self._checkpointer.held = False
-        await self._backend.run(lambda: self._unlink(number))
 
     def _unlink_indexes(self, segments: range) -> None:
         # What is open still has its blocks.

@@ -10,6 +10,7 @@ from random import Random
 
 import pytest
 
+import kimberlite
 from kimberlite import Invalid, KeyUnavailable, KimberliteError
 from kimberlite.crypto.master import create_master
 from kimberlite.log.creation import KEPT, RESERVED, read_small, write_small
@@ -252,3 +253,17 @@ async def test_two_databases_are_never_the_same(machine: Machine) -> None:
     assert ids[0] != ids[1]
     for name in (IDENTITY, RECEIPT_KEY):
         assert machine.disk.files()[name] != other.disk.files()[name]
+
+
+@pytest.mark.parametrize("size", [RESERVED, 1 << 40])
+async def test_a_reserve_without_blocks_gets_them(tmp_path: Path, size: int) -> None:
+    """As a copy may be that leaves out what is only zeros."""
+    async with kimberlite.open(tmp_path / "db"):
+        pass
+    reserve = tmp_path / "db" / RESERVE
+    reserve.write_bytes(b"")
+    os.truncate(reserve, size)
+    assert reserve.stat().st_blocks == 0
+    async with kimberlite.open(tmp_path / "db"):
+        pass
+    assert reserve.stat().st_size == RESERVED <= 512 * reserve.stat().st_blocks

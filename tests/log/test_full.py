@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextlib import suppress
 from random import Random
 from typing import Any
@@ -129,6 +130,34 @@ async def test_an_erasure_leaves_room_for_it(encrypted: Machine, times: int) -> 
         assert len((await db.info())["erasures"]) == times - refused
 
 
+@pytest.mark.parametrize("segment", [SEGMENT, 4 * SEGMENT])
+async def test_starts_after_kills_take_no_room_from_it(either: Machine, segment: int) -> None:
+    receipts = await filled(either)
+    for _ in range(12):
+        async with either.open(segment_bytes=segment, pack=0, scrub=0) as db:
+            with suppress(NoSpace):
+                while True:
+                    receipts.append(await db.append("s", b"x" * 2000))
+            capacity, either.disk.capacity = either.disk.capacity, None
+            left = either.image()
+        either.disk = left.disk
+        either.disk.capacity = capacity
+    async with opening(either) as db:
+        await db.retain(size=SIZE)
+        await is_out(db, either, receipts)
+
+
+async def test_what_has_no_room_even_to_begin_says_so(machine: Machine) -> None:
+    await filled(machine)
+    machine.fault = lambda verb, name, *_: OSError(28, "full", name) if verb == "allocate" else None
+    async with opening(machine) as db:
+        assert any("opened for reading only" in note for note in (await db.info())["notes"])
+        for refused in (db.append("s", b"x"), db.retain(size=SIZE)):
+            with pytest.raises(NoSpace, match="open for reading only"):
+                await refused
+        machine.fault = None
+
+
 async def test_it_goes_without_what_is_kept_for_it(either: Machine) -> None:
     receipts = await filled(either)
     async with opening(either):
@@ -140,6 +169,22 @@ async def test_it_goes_without_what_is_kept_for_it(either: Machine) -> None:
     async with opening(either) as db:
         assert (await db.retain(size=SIZE)).segments > 10
         await is_out(db, either, receipts)
+
+
+async def test_what_went_gives_its_room_back_at_once(machine: Machine) -> None:
+    """A start has the segments open that it replayed, until a checkpoint is taken."""
+    await filled(machine)
+    machine.fault = lambda verb, name, *_: (
+        OSError(28, "full", name) if name.startswith("prepare/") and not name.endswith("seg") else None
+    )
+    async with opening(machine) as db:
+        first = len(machine.backend().list("segments"))
+        with suppress(NoSpace):
+            await db.retain(size=SIZE)
+        assert len(machine.backend().list("segments")) < first - 10
+        gc.collect()
+        assert not machine.disk._orphans
+        machine.fault = None
 
 
 async def test_what_cannot_go_is_said_to_wait(machine: Machine) -> None:
