@@ -203,8 +203,9 @@ class Tail:
             try:
                 await self._step(hurry)
             except OSError as error:
-                # Nothing of the log is in what was being prepared.
-                self.refused = error
+                # Nothing of the log is in what was being prepared. Who is in a hurry may get by with less.
+                if hurry:
+                    self.refused = error
                 self._work.clear()
             self._made_progress()
 
