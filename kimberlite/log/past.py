@@ -126,9 +126,11 @@ def check(backend: Backend, native: _native.Log, piece: int, opened: Callable[[s
     proving, first = native.proving(0), native.first
     assert proving is not None, "an empty tree has no hashes"
     with contextlib.ExitStack() as closing:
-        files = [opened(name) for name in (PAST, HASHES) if backend.exists(name)]
-        for file in files:
-            closing.callback(file.close)
+        files = []
+        for name in (PAST, HASHES):
+            if backend.exists(name):
+                files.append(opened(name))
+                closing.callback(files[-1].close)
         for start in range(0, first, piece):
             end = min(start + piece, first)
             data, length = b"", 32 * (stored(end) - stored(start))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -135,6 +136,22 @@ async def test_a_second_repair_raises_the_incarnation_again(machine: Machine) ->
     assert last_said(machine)[1].after == 1
 
 
+async def left_by(whole: Machine, power: bool) -> AsyncIterator[Machine]:
+    """What a repair leaves that is cut off or killed at each of its steps, and at last the one that is over."""
+    start, countdown, done = whole.disk.files(), 0, False
+    while not done:
+        countdown += 1
+        machine, left = Machine(whole.key), Machine(whole.key)
+        machine.disk = Disk.from_files(start)
+        cut = Cut(machine.disk, countdown, Random(countdown), power)
+        machine.disk.on_step = cut
+        await repaired(machine)
+        machine.disk.on_step = None
+        done = cut.left is None
+        left.disk = machine.disk if done else cut.taken()
+        yield left
+
+
 @pytest.mark.parametrize("power", [True, False], ids=["cut", "kill"])
 async def test_what_a_record_said_that_is_given_up_is_said_again(either: Machine, power: bool) -> None:
     receipts = await filled(either)
@@ -147,18 +164,7 @@ async def test_what_a_record_said_that_is_given_up_is_said_again(either: Machine
     await repaired(expected)
     repairs = expected.verify().repairs
     assert [each["kept"] for each in repairs] == [receipts[index].first_position for index in (20, 30)]
-    start, countdown, done = either.disk.files(), 0, False
-    while not done:
-        countdown += 1
-        machine = Machine(either.key)
-        machine.disk = Disk.from_files(start)
-        cut = Cut(machine.disk, countdown, Random(countdown), power)
-        machine.disk.on_step = cut
-        await repaired(machine)
-        machine.disk.on_step = None
-        done = cut.left is None
-        left = Machine(either.key)
-        left.disk = machine.disk if done else cut.taken()
+    async for left in left_by(either, power):
         await repaired(left)
         left.cut()
         async with left.open(create=False, read_only=True) as reader:
@@ -453,19 +459,8 @@ async def test_a_crash_at_any_step_leaves_it_refused_or_repaired(
     either.flip(name, place + 30)
     # With it a start does not look there.
     either.backend().unlink(CHECKPOINT)
-    start = either.disk.files()
-    countdown, done, refused = 0, False, 0
-    while not done:
-        countdown += 1
-        machine = Machine(either.key)
-        machine.disk = Disk.from_files(start)
-        cut = Cut(machine.disk, countdown, Random(countdown), power)
-        machine.disk.on_step = cut
-        await repaired(machine)
-        machine.disk.on_step = None
-        done = cut.left is None
-        left = Machine(either.key)
-        left.disk = machine.disk if done else cut.taken()
+    refused = 0
+    async for left in left_by(either, power):
         try:
             left.verify(receipts[index - 1])
         except Corrupt:
