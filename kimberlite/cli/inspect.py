@@ -18,8 +18,8 @@ from kimberlite.cli.terminal import say
 from kimberlite.errors import Corrupt, Invalid
 from kimberlite.log.creation import read_small
 from kimberlite.log.identity import Identity
+from kimberlite.log.loading import load_identity, load_marks
 from kimberlite.log.names import IDENTITY, MARKS, SEGMENTS, segment_name, segment_number
-from kimberlite.log.recovery import load_identity, load_marks
 from kimberlite.log.refusals import UNFIT_TO_BEGIN, translate
 from kimberlite.log.remains import SEGMENT
 from kimberlite.storage import BLOCK, Backend, File, open_backend

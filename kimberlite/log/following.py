@@ -10,9 +10,10 @@ from kimberlite import _native
 from kimberlite.errors import Corrupt
 from kimberlite.log.creation import read_small
 from kimberlite.log.identity import Identity
+from kimberlite.log.loading import Keys, load_marks, segment_numbers
 from kimberlite.log.names import CHECKPOINT, HASHES, index_name, segment_name
 from kimberlite.log.past import HASHES_HEADER
-from kimberlite.log.recovery import NO_LIMIT, Keys, Loader, load_marks, segment_numbers
+from kimberlite.log.recovery import NO_LIMIT, Loader
 from kimberlite.storage.backend import BLOCK, Backend, File, let_go, opener, read_around
 
 #: Read at a time when looking for what is new.

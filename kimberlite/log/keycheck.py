@@ -11,9 +11,10 @@ from kimberlite.crypto.vault import read_header
 from kimberlite.errors import Invalid, KeyUnavailable
 from kimberlite.log.identity import Identity
 from kimberlite.log.keyring import bound
+from kimberlite.log.loading import Keys, follow_vault, load_keys, load_marks, new_log
 from kimberlite.log.opening import find_identity
 from kimberlite.log.options import Options
-from kimberlite.log.recovery import Keys, Loader, Progress, follow_vault, load_keys, load_marks, new_log
+from kimberlite.log.recovery import Loader, Progress
 from kimberlite.log.refusals import UNFIT_TO_BEGIN, translate
 from kimberlite.log.verify import vault_copies
 from kimberlite.storage import Backend, open_backend

@@ -22,6 +22,7 @@ from kimberlite.crypto.master import load_master
 from kimberlite.errors import Busy, Corrupt, Invalid
 from kimberlite.log.creation import check_kinds, discard, read_small, replace, write_small
 from kimberlite.log.identity import Identity
+from kimberlite.log.loading import Keys, load_identity, load_keys, load_marks, new_log
 from kimberlite.log.log import Log
 from kimberlite.log.marks import INCARNATIONS, Mark, Marks, encode_mark
 from kimberlite.log.names import (
@@ -39,7 +40,7 @@ from kimberlite.log.names import (
 )
 from kimberlite.log.opening import Injected, Opener, checked_path
 from kimberlite.log.options import Options
-from kimberlite.log.recovery import Keys, Loader, load_identity, load_keys, load_marks, new_log
+from kimberlite.log.recovery import Loader
 from kimberlite.log.refusals import UNFIT_TO_WRITE, translate
 from kimberlite.log.salvage import Ended, Finder
 from kimberlite.storage import BLOCK, Backend, File, open_backend

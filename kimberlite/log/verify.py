@@ -21,11 +21,12 @@ from kimberlite.log.checkpoint import hashes_header
 from kimberlite.log.creation import check_everything, read_small
 from kimberlite.log.description import dropped, erasures, repairs, unsaid_repairs
 from kimberlite.log.keyring import orphan_notes
+from kimberlite.log.loading import load_keys, load_marks, new_log, segment_numbers
 from kimberlite.log.names import CHECKPOINT, HASHES, PAST, VAULTS, segment_name
 from kimberlite.log.opening import checked_path, find_identity
 from kimberlite.log.options import Options
 from kimberlite.log.past import HASHES_HEADER
-from kimberlite.log.recovery import CHUNK, Ended, Loader, load_keys, load_marks, new_log, segment_numbers
+from kimberlite.log.recovery import CHUNK, Ended, Loader
 from kimberlite.log.refusals import UNFIT_TO_BEGIN, translate
 from kimberlite.records import Receipt
 from kimberlite.storage import Backend, open_backend

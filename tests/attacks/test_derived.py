@@ -18,8 +18,8 @@ import pytest
 import kimberlite.sync
 from kimberlite import Conflict, Corrupt, Receipt, RolledBack
 from kimberlite.crypto.master import create_master, load_master
+from kimberlite.log.loading import load_identity, load_keys
 from kimberlite.log.names import CHECKPOINT, HASHES, PRODUCERS, index_name, segment_name
-from kimberlite.log.recovery import load_identity, load_keys
 from kimberlite.storage.backend import BLOCK
 from tests.log.simulated import Machine, payloads
 from tests.model.derived import with_mac

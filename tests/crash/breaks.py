@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from kimberlite.log import checkpoint, committer, creation, keyring, opening, recovery, retention
+from kimberlite.log import checkpoint, committer, creation, keyring, loading, opening, retention, settling
 from kimberlite.log.checkpoint import Checkpointer
 from kimberlite.log.committer import Committer
 from kimberlite.log.erasure import Eraser
@@ -18,8 +18,8 @@ from kimberlite.log.flights import Flight
 from kimberlite.log.keyring import Keyring
 from kimberlite.log.log import Log
 from kimberlite.log.names import MARKS, PREPARE, QUARANTINE, SEGMENTS, prepared_name, segment_name
-from kimberlite.log.opening import Opener
 from kimberlite.log.recovery import Loader
+from kimberlite.log.settling import Settler
 from kimberlite.log.streams import Streams
 from kimberlite.log.tail import Prepared
 from kimberlite.records import Receipt
@@ -199,7 +199,7 @@ def _installed(*, directory: bool, header: bool) -> list[Patch]:
         if header:
             prepared.file.sync()
 
-    return [(committer, "install", install), (opening, "install", install)]
+    return [(committer, "install", install), (settling, "install", install)]
 
 
 def _small() -> list[Patch]:
@@ -226,15 +226,15 @@ def _rotation() -> list[Patch]:
 
 def _segment() -> list[Patch]:
     """After a crash the log goes on in the segment that it was in."""
-    go_on = Opener._go_on
+    go_on = Settler.go_on
 
-    def same(self: Opener, log: Any, end: Any, *, clean: bool) -> Any:
+    def same(self: Settler, log: Any, end: Any, *, clean: bool) -> Any:
         if end.torn_upto is not None and not end.closed:
             end.file.truncate(end.place)
             end.file.sync()
         return go_on(self, log, end, clean=True)
 
-    return [(Opener, "_go_on", same)]
+    return [(Settler, "go_on", same)]
 
 
 def _unmarked(*, clean: bool) -> list[Patch]:
@@ -299,7 +299,7 @@ def _together() -> list[Patch]:
 
 def _chain() -> list[Patch]:
     """Recovery makes each group follow the one before it, instead of looking whether it does."""
-    new_log = recovery.new_log
+    new_log = loading.new_log
     return [(opening, "new_log", lambda *arguments: Mending(new_log(*arguments)))]
 
 
@@ -312,11 +312,11 @@ def _dropped() -> list[Patch]:
     """The files of segments go before the record that says so is durable."""
     say = Committer.say_anyhow
 
-    async def late(self: Committer, payloads: Sequence[bytes]) -> int:
+    async def late(self: Committer, payloads: Sequence[bytes], *more: Callable[[], None]) -> int:
         # Behind the head of its first piece.
         number = int.from_bytes(payloads[0][42:50], "little")
         await self.backend.run(lambda: retention.unlink_before(self.backend, number))
-        return await say(self, payloads)
+        return await say(self, payloads, *more)
 
     return [(Committer, "say_anyhow", late)]
 
@@ -364,9 +364,9 @@ def _slot() -> list[Patch]:
 
 def _healed() -> list[Patch]:
     """A start does not finish the erasures that were cut off."""
-    heal = Opener._heal
+    heal = Settler.heal
 
-    def idle(self: Opener, log: Any, keys: Any, *, lost: bool) -> None:
+    def idle(self: Settler, log: Any, keys: Any, *, lost: bool) -> None:
         if keys.vault is None:
             heal(self, log, keys, lost=lost)
             return
@@ -374,7 +374,7 @@ def _healed() -> list[Patch]:
         heal(self, log, keys, lost=lost)
         del keys.vault.erase
 
-    return [(Opener, "_heal", idle)]
+    return [(Settler, "heal", idle)]
 
 
 #: By the rule that is gone. No crash can show that of `copies`, `quarantine` or `segment`: the disk's calls do.
@@ -396,9 +396,9 @@ RULES: Final[dict[str, Callable[[], list[Patch]]]] = {
     "segment": _segment,
     "idle-mark": lambda: _unmarked(clean=False),
     "close-mark": lambda: _unmarked(clean=True),
-    "open-mark": lambda: _unsynced(Opener, "_settle", MARKS),
+    "open-mark": lambda: _unsynced(Settler, "settle", MARKS),
     "open-sync": lambda: _unsynced(Loader, "_open", SEGMENTS),
-    "quarantine": lambda: _unsynced(Opener, "_quarantine", QUARANTINE),
+    "quarantine": lambda: _unsynced(Settler, "_quarantine", QUARANTINE),
     "poison": _poison,
     "together": _together,
     "producers": _producers,

@@ -13,10 +13,10 @@ from typing import Any
 from kimberlite import Receipt, Record
 from kimberlite.crypto.master import load_master
 from kimberlite.log.clock import Moment
+from kimberlite.log.loading import load_identity, load_keys
 from kimberlite.log.names import segment_name
 from kimberlite.log.opening import Injected, Opening, open_log
 from kimberlite.log.options import Options
-from kimberlite.log.recovery import load_identity, load_keys
 from kimberlite.log.verify import Report, verify
 from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import Disk, Fault, MemoryBackend

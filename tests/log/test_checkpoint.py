@@ -15,9 +15,9 @@ import kimberlite
 from kimberlite import Log, Receipt, RolledBack
 from kimberlite.crypto.master import load_master
 from kimberlite.log import checkpoint
+from kimberlite.log.loading import load_identity, load_keys, new_log
 from kimberlite.log.names import CHECKPOINT, HASHES, PRODUCERS, index_name, segment_name
 from kimberlite.log.options import Options
-from kimberlite.log.recovery import load_identity, load_keys, new_log
 from tests.log import simulated
 from tests.log.simulated import Machine, failing, payloads
 

@@ -13,8 +13,8 @@ from kimberlite import Corrupt, _native
 from kimberlite.crypto.master import create_master, load_master
 from kimberlite.crypto.vault import BLOCK, CHECK, LAST_GENERATION, Vault
 from kimberlite.log.keycheck import check
+from kimberlite.log.loading import load_identity
 from kimberlite.log.names import CHECKPOINT, VAULTS
-from kimberlite.log.recovery import load_identity
 from tests.log.simulated import Machine, payloads, until
 
 COUNT = 30

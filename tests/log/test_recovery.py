@@ -12,9 +12,9 @@ import pytest
 
 from kimberlite import Busy, Corrupt, Invalid, KimberliteError, Log, Misconfigured, RolledBack
 from kimberlite.crypto.master import load_master
+from kimberlite.log.loading import load_identity, load_keys, load_marks
 from kimberlite.log.marks import encode_mark
 from kimberlite.log.names import CHECKPOINT, IDENTITY, MARKS, segment_name
-from kimberlite.log.recovery import load_identity, load_keys, load_marks
 from kimberlite.log.repair import look
 from kimberlite.storage.backend import BLOCK
 from tests.log.simulated import Machine, payloads, until

@@ -14,11 +14,11 @@ from kimberlite.crypto.master import create_master, load_master
 from kimberlite.errors import Busy, KeyUnavailable
 from kimberlite.log import checkpoint, packing
 from kimberlite.log.creation import write_small
+from kimberlite.log.loading import load_identity
 from kimberlite.log.marks import MAGIC as MARK
 from kimberlite.log.names import CHECKPOINT, IDENTITY, MARKS, PREPARE, REPAIR, segment_name
 from kimberlite.log.opening import Injected
 from kimberlite.log.options import Options
-from kimberlite.log.recovery import load_identity
 from kimberlite.log.repair import CHECK, LAYOUT, Loss, Plan, repair
 from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import Disk

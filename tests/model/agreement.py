@@ -14,10 +14,11 @@ from kimberlite import Receipt
 from kimberlite import Record as Given
 from kimberlite.cli.inspect import describe
 from kimberlite.crypto.master import PREFIX
+from kimberlite.log.loading import load_identity, load_keys, load_marks, new_log
 from kimberlite.log.log import Log as Engine
 from kimberlite.log.opening import Injected, open_log
 from kimberlite.log.options import Options
-from kimberlite.log.recovery import Loader, load_identity, load_keys, load_marks, new_log
+from kimberlite.log.recovery import Loader
 from kimberlite.log.verify import verify
 from kimberlite.storage.memory import Disk, MemoryBackend
 from tests.model import Log, Mode, Record, Row, hashes_file, read_log

@@ -1,0 +1,193 @@
+"""What a writer does to a directory, once it knows where the log ends, before it goes on behind that."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from kimberlite import _native
+from kimberlite.errors import Busy, Corrupt
+from kimberlite.log import creation
+from kimberlite.log.identity import Identity
+from kimberlite.log.loading import Keys, segment_numbers
+from kimberlite.log.marks import MADE_UP, Mark, encode_mark
+from kimberlite.log.names import (
+    MARKS,
+    PREPARE,
+    QUARANTINE,
+    RECEIPT_KEY,
+    VAULTS,
+    index_name,
+    prepared_name,
+    quarantine_name,
+    segment_name,
+)
+from kimberlite.log.options import Options
+from kimberlite.log.recovery import Ended
+from kimberlite.log.refusals import FULL
+from kimberlite.log.tail import LEAST_AHEAD, RESERVE, Prepared, Tail, install
+from kimberlite.storage.backend import BLOCK, Backend, File, written
+
+
+class Settler:
+    """What was found becomes what is so: marked, cut off, healed, and gone on with."""
+
+    def __init__(self, backend: Backend, options: Options, clock: Callable[[], int], notes: list[str]) -> None:
+        self._backend, self._options, self._clock = backend, options, clock
+        #: What is to be said of it.
+        self._notes = notes
+
+    def lock_marks(self) -> File:
+        """A mark that a killed writer had in flight lands before this one reads any, and not on top of its own."""
+        if not self._backend.exists(MARKS):
+            raise Corrupt("it is missing", file=MARKS)
+        file = self._backend.open(MARKS, "w")
+        try:
+            file.lock()
+        except BlockingIOError:
+            raise Busy(f"{MARKS} is still being written") from None
+        return file
+
+    def settle(self, log: _native.Log, newest: Mark, end: Ended, identity: Identity, file: File) -> Mark:
+        """What was found is what is durable from now on: a mark says so before anybody reads it."""
+        group, chain = log.durable_group()
+        log.raise_incarnation(newest.incarnation)
+        mark = Mark(newest.counter + 1, log.incarnation, False, group, chain)
+        # A killed writer's last one may be only with the kernel, also of a clean close: both could be lost together.
+        file.sync()
+        marks = [mark]
+        if mark.counter >= MADE_UP:
+            # Made up, and counted anew: the second takes the place of the one that is the newest until then.
+            marks = [mark._replace(counter=mark.counter % 2 + i) for i in (0, 1)]
+        for mark in marks:
+            file.write(mark.counter % 2 * BLOCK, encode_mark(mark, identity.database_id, identity.hash))
+            file.sync()
+        if end.torn_upto is not None and end.file is not None and end.segment is not None:
+            torn, number = end.torn_upto + 1, end.segment.number
+            self._anyhow(log, lambda: self._quarantine(end, torn, number))
+        return mark
+
+    def _quarantine(self, end: Ended, upto: int, number: int) -> None:
+        """A torn tail nobody was promised is kept elsewhere, synced, before it is cut off."""
+        assert end.file is not None
+        when = self._clock()
+        while self._backend.exists(name := quarantine_name(number, end.place, when)):
+            # An earlier start was cut off here, and the clock has not moved since.
+            when += 1
+        copy = self._backend.open(name, "x")
+        try:
+            for place, length in written(end.file, end.place, upto, 1 << 20):
+                copy.write(place - end.place, end.file.read(place, length))
+            copy.truncate(upto - end.place)
+            copy.sync()
+        except OSError:
+            # Every start on a full disk would leave another piece.
+            with contextlib.suppress(OSError):
+                self._backend.unlink(name)
+            raise
+        finally:
+            copy.close()
+        self._backend.sync_directory(QUARANTINE)
+        self._notes.append(f"{segment_name(number)}: a torn tail at byte {end.place} is in {name}")
+
+    def heal(self, log: _native.Log, keys: Keys, *, lost: bool) -> None:
+        """Writes anew the copies of the vault that are not what both are together, less what the log says was erased,
+        and a receipt key that was lost."""
+        if keys.vault is not None:
+            gone = {(number, declared) for number, declared, *_ in log.erasures}
+            for number, _ in gone:
+                log.forget(number)
+            if keys.vault.erase(gone):
+                keys.vault.stale |= {0, 1}
+            for copy, name in enumerate(VAULTS):
+                if copy in keys.vault.stale:
+                    creation.write_small(self._backend, name, keys.vault.image())
+                else:
+                    self._sync(name)
+        if lost:
+            creation.write_small(self._backend, RECEIPT_KEY, keys.receipt)
+
+    def _sync(self, name: str) -> None:
+        """What a killed writer wrote may be only with the kernel: a key that is gone could come back."""
+        file = self._backend.open(name, "w")
+        try:
+            file.sync()
+        finally:
+            file.close()
+
+    def discard_prepared(self) -> None:
+        for name in self._backend.list(PREPARE):
+            self._backend.unlink(f"{PREPARE}/{name}")
+
+    def go_on(self, log: _native.Log, end: Ended, *, clean: bool) -> tuple[_native.Segment, Tail]:
+        """In the same segment after a clean close; in a new one otherwise."""
+        options = self._options
+        if end.segment is not None and end.file is not None:
+            if clean and not end.closed:
+                tail = Tail(self._backend, end.segment.number, end.file, end.place, options.segment_bytes)
+                if not tail.full(BLOCK):
+                    return end.segment, tail
+            self._finish_segment(log, end)
+        number = 0 if end.segment is None else end.segment.number + 1
+        if self._backend.exists(segment_name(number)):
+            self._backend.unlink(segment_name(number))
+            self._backend.sync_directory("segments")
+        file = self._backend.open(prepared_name(number), "x")
+        file.lock()
+        ready = min(LEAST_AHEAD, options.segment_bytes)
+        if not creation.allocated(file, 0, ready):
+            # Enough for what makes room, and nothing for appends.
+            ready = min(BLOCK + RESERVE, options.segment_bytes // 2)
+            self._anyhow(log, lambda: file.allocate(0, ready))
+        prepared = Prepared(file, ready)
+        header = log.next_segment_header(number)
+        install(self._backend, prepared, number, header)
+        return log.attach(header, file), Tail(self._backend, number, file, BLOCK, options.segment_bytes)
+
+    def _finish_segment(self, log: _native.Log, end: Ended) -> None:
+        """Cuts off what was torn and ends the segment, so that all but the last end in a closing group."""
+        assert end.segment is not None
+        assert end.file is not None
+        if end.closed and end.torn_upto is None:
+            return
+        end.file.truncate(end.place)
+        end.file.sync()
+        if end.closed:
+            return
+        buffer = _native.Buffer(2 * BLOCK)
+        group = log.sealed()[0]
+        # The log's time stays what it was: what was being imported may go on.
+        sealed = log.seal(end.segment, end.place, group - 1, 0, True, buffer)
+        file, place = end.file, end.place
+
+        def write() -> None:
+            file.write(place, memoryview(buffer)[: sealed.padded])
+            file.sync()
+
+        self._anyhow(log, write)
+        log.finish(sealed)
+        log.publish(sealed)
+
+    def _anyhow(self, log: _native.Log, work: Callable[[], None]) -> None:
+        """With the room that is kept, if the disk has no other, and that of indexes, which are made again: a log that
+        cannot be written lets go of nothing."""
+        ways: tuple[Callable[[], None], ...] = (
+            lambda: creation.give_reserve(self._backend, creation.KEPT),
+            lambda: self._give_indexes(log),
+            lambda: creation.give_reserve(self._backend, 0),
+        )
+        for give in ways:
+            try:
+                return work()
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+            give()
+        return work()
+
+    def _give_indexes(self, log: _native.Log) -> None:
+        numbers = segment_numbers(self._backend)
+        # What is open still has its blocks.
+        log.forget_indexes(numbers[-1] + 1 if numbers else 0)
+        for number in numbers:
+            creation.discard(self._backend, index_name(number))
