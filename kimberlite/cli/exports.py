@@ -92,7 +92,9 @@ class Lacking:
     erased: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def take(self, kind: Kind, value: Any) -> None:
-        if kind == "missing":
+        if kind == "missing" and self.missing and self.missing[-1][1] == value[0]:
+            self.missing[-1] = [self.missing[-1][0], value[1]]
+        elif kind == "missing":
             self.missing.append(value)
         elif kind == "erased":
             self.erased |= {each["stream"]: each for each in value}
@@ -103,11 +105,14 @@ class Lacking:
     def tell(self, stream: str | None) -> None:
         """On stderr, of an export of this stream or of several."""
         places = "positions" if stream is None else f"{stream}, offsets"
-        lines = [f"missing: {places} {first} to {end - 1}: not there any more" for first, end in self.missing]
-        named = [f"erased: {name}, {shown(each)}" for name, each in list(self.erased.items())[:MOST_NAMED]]
-        more = len(self.erased) - len(named)
-        for line in [*lines, *named, *([f"erased: {more:,} more streams"] if more else [])]:
-            note(escaped(line))
+        for first, end in self.missing[:MOST_NAMED]:
+            note(escaped(f"missing: {places} {first} to {end - 1}: not there any more"))
+        if (more := len(self.missing) - MOST_NAMED) > 0:
+            note(f"missing: {more:,} more ranges")
+        for name, each in list(self.erased.items())[:MOST_NAMED]:
+            note(escaped(f"erased: {name}, {shown(each)}"))
+        if (more := len(self.erased) - MOST_NAMED) > 0:
+            note(f"erased: {more:,} more streams")
 
 
 def shown(erasure: dict[str, Any]) -> str:

@@ -326,6 +326,16 @@ def test_what_was_there_and_is_dropped_or_erased_since_is_passed_over(
     assert 0 < left == len(list(records_of(path, key)))
 
 
+def test_a_file_that_lacks_very_much_fills_no_screen(call: Call, path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "out"
+    together, apart = ([{"missing": [i, i + 1]} for i in range(0, 3_000, step)] for step in (1, 2))
+    for lacking, told in ((together, 1), (apart, 9)):
+        file.write_bytes(lines(HEAD, *lacking, record(0)))
+        outcome = call("import", path, file)
+        assert (outcome.status, len(outcome.err.splitlines())) == (0, told), outcome.err
+    assert outcome.err.endswith(b"missing: 1,492 more ranges\n")
+
+
 def records_of(path: Path, key: Path) -> list[Any]:
     with sync.open(path, read_only=True, key_file=key) as db:
         return list(db.read())
