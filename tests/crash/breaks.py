@@ -338,9 +338,9 @@ def _held() -> list[Patch]:
         self.held = False
         published(self)
 
-    async def taken(self: Checkpointer) -> None:
+    async def taken(self: Checkpointer, *, bare: bool = False) -> OSError | None:
         self.held = False
-        await take(self)
+        return await take(self, bare=bare)
 
     return [(Checkpointer, "published", told), (Checkpointer, "_take", taken)]
 

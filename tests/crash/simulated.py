@@ -166,6 +166,8 @@ def several(seeds: range, broken: str | None) -> Tally:
     with breaks.applied(broken):
         for seed in seeds:
             tally.add(run(seed))
+            if broken is not None and tally.counts["failed"]:
+                raise RuntimeError(f"what takes out {broken} does not fit the engine: {tally.wrong[-1]}")
             if broken is not None and tally.wrong:
                 break
     return tally
