@@ -153,7 +153,7 @@ def keep_reserve(backend: Backend) -> None:
     try:
         file = backend.open(RESERVE, "x" if new else "w")
         try:
-            size = min(file.size(), RESERVED)
+            size = min(file.size(), RESERVED) // BLOCK * BLOCK
             file.truncate(size)
             # A copy may have left out what is only zeros.
             if size and not allocated(file, 0, size):

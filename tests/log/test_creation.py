@@ -255,7 +255,7 @@ async def test_two_databases_are_never_the_same(machine: Machine) -> None:
         assert machine.disk.files()[name] != other.disk.files()[name]
 
 
-@pytest.mark.parametrize("size", [RESERVED, 1 << 40])
+@pytest.mark.parametrize("size", [5_000, RESERVED, 1 << 40])
 async def test_a_reserve_without_blocks_gets_them(tmp_path: Path, size: int) -> None:
     """As a copy may be that leaves out what is only zeros."""
     async with kimberlite.open(tmp_path / "db"):
