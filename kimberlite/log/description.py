@@ -99,11 +99,22 @@ def repairs(native: _native.Log) -> list[dict[str, Any]]:
 
 def unsaid_repairs(native: _native.Log) -> list[str]:
     """Notes of those that cannot be told any more."""
-    return [
+    damaged = native.damaged_repairs(native.durable)
+    notes = [
         f"position {position}: the record of what was given up there {'was' if error is None else 'is'} damaged, "
         "and nothing else tells it" + ("" if error is None else f": {error}")
-        for position, error in native.damaged_repairs(native.durable)
+        for position, error in damaged
     ]
+    # Each repair and each salvage raises the incarnation by one.
+    said = sorted(after for _, _, _, _, _, after, *_ in native.repairs())
+    if native.incarnation - len(said) > len(damaged):
+        steps = zip([0, *said], [*said, native.incarnation + 1], strict=True)
+        gaps = [ranged(before + 1, after) for before, after in steps if after > before + 1]
+        notes.append(
+            f"incarnations {', '.join(gaps)}: nothing tells what was given up with them; "
+            "the records that said it are lost, or a mark was forged"
+        )
+    return notes
 
 
 def ranged(start: int, end: int) -> str:

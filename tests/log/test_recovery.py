@@ -266,9 +266,10 @@ async def test_marks_with_the_largest_numbers_can_be_followed_by_more(either: Ma
             await marks_up_to_date(db)
         assert await payloads(db.read()) == [b"x", b"0", b"1", b"2"]
         killed = full.image()
+    forged = ["incarnations 1 to 4,294,967,295: nothing tells what was given up"] if "incarnation" in numbers else []
     for left in (killed, full):
         for i in range(3):
-            assert left.verify().notes == []
+            assert [note.partition(" with")[0] for note in left.verify().notes] == forged
             async with left.open() as db:
                 await db.append("t", b"%d" % i)
         assert await payloads_of(left, "t") == [b"0", b"1", b"2"]

@@ -173,6 +173,25 @@ async def test_what_a_record_said_that_is_given_up_is_said_again(either: Machine
         assert left.verify().repairs == repairs
 
 
+async def test_that_a_record_of_it_was_lost_is_noted(either: Machine) -> None:
+    receipts = await filled(either)
+    for index in (30, 31):
+        name, place = place_of(either, receipts[index])
+        if index == 30:
+            either.flip(name, place)
+        else:
+            for lost in (name, CHECKPOINT):
+                either.backend().unlink(lost)
+        await repaired(either)
+        async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+            receipts[index:] = [await db.append("s", payload(i)) for i in range(index, COUNT)]
+            info = await db.info()
+    assert [each["incarnation"] for each in info["repairs"]] == [2]
+    note = "incarnations 1 to 1: nothing tells what was given up with them"
+    assert [each.partition(";")[0] for each in info["notes"]] == [note]
+    assert [each.partition(";")[0] for each in either.verify().notes] == [note]
+
+
 async def test_marks_that_are_lost_are_made_again(either: Machine) -> None:
     receipts = await filled(either)
     for block in (0, BLOCK):
