@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import struct
+from collections.abc import AsyncIterable
 from itertools import pairwise
 from random import Random
 
 import pytest
 
-from kimberlite import Corrupt, KimberliteError, Log, Receipt, Unavailable
+from kimberlite import Corrupt, KimberliteError, Log, Receipt, Record, Unavailable
 from kimberlite.log import checkpoint, packing, scrub
 from kimberlite.log.names import CHECKPOINT, HASHES, PAST, index_name, segment_name
 from kimberlite.log.scrub import Scrubber
@@ -178,6 +179,32 @@ async def test_a_damaged_segment_keeps_nobody_from_the_others(either: Machine) -
                 damaged += 1
         assert 0 < damaged <= len(wanted)
         await db.append("s", b"and on")
+
+
+async def upto_damage(records: AsyncIterable[Record]) -> list[int]:
+    found = []
+    try:
+        async for record in records:
+            found.append(record.offset)  # noqa: PERF401 (what came in front of the damage counts)
+    except Corrupt:
+        return found
+    raise AssertionError("no damage was met")
+
+
+async def test_what_is_sound_beside_the_damage_is_read_from_both_sides(either: Machine) -> None:
+    await filled(either)
+    either.flip(segment_name(2), 2 * BLOCK + 300)
+    async with either.open(segment_bytes=SEGMENT, pack=0, scrub=0) as db:
+        first = await upto_damage(db.read("s"))
+        assert await upto_damage(db.tail("s", start=0)) == first
+        behind = await upto_damage(db.read("s", reverse=True))
+        damaged = range(len(first), behind[-1])
+        assert first == list(range(damaged.start))
+        assert behind == list(range(COUNT + COUNT // 2 - 1, damaged.stop - 1, -1))
+        assert 0 < len(damaged) < 5
+        assert len(await payloads(db.read("s", start=damaged.stop))) == len(behind)
+        for offset in damaged:
+            assert await upto_damage(db.read("s", start=offset, limit=1)) == []
 
 
 async def test_a_wrong_hash_is_found_and_made_again(either: Machine) -> None:

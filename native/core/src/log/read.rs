@@ -507,8 +507,8 @@ impl Log {
         Ok(Some((Found { run, from, to }, left)))
     }
 
-    /// Gives the runs of a span, at most `limit` records and about `size` bytes of them; and the span that is left. Of a
-    /// span of all streams those that were erased are left out.
+    /// Gives the runs of a span, at most `limit` records and about `size` bytes of them, up to what cannot be read; and the
+    /// span that is left. Of a span of all streams those that were erased are left out.
     pub fn walk(
         &self,
         mut span: Span,
@@ -520,8 +520,10 @@ impl Log {
         let mut window = Window::default();
         let (mut records, mut bytes) = (0, 0);
         while records < limit && bytes < size {
-            span = self.over(span)?;
-            let next = match self.next_over(span, &mut window) {
+            let next = match self.over(span).and_then(|over| {
+                span = over;
+                self.next_over(span, &mut window)
+            }) {
                 // Of the whole log the others are read all the same.
                 Err(Failure::Erased(run)) if span.stream.is_none() => {
                     let end = run.first_position + run.records as u64;
@@ -533,6 +535,8 @@ impl Log {
                     bytes += run.length as usize;
                     continue;
                 }
+                // Whoever goes on there hears of it.
+                Err(_) if records > 0 => break,
                 next => next?,
             };
             let Some((mut found, left)) = next else {
