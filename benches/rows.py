@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from benches.engine import AIM_ALONE, AIM_ENCRYPTED, AIM_WITHOUT_SYNC, AIMS
 from benches.table import Table
-from benches.upkeep import AIM_P99, AIM_RATE, EVERYTHING, NOTHING
+from benches.upkeep import AIM_P99, AIM_RATE, EVERYTHING, NOTHING, done
 
 BEGIN, END = "<!-- rows: made by python -m benches.rows -->", "<!-- end of rows -->"
 #: Clients, batches in flight of each, records of a batch.
@@ -165,7 +165,7 @@ def upkeep(found: Mapping[str, Any]) -> Iterator[Row]:
             continue
         without, all_of_it = (outcomes[clients, batch, each] for each in (NOTHING, EVERYTHING))
         who = "1 client" if clients == 1 else f"{clients} clients"
-        words = f"{who}, batches of {batch}, while packing, scrubbing, dropping"
+        words = f"{who}, batches of {batch}, while {done(all_of_it)}"
         figure, beside = (f"{each['records_per_s']:,.0f}/s" for each in (all_of_it, without))
         yield Row(words, f"≥ {AIM_RATE:g} × without", figure, beside, all_of_it["rate"] / AIM_RATE)
         figure, beside = (f"{each['p99_ns'] / 1e6:.2f} ms" for each in (all_of_it, without))

@@ -17,8 +17,8 @@ import statistics
 import struct
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -130,7 +130,7 @@ async def append(path: Path, firsts: Sequence[int], cell: Cell, work: str, secon
         assert upkeep is not None
         records = [os.urandom(SIZE) for _ in range(cell.batch)]
 
-        def done() -> tuple[int, int, int]:
+        def counted() -> tuple[int, int, int]:
             return upkeep.scrubber.read, upkeep.packer.packed, db._native.dropped[0]
 
         async def client(number: int, until: float) -> None:
@@ -146,9 +146,9 @@ async def append(path: Path, firsts: Sequence[int], cell: Cell, work: str, secon
         dropping = asyncio.create_task(drop(db, upkeep, firsts, packed=packs)) if drops else None
         await run(WARM)
         took.clear()
-        before = done()
+        before = counted()
         elapsed = await run(seconds)
-        scrubbed, packed, dropped = (now - then for now, then in zip(done(), before, strict=True))
+        scrubbed, packed, dropped = (now - then for now, then in zip(counted(), before, strict=True))
         left = max(0, len(firsts) - upkeep.packer.packed)
         if dropping is not None:
             dropping.cancel()
@@ -197,6 +197,12 @@ def middle(outcomes: Sequence[Outcome], without: Sequence[Outcome]) -> Outcome:
     )
 
 
+def done(outcome: Mapping[str, Any]) -> str:
+    """What was at work while the clock ran: a ratio says nothing of what was not."""
+    works = {"packing": "packed", "scrubbing": "scrubbed", "dropping": "dropped"}
+    return ", ".join(work for work, count in works.items() if outcome[count] > 0) or NOTHING
+
+
 def table(found: Sequence[Outcome]) -> Table:
     rows = tuple(
         (
@@ -212,6 +218,7 @@ def table(found: Sequence[Outcome]) -> Table:
             f"{each.packed:.0f}",
             f"{each.left:.0f}",
             f"{each.dropped:.0f}",
+            done(asdict(each)),
         )
         for each in found
     )
@@ -228,6 +235,7 @@ def table(found: Sequence[Outcome]) -> Table:
         "packed",
         "to be packed",
         "dropped",
+        "at work",
     )
     return Table("Appends while segments are packed, scrubbed and dropped", headings, rows)
 
