@@ -49,7 +49,7 @@ def test_recoveries_are_cut_too_and_their_recoveries(tally: Tally) -> None:
 
 
 def test_what_is_done_over_the_years_is_cut_in_the_middle(tally: Tally) -> None:
-    least = {"retention": 20, "packing": 5, "erasure": 20, "rotation": 10}
+    least = {"retention": 20, "packing": 5, "erasure": 20, "rotation": 5}
     assert {what: tally.counts[f"{what} hit"] > count for what, count in least.items()} == dict.fromkeys(AMID, True)
 
 

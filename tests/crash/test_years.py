@@ -13,7 +13,7 @@ def test_a_log_lives_through_weeks_of_kills_erasures_and_rotations(tmp_path: Pat
     assert [wrong for wrong in course.wrong if " grew " not in wrong] == []
     assert course.counts["appends"] > 4000
     assert course.counts["killed"] > 0
-    assert course.counts["dropped"] > 1
+    assert course.counts["dropped"] > 0
     assert picture(course).count("<polyline") == 5
 
 
