@@ -90,6 +90,21 @@ def open_with(
     )
 
 
+def open_to_retain(path: str | os.PathLike[str], *, key_file: str | os.PathLike[str] | None) -> Opening:
+    """For writing, on a full disk with the room that is kept for retention."""
+    return open_log(
+        path,
+        create=False,
+        read_only=False,
+        key_file=key_file,
+        backend="auto",
+        origin=None,
+        anchor=None,
+        options=Options(),
+        retaining=True,
+    )
+
+
 def connect(url: str, *, retry: float = 60.0, anchor: Receipt | None = None) -> Connecting:
     """A database behind a daemon: `async with connect("kimberlite://host:port") as db`, or `db = await connect(url)`.
 

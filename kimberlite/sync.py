@@ -23,6 +23,7 @@ from kimberlite.client.client import Client
 from kimberlite.errors import Closed, Invalid, KimberliteError
 from kimberlite.iterators import Records as Source
 from kimberlite.log.log import Log
+from kimberlite.log.opening import Opening
 from kimberlite.log.options import MIB
 from kimberlite.records import NEW, Dropping, Erasure, Receipt, Record, StreamInfo
 from kimberlite.storage import Backend
@@ -378,29 +379,37 @@ def open(
     anchor: Receipt | None = None,
 ) -> Database:
     """`kimberlite.open`, blocking, for any number of threads."""
-    opening = api.open(
-        path,
-        create=create,
-        read_only=read_only,
-        key_file=key_file,
-        sync=sync,
-        backend=backend,
-        segment_bytes=segment_bytes,
-        compression=compression,
-        depth=depth,
-        max_delay=max_delay,
-        pack=pack,
-        retain_age=retain_age,
-        retain_size=retain_size,
-        scrub=scrub,
-        origin=origin,
-        anchor=anchor,
+    return opened(
+        api.open(
+            path,
+            create=create,
+            read_only=read_only,
+            key_file=key_file,
+            sync=sync,
+            backend=backend,
+            segment_bytes=segment_bytes,
+            compression=compression,
+            depth=depth,
+            max_delay=max_delay,
+            pack=pack,
+            retain_age=retain_age,
+            retain_size=retain_size,
+            scrub=scrub,
+            origin=origin,
+            anchor=anchor,
+        )
     )
 
-    async def opened() -> Log:
+
+def open_to_retain(path: str | os.PathLike[str], *, key_file: str | os.PathLike[str] | None) -> Database:
+    return opened(api.open_to_retain(path, key_file=key_file))
+
+
+def opened(opening: Opening) -> Database:
+    async def log() -> Log:
         return await opening
 
-    return Database(opened())
+    return Database(log())
 
 
 def connect(url: str, *, retry: float = 60.0, anchor: Receipt | None = None) -> Database:

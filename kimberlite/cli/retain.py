@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from kimberlite.cli import forms
-from kimberlite.cli.target import add_key_file, add_target, open_reader, open_writer
+from kimberlite.cli.target import add_key_file, add_target, open_reader, open_to_retain
 from kimberlite.cli.terminal import say
 from kimberlite.errors import Invalid
 
@@ -26,8 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     rule = {"before": arguments.before, "age": arguments.age, "size": arguments.size}
     if all(value is None for value in rule.values()) and not arguments.confirm_clock:
         raise Invalid("say what may go: --before, --age or --size")
-    opened = open_reader(arguments) if arguments.dry_run else open_writer(arguments, create=False)
-    with opened as database:
+    with open_reader(arguments) if arguments.dry_run else open_to_retain(arguments) as database:
         dropped = database.retain(**rule, dry_run=arguments.dry_run, confirm_clock=arguments.confirm_clock)
     if arguments.json:
         say(forms.line(dropped._asdict() | {"dry_run": arguments.dry_run}))

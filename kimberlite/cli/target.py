@@ -87,6 +87,12 @@ def open_writer(arguments: argparse.Namespace, *, create: bool = True) -> sync.D
     return sync.open(directory(arguments.target), create=create, key_file=arguments.key_file)
 
 
+def open_to_retain(arguments: argparse.Namespace) -> sync.Database:
+    if is_url(arguments.target):
+        return connected(arguments)
+    return sync.open_to_retain(directory(arguments.target), key_file=arguments.key_file)
+
+
 def opened(arguments: argparse.Namespace, *, write: bool) -> Opening | Connecting:
     """The database on the loop that runs."""
     if is_url(arguments.target):

@@ -178,9 +178,9 @@ class Vault:
         self._places[stream, declaration_hash] = place
         return self._unwrap(place, STREAM)
 
-    def erase(self, gone: Set[tuple[int, bytes]]) -> bool:
+    def erase(self, gone: Set[tuple[int, bytes]]) -> None:
         """Empties the slots of streams, by their numbers and their declarations' hashes, and those that are damaged and
-        may be such; whether there were any."""
+        may be such."""
         numbers, hashes = {number for number, _ in gone}, {declared for _, declared in gone}
         found = []
         for place in range(BLOCK, len(self._image), SLOT):
@@ -196,7 +196,6 @@ class Vault:
             self._dirty.add(place // BLOCK * BLOCK)
         for each in gone:
             self._places.pop(each, None)
-        return bool(found)
 
     def orphans(self, bound: Set[tuple[int, bytes]]) -> int:
         """How many streams have keys and are not `bound`, by their numbers and their declarations' hashes. A slot that

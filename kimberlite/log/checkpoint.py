@@ -17,7 +17,7 @@ from kimberlite.errors import Corrupt
 from kimberlite.log import past
 from kimberlite.log.ahead import aside
 from kimberlite.log.committer import Committer
-from kimberlite.log.creation import read_small, write_small
+from kimberlite.log.creation import RESERVED, all_room, anyhow, keep_reserve, read_small, reserve_size, write_small
 from kimberlite.log.names import CHECKPOINT, HASHES, PRODUCERS, index_name
 from kimberlite.log.options import Options
 from kimberlite.log.past import HASHES_HEADER
@@ -137,9 +137,14 @@ class Derived:
             self.backend.sync_directory()
         self.hashes = self.backend.open(HASHES, "w" if there else "x")
         self.hashed = past.stored(self.log.first)
-        self.hashes.truncate(HASHES_HEADER + 32 * self.hashed)
-        self.hashes.write(0, hashes_header(self.database_id))
-        self.log.set_hashes(self.hashes)
+        hashes, header = self.hashes, hashes_header(self.database_id)
+
+        def write_header() -> None:
+            hashes.truncate(HASHES_HEADER + 32 * self.hashed)
+            hashes.write(0, header)
+
+        anyhow(write_header, *all_room(self.backend))
+        self.log.set_hashes(hashes)
         self.producers_size = 0
 
     def _load_producers(self, resume: _native.Resume) -> bool:
@@ -233,7 +238,13 @@ class Derived:
         self.replayed = [each for each in self.replayed if each is not segment]
         if len(self.replayed) > MANY:
             with contextlib.suppress(OSError):
-                self.write_all(self.capture(segment, tail), self.replayed)
+                self.write_all(self.capture(segment, tail), self.replayed if self.may_index() else [])
+
+    def may_index(self) -> bool:
+        """Index files are made again: what a full disk has left is not for them."""
+        with contextlib.suppress(OSError):
+            return reserve_size(self.backend) == RESERVED
+        return False
 
 
 class Checkpointer:
@@ -254,6 +265,8 @@ class Checkpointer:
         self._interval = LEAST_INTERVAL
         #: Whether the log says something by now that its state has not: a start from a checkpoint would never know it.
         self.held = False
+        #: Whether room is being made for what must be: index files wait.
+        self.sparing = False
         #: Called after a checkpoint was written.
         self.on_written: Callable[[], None] = lambda: None
         #: Called when the disk has no room for one.
@@ -297,10 +310,11 @@ class Checkpointer:
 
     async def _take(self, *, bare: bool = False) -> OSError | None:
         self._last = self._loop.time()
+        backend = self._committer.backend
+        lacking = not bare and not self.sparing and not await backend.run(self._derived.may_index)
+        bare = bare or self.sparing or lacking
         self._position, self._place = self._derived.log.durable, self._committer.written
-        committer, first = self._committer, self._derived.log.dropped[0]
-        # What was dropped has its blocks until nobody has it open.
-        closed = self._closed = [segment for segment in self._closed if segment.number >= first]
+        committer, closed = self._committer, self._closed
         if committer.rotating or self.held:
             self._task = None
             return None
@@ -315,6 +329,10 @@ class Checkpointer:
                 await committer.backend.run(lambda: self._derived.write_all(write, taken))
                 self._doubted = doubted
                 self._closed = left + self._closed
+                if lacking:
+                    self._interval = AGAIN
+                    with contextlib.suppress(OSError):
+                        await backend.run(lambda: keep_reserve(backend))
                 self.on_written()
                 # For what was closed meanwhile.
                 self._loop.call_soon(self.published)
@@ -333,6 +351,13 @@ class Checkpointer:
         finally:
             self._task = None
         return None
+
+    async def let_go(self) -> None:
+        """Of what was dropped: it has its blocks until nobody has it open."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+        first = self._derived.log.dropped[0]
+        self._closed[:] = [segment for segment in self._closed if segment.number >= first]
 
     async def take(self, *, bare: bool = False) -> OSError | None:
         """Takes one now, or joins one that is being taken; an error of the disk puts it off. A `bare` one leaves the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from typing import TypeVar
 
 from kimberlite.crypto.vault import Vault
 from kimberlite.errors import Misconfigured
@@ -22,6 +23,8 @@ from kimberlite.log.names import (
 )
 from kimberlite.log.refusals import FULL
 from kimberlite.storage.backend import BLOCK, Backend, File, read_around
+
+T = TypeVar("T")
 
 #: Bytes of `reserve`: of these so many are kept for what makes room, and the rest for whatever must be said.
 RESERVED = 256 * 1024
@@ -147,20 +150,54 @@ def give_reserve(backend: Backend, kept: int) -> None:
             file.close()
 
 
-def keep_reserve(backend: Backend) -> None:
-    """It is only room, of which a full disk has less or none: then a later open makes the rest."""
-    new = not backend.exists(RESERVE)
+def all_room(backend: Backend) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Ways to room for what nothing goes on without. A start takes back what is left of it."""
+    return lambda: give_reserve(backend, KEPT), lambda: give_reserve(backend, 0)
+
+
+def discard_prepared(backend: Backend) -> None:
+    """What was cut off before it had its name."""
+    for name in backend.list(PREPARE):
+        backend.unlink(f"{PREPARE}/{name}")
+
+
+def anyhow(work: Callable[[], T], *ways: Callable[[], None]) -> T:
+    """With what makes room, one after the other, if the disk has none."""
+    for give in ways:
+        try:
+            return work()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+        give()
+    return work()
+
+
+def reserve_size(backend: Backend) -> int | None:
+    """What is not there of it, somebody needed."""
+    if not backend.exists(RESERVE):
+        return None
+    file = backend.open(RESERVE, "r")
     try:
+        return file.size()
+    finally:
+        file.close()
+
+
+def keep_reserve(backend: Backend, upto: int = RESERVED) -> None:
+    """It is only room, of which a full disk has less or none: then a later open makes the rest."""
+    try:
+        size = reserve_size(backend)
+        if new := size is None or size > RESERVED or size % BLOCK > 0:
+            discard(backend, RESERVE)
         file = backend.open(RESERVE, "x" if new else "w")
         try:
-            size = min(file.size(), RESERVED) // BLOCK * BLOCK
-            file.truncate(size)
             # A copy may have left out what is only zeros.
-            if size and not allocated(file, 0, size):
+            if new or not size or not allocated(file, 0, size):
                 size = 0
-            step = RESERVED
+            step = upto
             while step >= BLOCK:
-                if size + step <= RESERVED and allocated(file, size, size + step):
+                if size + step <= upto and allocated(file, size, size + step):
                     size += step
                 step //= 2
             file.sync()

@@ -109,9 +109,10 @@ def unsaid_repairs(native: _native.Log) -> list[str]:
     said = sorted(after for _, _, _, _, _, after, *_ in native.repairs())
     if native.incarnation - len(said) > len(damaged):
         steps = zip([0, *said], [*said, native.incarnation + 1], strict=True)
-        gaps = [ranged(before + 1, after) for before, after in steps if after > before + 1]
+        gaps = [(before + 1, after) for before, after in steps if after > before + 1]
+        named = (f"{first:,}" if end == first + 1 else ranged(first, end) for first, end in gaps)
         notes.append(
-            f"incarnations {', '.join(gaps)}: nothing tells what was given up with them; "
+            f"incarnations {', '.join(named)}: nothing tells what was given up with them; "
             "the records that said it are lost, or a mark was forged"
         )
     return notes

@@ -99,9 +99,10 @@ def open_log(
     anchor: Receipt | None,
     options: Options,
     or_read: bool = True,
+    retaining: bool = False,
     injected: Injected = Injected(),
 ) -> Opening:
-    """`or_read`: on a full disk it opens for reading only."""
+    """`or_read`: on a full disk it opens for reading only. `retaining`: there it takes what is kept for retention."""
     name = checked_path(path)
     check_receipt(anchor)
     if backend not in BACKENDS if isinstance(backend, str) else not hasattr(backend, "submit"):
@@ -122,7 +123,7 @@ def open_log(
         except OSError as error:
             raise translate(error, name, UNFIT_TO_BEGIN) from error
         try:
-            opened = Opener(storage, master, options, injected, read_only=read_only, anchor=anchor)
+            opened = Opener(storage, master, options, injected, read_only=read_only, anchor=anchor, last=retaining)
             return await opened.open(create=create, origin=origin, or_read=or_read)
         except BaseException as error:
             # That it could not be opened is what counts.
@@ -167,8 +168,11 @@ class Opener:
         read_only: bool,
         anchor: Receipt | None,
         repairing: bool = False,
+        last: bool = False,
     ) -> None:
         self.backend, self.master, self.options, self.injected = backend, master, options, injected
+        # A log that nobody can write lets go of nothing: half of what is kept is for whoever will.
+        self.kept = 0 if last or options.retain_age or options.retain_size else creation.KEPT
         self.read_only, self.anchor, self.repairing = read_only, anchor, repairing
         self.notes: list[str] = []
 
@@ -185,8 +189,12 @@ class Opener:
             if not or_read or error.errno not in FULL or not self.backend.list("segments"):
                 raise
             self.notes.append(f"opened for reading only: {error.strerror}")
+            # What this start gave is nobody else's.
+            with contextlib.suppress(OSError):
+                await self.backend.run(lambda: creation.keep_reserve(self.backend))
             log = await self._open_reader()
-            log.refusal = NoSpace(f"the database is open for reading only: {error.strerror}")
+            why = f"the database is open for reading only: {error.strerror}"
+            log.refusal = NoSpace(f"{why}; for `kimberlite retain` there is room kept, once this is closed")
             return log
         return self._serve(*prepared)
 
@@ -225,7 +233,7 @@ class Opener:
         lost = not identity.tagged and not keys.receipts
         if lost:
             keys.receipt = self.injected.random(32)
-        settler = Settler(self.backend, self.options, self.injected.clock, self.notes)
+        settler = Settler(self.backend, self.options, self.injected.clock, self.notes, kept=self.kept)
         marks_file = settler.lock_marks()
         marks = load_marks(self.backend, identity, repairing=self.repairing)
         self.notes += [f"marks: block {block} is damaged; the other one is sound" for block in marks.damaged]
@@ -242,17 +250,19 @@ class Opener:
             check_anchor(log, self.anchor, keyed=keys.receipts)
         # Not before: what is refused stays as it is.
         mark = settler.settle(log, marks.newest, end, identity, marks_file)
-        settler.heal(log, keys, lost=lost)
+        # What makes room comes before what needs some.
+        creation.discard_prepared(self.backend)
         if log.dropped[0] > 0:
             # Some may be left, if the process that dropped them was cut off.
             unlink_before(self.backend, log.dropped[0])
             derived.replayed = [segment for segment in derived.replayed if segment.number >= log.dropped[0]]
+        settler.quarantine(log, end)
+        settler.heal(log, keys, lost=lost)
         clean = marks.newest.clean and marks.newest.group == log.sealed()[0] - 1 and end.torn_upto is None
-        settler.discard_prepared()
         segment, tail = settler.go_on(log, end, clean=clean)
-        derived.keep_replayed(segment, tail)
-        # Last: all of the above needs room more.
+        # All of the above needs room more, and what is made again less.
         creation.keep_reserve(self.backend)
+        derived.keep_replayed(segment, tail)
         return identity, keys, log, tail, segment, marks_file, mark, derived
 
     def _serve(

@@ -13,14 +13,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from struct import Struct, error
 from typing import Final, NamedTuple, Self
 
 from kimberlite import _native
 from kimberlite.crypto.master import load_master
 from kimberlite.errors import Busy, Corrupt, Invalid
-from kimberlite.log.creation import check_kinds, discard, read_small, replace, write_small
+from kimberlite.log.creation import (
+    all_room,
+    anyhow,
+    check_kinds,
+    discard,
+    discard_prepared,
+    give_reserve,
+    read_small,
+    replace,
+    write_small,
+)
 from kimberlite.log.identity import Identity
 from kimberlite.log.loading import Keys, load_identity, load_keys, load_marks, new_log
 from kimberlite.log.log import Log
@@ -314,7 +324,7 @@ def fits(backend: Backend, plan: Plan, marks: Marks, loader: Loader) -> bool:
     there = loader.reached == (plan.segment, plan.place, plan.closed)
     if salt_of(backend, plan.segment) != plan.salt:
         # Of a packed one another file was made, with room behind its groups.
-        there = not plan.closed and backend.exists(quarantine_name(plan.segment, plan.place, plan.when))
+        there = not plan.closed and backend.exists(cut_off(plan))
     risen = log.incarnation <= plan.before and (incarnation <= plan.before or incarnation == plan.after)
     end = (*log.durable_group(), log.sealed()[1])
     return there and risen and end == (plan.group, plan.chain, plan.position)
@@ -340,11 +350,33 @@ def behind(backend: Backend, plan: Plan) -> list[str]:
 
 
 def begin(backend: Backend, identity: Identity, plan: Plan) -> None:
-    """From here on nobody opens it until the repair is over."""
+    """From here on nobody opens it until the repair is over. If the disk has no room for that, all stays as it is."""
     # What is empty may not have been copied.
     for directory in (INDEX, PREPARE, QUARANTINE):
         backend.mkdir(directory)
-    write_small(backend, REPAIR, plan.encode(identity))
+    discard_prepared(backend)
+    if backend.exists(REPAIR):
+        return
+    try:
+        set_aside(backend, plan)
+        write_small(backend, REPAIR, plan.encode(identity))
+    except OSError:
+        with suppress(OSError):
+            discard(backend, cut_off(plan))
+        raise
+
+
+def cut_off(plan: Plan) -> str:
+    """The file of what is behind the damage in its segment."""
+    return quarantine_name(plan.segment, plan.place, plan.when)
+
+
+def set_aside(backend: Backend, plan: Plan) -> None:
+    file = backend.open(segment_name(plan.segment), "r")
+    try:
+        replace(backend, cut_off(plan), lambda target: copy(file, target, plan.place))
+    finally:
+        file.close()
 
 
 def cut(backend: Backend, identity: Identity, keys: Keys, plan: Plan, random: Callable[[int], bytes]) -> None:
@@ -368,25 +400,30 @@ def cut(backend: Backend, identity: Identity, keys: Keys, plan: Plan, random: Ca
     backend.sync_directory()
     # As of a new file: what the counters were before may be made up.
     blocks = [Mark(counter, plan.after, False, plan.group, plan.chain) for counter in (0, 1)]
-    write_small(backend, MARKS, b"".join(encode_mark(mark, identity.database_id, identity.hash) for mark in blocks))
+    data = b"".join(encode_mark(mark, identity.database_id, identity.hash) for mark in blocks)
+    anyhow(lambda: write_small(backend, MARKS, data), *all_room(backend))
 
 
 def cut_segment(backend: Backend, identity: Identity, keys: Keys, plan: Plan, random: Callable[[int], bytes]) -> None:
-    name, kept = segment_name(plan.segment), quarantine_name(plan.segment, plan.place, plan.when)
+    name = segment_name(plan.segment)
     file = backend.open(name, "w")
     try:
         header = read_around(file, 0, BLOCK)
         if header[SALT] != plan.salt:
             return
-        if not backend.exists(kept):
-            replace(backend, kept, lambda target: copy(file, target, plan.place))
+        if not backend.exists(cut_off(plan)):
+            set_aside(backend, plan)
         if plan.closed or not is_packed(header):
             if file.size() > plan.place:
                 file.truncate(plan.place)
             file.sync()
             return
         log = new_log(identity, keys, Options(), None)
-        replace(backend, name, lambda target: unpack(log.unpacking(header, random(32)), file, target, plan.place))
+
+        def fill(target: File) -> None:
+            unpack(log.unpacking(header, random(32)), file, target, plan.place)
+
+        anyhow(lambda: replace(backend, name, fill), *all_room(backend))
     finally:
         file.close()
 
@@ -427,12 +464,12 @@ def unpack(packing: _native.Packing, source: File, target: File, upto: int) -> N
 
 async def finish(backend: Backend, master: bytes | None, plan: Plan, options: Options, injected: Injected) -> None:
     """Opens it as ever, and lets the log say what was given up."""
-    opener = Opener(backend, master, options, injected, read_only=False, anchor=None, repairing=True)
+    opener = Opener(backend, master, options, injected, read_only=False, anchor=None, repairing=True, last=True)
     async with await opener.open(create=False, origin=None, or_read=False) as log:
         payloads = plan.payloads(bytes.fromhex((await log.info())["database_id"]))
         committer, _ = log._writer()
         if left := payloads[await said(log, plan.position, payloads) :]:
-            await committer.say(left)
+            await committer.say_anyhow(left, lambda: give_reserve(backend, 0))
         # Without a mark of them whoever is killed from here on leaves a repair that readers do not know of.
         if not await committer.mark(committer.durable):
             committer.check()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from kimberlite import _native
@@ -21,7 +22,7 @@ from kimberlite.log import past
 from kimberlite.log.checkpoint import Checkpointer
 from kimberlite.log.clock import Clock
 from kimberlite.log.committer import Committer
-from kimberlite.log.creation import KEPT, discard, give_reserve, keep_reserve
+from kimberlite.log.creation import KEPT, RESERVED, discard, give_reserve, keep_reserve, reserve_size
 from kimberlite.log.description import size_of
 from kimberlite.log.findings import Findings
 from kimberlite.log.names import DIRECTORIES, INDEX, SEGMENTS, index_name, segment_name
@@ -33,6 +34,8 @@ from kimberlite.log.tasks import Chores
 from kimberlite.records import Dropping
 from kimberlite.storage.backend import Backend
 
+#: What stays of `reserve` when room is given to hashes, without which nothing goes: their record needs some too.
+FOR_HASHES: Final = (KEPT, KEPT // 2)
 #: Bytes of what is said in one system record, if a segment takes so much.
 PIECE: Final = 256 * 1024
 #: Seconds between two looks at what is too old by now.
@@ -167,12 +170,21 @@ class Retention:
         return await self._backend.run(lambda: count(self._backend, self._native, rule, oldest, upto, end, hashed))
 
     async def _drop_all(self, rule: Rule) -> Dropping:
-        gone, given = Dropping(0, 0, 0, self._native.first, None), False
+        """What goes, in rounds if the disk has no room for all of it at once."""
+        try:
+            return await self._rounds(rule)
+        finally:
+            self._checkpointer.sparing = False
+            await self._backend.run(self._restore)
+
+    async def _rounds(self, rule: Rule) -> Dropping:
+        gone = Dropping(0, 0, 0, self._native.first, None)
+        ways = iter(FOR_HASHES)
         while True:
             wanted = await self._plan(rule, self._committer.tail.number)
             number, full, hashed = self._native.dropped[0] + wanted.segments, None, None
             if number > self._checkpointer.segment and (wanted.segments or gone.segments):
-                full = await self._checkpointer.take(bare=given or gone.segments > 0)
+                full = await self._checkpointer.take(bare=gone.segments > 0)
                 self._committer.check()
             if not wanted.segments:
                 return gone
@@ -183,13 +195,12 @@ class Retention:
             planned = await self._plan(rule, number, hashed=hashed)
             if planned.segments:
                 await self._drop_planned(rule, planned, wanted)
-                gone = joined(gone, planned)
+                gone, ways = joined(gone, planned), iter(FOR_HASHES)
                 if planned.segments >= wanted.segments and full is None:
                     return gone
-            elif full is not None and hashed is not None and not given:
-                # Hashes may be on the disk with it, so that something can go.
-                given = True
-                await self._backend.run(lambda: give_reserve(self._backend, KEPT))
+            elif full is not None and hashed is not None and (kept := next(ways, None)) is not None:
+                self._checkpointer.sparing = True
+                await self._backend.run(partial(give_reserve, self._backend, kept))
             elif full is not None:
                 raise refusal(waiting(wanted), full)
 
@@ -215,6 +226,7 @@ class Retention:
             if not await self._committer.mark(group):
                 self._committer.check()
             self._native.drop_before(retained)
+            await self._checkpointer.let_go()
             # A checkpoint that is taken before would find no room.
             await self._backend.run(lambda: self._unlink(number))
         except NoSpace as error:
@@ -240,10 +252,15 @@ class Retention:
                 mend(self._backend, self._native, number, database, self._findings)
             past.keep(self._backend, self._native, database, position, told, anyhow=True)
 
+    def _restore(self) -> None:
+        if reserve_size(self._backend) != RESERVED:
+            keep_reserve(self._backend)
+
     def _unlink(self, number: int) -> None:
         unlink_before(self._backend, number)
         past.let_go(self._backend, self._native.first)
-        keep_reserve(self._backend)
+        # For the record of what goes next; the rest is for its hashes.
+        keep_reserve(self._backend, KEPT)
 
 
 def rule_of(options: Options) -> Rule:

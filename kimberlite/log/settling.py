@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable
 
 from kimberlite import _native
+from kimberlite.crypto.vault import Vault
 from kimberlite.errors import Busy, Corrupt
 from kimberlite.log import creation
 from kimberlite.log.identity import Identity
@@ -13,7 +14,6 @@ from kimberlite.log.loading import Keys, segment_numbers
 from kimberlite.log.marks import MADE_UP, Mark, encode_mark
 from kimberlite.log.names import (
     MARKS,
-    PREPARE,
     QUARANTINE,
     RECEIPT_KEY,
     VAULTS,
@@ -25,15 +25,19 @@ from kimberlite.log.names import (
 from kimberlite.log.options import Options
 from kimberlite.log.recovery import Ended
 from kimberlite.log.refusals import FULL
-from kimberlite.log.tail import LEAST_AHEAD, RESERVE, Prepared, Tail, install
+from kimberlite.log.tail import LEAST_AHEAD, Prepared, Tail, install
 from kimberlite.storage.backend import BLOCK, Backend, File, written
 
 
 class Settler:
     """What was found becomes what is so: marked, cut off, healed, and gone on with."""
 
-    def __init__(self, backend: Backend, options: Options, clock: Callable[[], int], notes: list[str]) -> None:
+    def __init__(
+        self, backend: Backend, options: Options, clock: Callable[[], int], notes: list[str], *, kept: int
+    ) -> None:
         self._backend, self._options, self._clock = backend, options, clock
+        #: Of `reserve`, bytes that this start leaves to others.
+        self._kept = kept
         #: What is to be said of it.
         self._notes = notes
 
@@ -62,13 +66,15 @@ class Settler:
         for mark in marks:
             file.write(mark.counter % 2 * BLOCK, encode_mark(mark, identity.database_id, identity.hash))
             file.sync()
+        return mark
+
+    def quarantine(self, log: _native.Log, end: Ended) -> None:
+        """A torn tail nobody was promised is kept elsewhere, synced, before it is cut off."""
         if end.torn_upto is not None and end.file is not None and end.segment is not None:
             torn, number = end.torn_upto + 1, end.segment.number
             self._anyhow(log, lambda: self._quarantine(end, torn, number))
-        return mark
 
     def _quarantine(self, end: Ended, upto: int, number: int) -> None:
-        """A torn tail nobody was promised is kept elsewhere, synced, before it is cut off."""
         assert end.file is not None
         when = self._clock()
         while self._backend.exists(name := quarantine_name(number, end.place, when)):
@@ -97,27 +103,43 @@ class Settler:
             gone = {(number, declared) for number, declared, *_ in log.erasures}
             for number, _ in gone:
                 log.forget(number)
-            if keys.vault.erase(gone):
-                keys.vault.stale |= {0, 1}
-            for copy, name in enumerate(VAULTS):
-                if copy in keys.vault.stale:
-                    creation.write_small(self._backend, name, keys.vault.image())
-                else:
-                    self._sync(name)
+            keys.vault.erase(gone)
+            blocks = keys.vault.dirty()
+            for copy in sorted(keys.vault.stale):
+                self._renew(log, keys.vault, copy)
+            for copy in sorted({0, 1} - keys.vault.stale):
+                self._write(VAULTS[copy], blocks)
         if lost:
-            creation.write_small(self._backend, RECEIPT_KEY, keys.receipt)
+            self._anyhow(log, lambda: creation.write_small(self._backend, RECEIPT_KEY, keys.receipt))
 
-    def _sync(self, name: str) -> None:
-        """What a killed writer wrote may be only with the kernel: a key that is gone could come back."""
+    def _renew(self, log: _native.Log, vault: Vault, copy: int) -> None:
+        """On a full disk in its place, if the other copy is whole."""
+        name, image = VAULTS[copy], vault.image()
+        whole = self._backend.exists(name) and (copy == 1 or 1 not in vault.stale)
+        try:
+            creation.write_small(self._backend, name, image)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            if not whole:
+                self._anyhow(log, lambda: creation.write_small(self._backend, name, image))
+                return
+            # The header last: until then it says nothing, or that it is older.
+            self._anyhow(log, lambda: self._write(name, [(BLOCK, image[BLOCK:])], length=len(image)))
+            self._write(name, [(0, image[:BLOCK])])
+
+    def _write(self, name: str, blocks: list[tuple[int, bytes]], *, length: int | None = None) -> None:
+        """Synced also if nothing is to be written: what a killed writer wrote may be only with the kernel, and a key
+        that is gone could come back."""
         file = self._backend.open(name, "w")
         try:
+            for place, block in blocks:
+                file.write(place, block)
+            if length is not None:
+                file.truncate(length)
             file.sync()
         finally:
             file.close()
-
-    def discard_prepared(self) -> None:
-        for name in self._backend.list(PREPARE):
-            self._backend.unlink(f"{PREPARE}/{name}")
 
     def go_on(self, log: _native.Log, end: Ended, *, clean: bool) -> tuple[_native.Segment, Tail]:
         """In the same segment after a clean close; in a new one otherwise."""
@@ -136,8 +158,8 @@ class Settler:
         file.lock()
         ready = min(LEAST_AHEAD, options.segment_bytes)
         if not creation.allocated(file, 0, ready):
-            # Enough for what makes room, and nothing for appends.
-            ready = min(BLOCK + RESERVE, options.segment_bytes // 2)
+            # Nothing for appends: what makes room has `reserve`.
+            ready = 2 * BLOCK
             self._anyhow(log, lambda: file.allocate(0, ready))
         prepared = Prepared(file, ready)
         header = log.next_segment_header(number)
@@ -169,21 +191,13 @@ class Settler:
         log.publish(sealed)
 
     def _anyhow(self, log: _native.Log, work: Callable[[], None]) -> None:
-        """With the room that is kept, if the disk has no other, and that of indexes, which are made again: a log that
-        cannot be written lets go of nothing."""
-        ways: tuple[Callable[[], None], ...] = (
+        """With the room that is kept, if the disk has no other, and that of indexes, which are made again."""
+        ways = (
             lambda: creation.give_reserve(self._backend, creation.KEPT),
             lambda: self._give_indexes(log),
-            lambda: creation.give_reserve(self._backend, 0),
+            lambda: creation.give_reserve(self._backend, self._kept),
         )
-        for give in ways:
-            try:
-                return work()
-            except OSError as error:
-                if error.errno not in FULL:
-                    raise
-            give()
-        return work()
+        creation.anyhow(work, *ways)
 
     def _give_indexes(self, log: _native.Log) -> None:
         numbers = segment_numbers(self._backend)

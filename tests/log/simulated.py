@@ -52,6 +52,7 @@ class Machine:
         anchor: Receipt | None = None,
         backend: MemoryBackend | None = None,
         or_read: bool = True,
+        retaining: bool = False,
         **options: Any,
     ) -> Opening:
         return open_log(
@@ -64,6 +65,7 @@ class Machine:
             anchor=anchor,
             options=Options(**{"segment_bytes": 128 * 1024, "idle": 0.0005, **options}),
             or_read=or_read,
+            retaining=retaining,
             injected=Injected(clock=lambda: self.now, moment=lambda: Moment(self.now, self.boot, self.up)),
         )
 

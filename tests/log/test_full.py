@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from kimberlite import Dropping, Log, NoSpace, Receipt
+from kimberlite.crypto.vault import SLOT
 from kimberlite.errors import Dropped
 from kimberlite.log import checkpoint, retention
 from kimberlite.log.creation import KEPT, RESERVED
-from kimberlite.log.names import CHECKPOINT, HASHES, PAST, RESERVE
+from kimberlite.log.names import CHECKPOINT, HASHES, PAST, PREPARE, RESERVE, VAULTS, prepared_name, segment_name
 from kimberlite.log.opening import Opening
+from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import Disk
 from tests.log.simulated import Machine, payloads, until
 from tests.log.steps import Cut
@@ -147,6 +149,113 @@ async def test_starts_after_kills_take_no_room_from_it(either: Machine, segment:
         await is_out(db, either, receipts)
 
 
+async def killed(machine: Machine) -> None:
+    """At once after a start, on a disk that nobody makes larger or takes more of."""
+    capacity, machine.disk.capacity = machine.disk.capacity, None
+    left = machine.image()
+    machine.disk = left.disk
+    machine.disk.capacity = capacity
+
+
+async def test_however_often_it_is_killed_half_of_what_is_kept_is_for_retention(either: Machine) -> None:
+    receipts = await filled(either)
+    starts = 0
+    notes: list[str] = []
+    while not notes:
+        starts += 1
+        async with opening(either) as db:
+            notes = (await db.info())["notes"]
+            await killed(either)
+    assert starts > 10
+    assert notes == ["opened for reading only: No space left on device"]
+    assert len(either.disk.files()[RESERVE]) >= KEPT
+    async with opening(either) as db:
+        with pytest.raises(NoSpace, match="for `kimberlite retain` there is room kept"):
+            await db.retain(size=SIZE)
+    async with opening(either, retaining=True) as db:
+        assert (await db.retain(size=SIZE)).segments > 10
+        await is_out(db, either, receipts)
+    async with opening(either) as db:
+        await db.append("s", b"as ever")
+
+
+async def test_what_a_start_deletes_makes_room_for_what_it_keeps(either: Machine) -> None:
+    """A torn tail that is larger than `reserve`, and the next segment's room that a killed writer had prepared."""
+    segment = 16 * SEGMENT
+    async with either.open(segment_bytes=segment, pack=0, scrub=0) as db:
+        receipt = await db.append("s", b"kept")
+        tail = db.upkeep and db._writer()[0].tail
+        assert tail
+        name, place = segment_name(tail.number), tail.place
+        left = either.image()
+    left.write(name, place + BLOCK, Random(1).randbytes(400_000))
+    backend = left.backend()
+    backend.mkdir(PREPARE)
+    prepared = backend.open(prepared_name(1), "x")
+    prepared.allocate(0, 500_000)
+    prepared.close()
+    fill_up(left)
+    async with left.open(segment_bytes=segment, pack=0, scrub=0) as db:
+        [note] = (await db.info())["notes"]
+        assert "a torn tail" in note
+        assert (await db.get(receipt.first_position)).payload == b"kept"
+        assert len(left.disk.files()[RESERVE]) > 0
+
+
+@pytest.mark.parametrize("power", [True, False], ids=["cut", "kill"])
+@pytest.mark.parametrize("what", ["erase", "declare"])
+async def test_a_vault_needs_no_room_to_be_the_same_again(encrypted: Machine, what: str, power: bool) -> None:
+    """Its copies are larger than what is free, and a crash leaves them unlike."""
+    async with opening(encrypted) as db:
+        for i in range(0, 800, 50):
+            await db.append_many({f"s/{i + j}": [b"1234"] for j in range(50)})
+        for _ in range(200):
+            await db.append("s", b"x" * 3000)
+    fill_up(encrypted)
+    start, whole, countdown, done = encrypted.disk.files(), encrypted.disk.capacity, 0, False
+    while not done:
+        countdown += 1
+        machine = Machine(encrypted.key)
+        machine.disk = Disk.from_files(start)
+        machine.disk.capacity = whole
+        async with opening(machine) as db:
+            cut = Cut(machine.disk, countdown, Random(countdown), power)
+            machine.disk.on_step = cut
+            with suppress(NoSpace):
+                await (db.erase("s/7", reason="asked") if what == "erase" else db.append("new", [b"x"]))
+            machine.disk.on_step = None
+            done = cut.left is None
+        if done:
+            break
+        left = Machine(encrypted.key)
+        left.disk = cut.taken()
+        fill_up(left)
+        async with opening(left) as db:
+            info = await db.info()
+            assert info["notes"] == []
+            erased = bool(info["erasures"])
+            assert (await db.retain(size=SIZE)).segments > 10
+        copies = [left.disk.files()[name] for name in VAULTS]
+        assert copies[0] == copies[1]
+        if erased:
+            assert slots_of(copies[0]) == slots_of(start[VAULTS[0]]) - 1
+    assert countdown > 5
+
+
+def slots_of(vault: bytes) -> int:
+    return sum(any(vault[place : place + SLOT]) for place in range(BLOCK, len(vault), SLOT))
+
+
+async def test_hashes_that_are_gone_are_begun_again(either: Machine) -> None:
+    await filled(either)
+    for name in (HASHES, CHECKPOINT):
+        either.backend().unlink(name)
+    fill_up(either)
+    async with opening(either) as db:
+        assert (await db.info())["notes"] == []
+        assert (await db.retain(size=SIZE)).segments > 10
+
+
 async def test_what_has_no_room_even_to_begin_says_so(machine: Machine) -> None:
     await filled(machine)
     machine.fault = lambda verb, name, *_: OSError(28, "full", name) if verb == "allocate" else None
@@ -160,6 +269,7 @@ async def test_what_has_no_room_even_to_begin_says_so(machine: Machine) -> None:
 
 async def test_it_goes_without_what_is_kept_for_it(either: Machine) -> None:
     receipts = await filled(either)
+    either.disk.capacity = None
     async with opening(either):
         pass
     files = either.disk.files()

@@ -187,9 +187,26 @@ async def test_that_a_record_of_it_was_lost_is_noted(either: Machine) -> None:
             receipts[index:] = [await db.append("s", payload(i)) for i in range(index, COUNT)]
             info = await db.info()
     assert [each["incarnation"] for each in info["repairs"]] == [2]
-    note = "incarnations 1 to 1: nothing tells what was given up with them"
+    note = "incarnations 1: nothing tells what was given up with them"
     assert [each.partition(";")[0] for each in info["notes"]] == [note]
     assert [each.partition(";")[0] for each in either.verify().notes] == [note]
+
+
+async def test_without_room_for_what_is_cut_off_nothing_is_changed(either: Machine) -> None:
+    receipts = await filled(either)
+    name, place = place_of(either, receipts[20])
+    either.flip(name, place)
+    before = either.disk.files()
+    either.disk.capacity = 1 << 40
+    either.disk.capacity += 3 * BLOCK - either.disk.free()
+    with pytest.raises(OSError, match="No space"):
+        await repaired(either)
+    assert either.disk.files() == before
+    async with either.open(read_only=True) as reader:
+        await kept(reader, receipts, 20) if name == segment_name(0) else None
+    either.disk.capacity += either.disk.files()[name].__len__()
+    await repaired(either)
+    assert [each["incarnation"] for each in either.verify().repairs] == [1]
 
 
 async def test_marks_that_are_lost_are_made_again(either: Machine) -> None:
