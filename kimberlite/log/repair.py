@@ -27,6 +27,7 @@ from kimberlite.log.creation import (
     discard,
     discard_prepared,
     give_reserve,
+    prepare,
     read_small,
     replace,
     write_small,
@@ -349,7 +350,7 @@ def behind(backend: Backend, plan: Plan) -> list[str]:
     return [segment_name(number) for number in all_numbers(backend) if number > plan.segment]
 
 
-def begin(backend: Backend, identity: Identity, plan: Plan) -> None:
+def begin(backend: Backend, identity: Identity, keys: Keys, plan: Plan, random: Callable[[int], bytes]) -> None:
     """From here on nobody opens it until the repair is over. If the disk has no room for that, all stays as it is."""
     # What is empty may not have been copied.
     for directory in (INDEX, PREPARE, QUARANTINE):
@@ -359,6 +360,9 @@ def begin(backend: Backend, identity: Identity, plan: Plan) -> None:
         return
     try:
         set_aside(backend, plan)
+        if (fill := unpacking(backend, identity, keys, plan, random)) is not None:
+            # Only to see that there is room.
+            backend.unlink(prepare(backend, segment_name(plan.segment), fill))
         write_small(backend, REPAIR, plan.encode(identity))
     except OSError:
         with suppress(OSError):
@@ -413,17 +417,32 @@ def cut_segment(backend: Backend, identity: Identity, keys: Keys, plan: Plan, ra
             return
         if not backend.exists(cut_off(plan)):
             set_aside(backend, plan)
-        if plan.closed or not is_packed(header):
-            if file.size() > plan.place:
-                file.truncate(plan.place)
-            file.sync()
+        if (fill := unpacking(backend, identity, keys, plan, random)) is not None:
+            anyhow(lambda: replace(backend, name, fill), *all_room(backend))
             return
-        log = new_log(identity, keys, Options(), None)
+        if file.size() > plan.place:
+            file.truncate(plan.place)
+        file.sync()
+    finally:
+        file.close()
 
-        def fill(target: File) -> None:
-            unpack(log.unpacking(header, random(32)), file, target, plan.place)
 
-        anyhow(lambda: replace(backend, name, fill), *all_room(backend))
+def unpacking(
+    backend: Backend, identity: Identity, keys: Keys, plan: Plan, random: Callable[[int], bytes]
+) -> Callable[[File], None] | None:
+    """Fills a file with the groups of a packed segment that the log goes on in; None if it is none."""
+    log = new_log(identity, keys, Options(), None)
+
+    def fill(target: File) -> None:
+        file = backend.open(segment_name(plan.segment), "r")
+        try:
+            unpack(log.unpacking(read_around(file, 0, BLOCK), random(32)), file, target, plan.place)
+        finally:
+            file.close()
+
+    file = backend.open(segment_name(plan.segment), "r")
+    try:
+        return None if plan.closed or not is_packed(read_around(file, 0, BLOCK)) else fill
     finally:
         file.close()
 
@@ -501,7 +520,7 @@ async def repair(
         return loss
     with closing(backend_of()) as backend:
         identity, keys = enter(backend, master, injected.random)
-        begin(backend, identity, loss.plan)
+        begin(backend, identity, keys, loss.plan, injected.random)
         cut(backend, identity, keys, loss.plan, injected.random)
     with closing(backend_of()) as backend:
         await finish(backend, master, loss.plan, options, injected)

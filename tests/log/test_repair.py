@@ -428,6 +428,14 @@ async def test_a_packed_segment_is_cut_into_one_that_is_not(either: Machine, mon
     name, place = place_of(either, receipts[20])
     assert place % BLOCK
     either.flip(name, place + 30)
+    before = either.disk.files()
+    either.disk.capacity = 1 << 40
+    # For what is cut off, and not for what is kept.
+    either.disk.capacity += len(before[name]) - place + 4 * BLOCK - either.disk.free()
+    with pytest.raises(OSError, match="No space"):
+        await repaired(either)
+    assert either.disk.files() == before
+    either.disk.capacity = None
     await repaired(either)
     assert either.verify(receipts[19]).notes == []
     async with either.open(segment_bytes=SEGMENT) as db:
