@@ -310,8 +310,7 @@ class Checkpointer:
 
     async def _take(self, *, bare: bool = False) -> OSError | None:
         self._last = self._loop.time()
-        backend = self._committer.backend
-        lacking = not bare and not self.sparing and not await backend.run(self._derived.may_index)
+        lacking = not bare and not self.sparing and not self._derived.may_index()
         bare = bare or self.sparing or lacking
         self._position, self._place = self._derived.log.durable, self._committer.written
         committer, closed = self._committer, self._closed
@@ -332,7 +331,7 @@ class Checkpointer:
                 if lacking:
                     self._interval = AGAIN
                     with contextlib.suppress(OSError):
-                        await backend.run(lambda: keep_reserve(backend))
+                        await committer.backend.run(lambda: keep_reserve(committer.backend))
                 self.on_written()
                 # For what was closed meanwhile.
                 self._loop.call_soon(self.published)
