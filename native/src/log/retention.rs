@@ -126,7 +126,7 @@ impl Log {
     /// From here on the indexes of the segments before this one are made again from them, and their files are not open.
     fn forget_indexes(&self, number: u64) {
         let segments = self.inner.newest_first();
-        segments.iter().filter(|segment| segment.header.number < number).for_each(|segment| segment.distrust());
+        segments.iter().filter(|segment| segment.header.number < number).for_each(|segment| segment.forget_index());
     }
 
     /// The segment that has this position, or would.

@@ -22,7 +22,8 @@ impl Log {
     /// The same, looked for in this segment before others.
     pub(super) fn position_near(&self, stream: u32, offset: u64, segment: u64) -> Result<u64, Failure> {
         for segment in self.likely(segment) {
-            if let Some(position) = self.position_in(&segment, stream, offset)? {
+            // One that cannot be asked need not be the one.
+            if let Ok(Some(position)) = self.position_in(&segment, stream, offset) {
                 return Ok(position);
             }
         }
@@ -42,15 +43,20 @@ impl Log {
         let mut left = &segments[..];
         while !left.is_empty() {
             let middle = left.len() / 2;
-            let mut found = None;
+            let (mut found, mut unknown) = (None, Ok(None));
             for at in (middle..left.len()).chain((0..middle).rev()) {
-                if let Some(entry) = self.entry_in(&left[at], stream)? {
-                    found = Some((at, entry));
-                    break;
+                match self.entry_in(&left[at], stream) {
+                    Ok(Some(entry)) => {
+                        found = Some((at, entry));
+                        break;
+                    }
+                    Ok(None) => {}
+                    // The others may lead around it.
+                    Err(error) => unknown = Err(error),
                 }
             }
             left = match found {
-                None => return Ok(None),
+                None => return unknown,
                 Some((at, entry)) if offset < entry.first => &left[at + 1..],
                 Some((at, entry)) if offset >= entry.next => &left[..at],
                 Some((at, _)) => return self.position_in(&left[at], stream, offset),

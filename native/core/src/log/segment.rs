@@ -52,9 +52,11 @@ impl Source for Descriptor {
 /// Where the runs of a segment are. The compressed form of a closed segment joins here.
 pub enum Index {
     Active(Box<SegmentIndex>),
-    /// Of a closed segment: read from its file, which is not believed without its MAC, when it is needed.
+    /// Of a closed segment: read from its file, which is not believed without its MAC, when it is needed. One that led to
+    /// what is not there is `doubted`: it is asked only if the segment itself cannot be.
     Closed {
         file: Option<Arc<dyn Source>>,
+        doubted: bool,
         key: Key,
         loaded: OnceLock<Box<dyn Lookup>>,
         streams: OnceLock<Known>,
@@ -157,14 +159,23 @@ impl Segment {
     /// What was read of a closed segment's index is read again when it is needed again.
     pub fn unload(&self) {
         let mut index = self.index.write().unwrap();
-        if let Index::Closed { file, key, streams, .. } = &**index {
+        if let Index::Closed { file, doubted, key, streams, .. } = &**index {
             let (file, loaded, streams) = (file.clone(), OnceLock::new(), streams.clone());
-            *index = Arc::new(Index::Closed { file, key: *key, loaded, streams });
+            *index = Arc::new(Index::Closed { file, doubted: *doubted, key: *key, loaded, streams });
         }
     }
 
-    /// From here on the index is one made from the segment itself.
+    /// From here on the index is one made from the segment itself, if that can be made.
     pub fn distrust(&self) {
+        let mut index = self.index.write().unwrap();
+        if let Index::Closed { file: Some(file), doubted: false, key, .. } = &**index {
+            let (file, loaded, streams) = (Some(file.clone()), OnceLock::new(), OnceLock::new());
+            *index = Arc::new(Index::Closed { file, doubted: true, key: *key, loaded, streams });
+        }
+    }
+
+    /// From here on its index's file is not open.
+    pub fn forget_index(&self) {
         let mut index = self.index.write().unwrap();
         if let Index::Closed { file: Some(_), key, .. } = **index {
             *index = Arc::new(Index::closed(None, key));
@@ -185,7 +196,7 @@ pub fn checked<'a>(key: &Key, bytes: &'a [u8]) -> Option<&'a [u8]> {
 
 impl Index {
     pub fn closed(file: Option<Arc<dyn Source>>, key: Key) -> Self {
-        Self::Closed { file, key, loaded: OnceLock::new(), streams: OnceLock::new() }
+        Self::Closed { file, doubted: false, key, loaded: OnceLock::new(), streams: OnceLock::new() }
     }
 
     pub fn is_loaded(&self) -> bool {
@@ -207,13 +218,18 @@ impl Index {
     pub fn lookup(&self, segment: &Segment) -> io::Result<&dyn Lookup> {
         match self {
             Self::Active(index) => Ok(&**index),
-            Self::Closed { file, key, loaded, streams } => {
+            Self::Closed { file, doubted, key, loaded, streams } => {
                 if let Some(index) = loaded.get() {
                     return Ok(&**index);
                 }
-                let index = match file.as_ref().map(|file| from_file(&**file, key, &segment.header)) {
-                    Some(Ok(Some(index))) => Box::new(index) as Box<dyn Lookup>,
-                    _ => made_again(segment)?,
+                let filed = || match from_file(&**file.as_ref()?, key, &segment.header) {
+                    Ok(Some(index)) => Some(Box::new(index) as Box<dyn Lookup>),
+                    _ => None,
+                };
+                let index = if *doubted {
+                    made_again(segment).or_else(|error| filed().ok_or(error))?
+                } else {
+                    filed().map_or_else(|| made_again(segment), Ok)?
                 };
                 streams.get_or_init(|| Known::of(index.streams()));
                 Ok(&**loaded.get_or_init(|| index))

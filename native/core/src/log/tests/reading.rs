@@ -249,6 +249,62 @@ fn an_index_that_is_gone_or_touched_is_made_again_from_the_segment() {
     assert_eq!(streams(&unreadable), wanted);
 }
 
+/// Which of the published records are read, by position or by their streams' offsets, forwards or backwards.
+fn readable(world: &World, by_stream: bool, reverse: bool) -> Vec<bool> {
+    let mut all: Vec<usize> = (0..world.published).collect();
+    if reverse {
+        all.reverse();
+    }
+    let mut out = vec![false; world.published];
+    for position in all {
+        let kept = &world.kept[position];
+        let (stream, start) = if by_stream { (Some(kept.stream), kept.offset) } else { (None, position as u64) };
+        let span = Span { stream, start, end: start + 1, reverse };
+        let mut got = vec![];
+        let read = |found: &super::super::Found| got.push(found.run.opened.record(found.from).to_vec());
+        match world.log.walk(span, 1, 1, true, read) {
+            Ok(_) => assert_eq!(got, std::slice::from_ref(&kept.bytes)),
+            Err(failure) => assert!(failure.is_damage(), "{failure:?}"),
+        }
+        out[position] = !got.is_empty();
+    }
+    out
+}
+
+#[test]
+fn a_damaged_group_hides_no_record_of_another_in_whatever_order_they_are_read() {
+    let mut world = without_cache(grow(SHAPES[0], 77, 60));
+    while world.segments.len() < 12 {
+        (0..6).for_each(|_| step(&mut world));
+        world.rotate();
+    }
+    let is_filed = |number: usize| matches!(&*world.segments[number].index(), Index::Closed { file: Some(_), .. });
+    let groups = |number: usize| {
+        let range = world.header(number).first_position..world.header(number + 1).first_position;
+        range.map(|position| world.kept[position as usize].group)
+    };
+    let several = |number: &usize| groups(*number).collect::<std::collections::BTreeSet<_>>().len() > 2;
+    let (mut filed, mut bare) = (0, 0);
+    for number in (0..world.segments.len() - 1).filter(several) {
+        let position = world.header(number).first_position + groups(number).count() as u64 / 2;
+        let damaged = world.kept[position as usize].group;
+        let at = place_of(&world, position).1 + 20;
+        world.segments[number].unload();
+        world.files[number].flip(at);
+        let hidden = |kept: &super::world::Kept| {
+            // Without its index a segment leads to none of its records.
+            kept.group == damaged || !is_filed(number) && groups(number).any(|group| group == kept.group)
+        };
+        let wanted: Vec<bool> = world.kept[..world.published].iter().map(|kept| !hidden(kept)).collect();
+        for (by_stream, reverse) in [(true, true), (true, false), (false, false), (true, false), (false, true)] {
+            assert_eq!(readable(&world, by_stream, reverse), wanted, "segment {number}");
+        }
+        *if is_filed(number) { &mut filed } else { &mut bare } += 1;
+        world.files[number].flip(at);
+    }
+    assert!(filed > 0 && bare > 0, "{filed} {bare}");
+}
+
 #[test]
 fn a_segment_is_closed_by_its_last_block_or_it_says_why_not() {
     let mut world = grow(SHAPES[1], 74, 60);
