@@ -157,10 +157,9 @@ class Loss(NamedTuple):
 
 
 def look(
-    backend: Backend, master: bytes | None, clock: Callable[[], int], random: Callable[[int], bytes]
+    backend: Backend, identity: Identity, keys: Keys, master: bytes | None, clock: Callable[[], int]
 ) -> Loss | None:
     """What a repair would do, or goes on with; None if nothing is wrong. Nothing is changed."""
-    identity, keys = enter(backend, master, random)
     notes: list[str] = []
     try:
         marks = load_marks(backend, identity, repairing=True)
@@ -515,11 +514,11 @@ async def repair(
 ) -> Loss | None:
     """What was wrong; None if nothing is. It is repaired if whoever is asked agrees."""
     with closing(backend_of()) as backend:
-        loss = look(backend, master, injected.clock, injected.random)
-    if loss is None or not agree(loss):
-        return loss
-    with closing(backend_of()) as backend:
         identity, keys = enter(backend, master, injected.random)
+        loss = look(backend, identity, keys, master, injected.clock)
+        # Locked while they are asked: what somebody appends meanwhile, to what was mended, nobody has agreed to lose.
+        if loss is None or not agree(loss):
+            return loss
         begin(backend, identity, keys, loss.plan, injected.random)
         cut(backend, identity, keys, loss.plan, injected.random)
     with closing(backend_of()) as backend:

@@ -15,7 +15,7 @@ from kimberlite.crypto.master import load_master
 from kimberlite.log.loading import load_identity, load_keys, load_marks
 from kimberlite.log.marks import encode_mark
 from kimberlite.log.names import CHECKPOINT, IDENTITY, MARKS, segment_name
-from kimberlite.log.repair import look
+from kimberlite.log.repair import enter, look
 from kimberlite.storage.backend import BLOCK
 from tests.log.simulated import Machine, payloads, until
 from tests.log.steps import Cut
@@ -369,7 +369,7 @@ async def judged_alike(machine: Machine, wrong: tuple[type[KimberliteError], ...
                 machine.verify()
             elif who == "repair":
                 with contextlib.closing(machine.backend()) as backend:
-                    loss = look(backend, master, lambda: machine.now, os.urandom)
+                    loss = look(backend, *enter(backend, master, os.urandom), master, lambda: machine.now)
                 assert (loss is None) == (wrong is None)
             else:
                 async with machine.open(segment_bytes=64 * 1024, read_only=who == "reader") as db:

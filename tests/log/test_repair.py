@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
@@ -72,6 +73,25 @@ def last_said(machine: Machine) -> tuple[int, Repaired]:
     said = decode_system(rows[-1].opened, "what was repaired")
     assert isinstance(said, Repaired)
     return rows[-1].position, said
+
+
+@pytest.mark.parametrize("agreed", [False, True])
+async def test_nobody_writes_to_it_while_somebody_is_asked(either: Machine, agreed: bool) -> None:
+    receipts = await filled(either)
+    name, place = place_of(either, receipts[20])
+    either.flip(name, place + 20)
+
+    def agree(_loss: Loss) -> bool:
+        either.flip(name, place + 20)
+        with contextlib.closing(either.backend()) as backend, pytest.raises(BlockingIOError):
+            backend.lock_directory()
+        return agreed
+
+    options, injected = Options(segment_bytes=SEGMENT, pack=0), Injected(clock=lambda: either.now)
+    await repair(either.backend, load_master(either.key), agree, options, injected)
+    async with either.open(segment_bytes=SEGMENT, create=False) as db:
+        await kept(db, receipts, 20 if agreed else COUNT)
+        await db.append("s", b"at once")
 
 
 @pytest.mark.parametrize("index", [3, 20, 38, 39])

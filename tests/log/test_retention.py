@@ -16,7 +16,7 @@ from kimberlite.crypto.master import load_master
 from kimberlite.errors import Corrupt
 from kimberlite.log import checkpoint
 from kimberlite.log.names import CHECKPOINT, HASHES, segment_name, segment_number
-from kimberlite.log.repair import look
+from kimberlite.log.repair import enter, look
 from kimberlite.log.salvage import Finder
 from kimberlite.log.verify import verify_again
 from kimberlite.storage.backend import BLOCK
@@ -380,7 +380,8 @@ async def test_what_is_left_of_what_was_dropped_is_judged_by_nobody(either: Mach
             await kept(reader, receipts, first)
         assert machine.verify(receipts[-1]).first_position > 0
         with contextlib.closing(machine.backend()) as backend:
-            assert look(backend, load_master(machine.key), lambda: 1, os.urandom) is None
+            master = load_master(machine.key)
+            assert look(backend, *enter(backend, master, os.urandom), master, lambda: 1) is None
         finder = Finder(machine.backend(), load_master(machine.key))
         assert finder.dropped > receipts[first - 1].first_position
         finder.close()
