@@ -171,8 +171,10 @@ class Opener:
         last: bool = False,
     ) -> None:
         self.backend, self.master, self.options, self.injected = backend, master, options, injected
-        # A log that nobody can write lets go of nothing: half of what is kept is for whoever will.
-        self.kept = 0 if last or options.retain_age or options.retain_size else creation.KEPT
+        # A log that nobody can write lets go of nothing: half of what is kept is for whoever may, and half of that for
+        # whoever was told to.
+        asked = options.retain_age or options.retain_size
+        self.kept = 0 if last else creation.KEPT // 2 if asked else creation.KEPT
         self.read_only, self.anchor, self.repairing = read_only, anchor, repairing
         self.notes: list[str] = []
 
