@@ -34,8 +34,14 @@ def run(arguments: argparse.Namespace) -> int:
             say(b"".join(map(text, records)))
 
     with open_reader(arguments) as database:
-        last = list(database.read(arguments.stream, reverse=True, limit=max(1, arguments.lines)))[::-1]
-        show(last[len(last) - min(arguments.lines, len(last)) :])
+        last: list[Record] = []
+        try:
+            for batch in database.read(arguments.stream, reverse=True, limit=max(1, arguments.lines)).batches():
+                last += batch
+        finally:
+            # Of those that cannot all be read, the newest.
+            last.reverse()
+            show(last[len(last) - min(arguments.lines, len(last)) :])
         if arguments.follow:
             start = 0 if not last else 1 + (last[-1].position if arguments.stream is None else last[-1].offset)
             while True:

@@ -27,6 +27,24 @@ def test_it_prints_the_last_records_in_their_order(tmp_path: Path, call: Call) -
     assert call("tail", path, "-n", "x").status == 64
 
 
+def test_of_what_is_damaged_it_prints_what_came_after(tmp_path: Path, call: Call) -> None:
+    path = tmp_path / "db"
+    with kimberlite.sync.open(path, segment_bytes=65536, pack=0) as db:
+        for i in range(300):
+            db.append("s", b"%d" % i)
+    first = path / "segments" / f"{0:020}.seg"
+    data = bytearray(first.read_bytes())
+    data[5 * 4096 + 20] ^= 1
+    first.write_bytes(data)
+    alone = call("tail", path, "-n", "200")
+    assert alone.status == 0
+    outcome = call("tail", path, "-n", "300")
+    assert outcome.status == 65
+    printed = [int(line) for line in outcome.out.split()]
+    assert printed == list(range(300 - len(printed), 300))
+    assert len(printed) > 280
+
+
 @pytest.mark.parametrize("how", ["directory", "daemon"])
 def test_it_goes_on_with_what_comes(tmp_path: Path, how: str) -> None:
     daemon = Daemon(tmp_path / "db", *ANY) if how == "daemon" else None
