@@ -11,7 +11,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, Protocol
+from typing import Any, BinaryIO, Final, Literal, Protocol
 
 from kimberlite import _native
 from kimberlite.arguments import checked_name, checked_reason
@@ -194,6 +194,25 @@ async def form_of(source: Source) -> Form:
 
 
 # ---- JSON Lines
+
+
+def is_sound(file: BinaryIO) -> bool:
+    """Whether the lines in front of an end are those that it was written behind; True of what has no such end."""
+    start, digest, last = file.tell(), hashlib.sha256(), b""
+    try:
+        while piece := file.read(PIECE):
+            last += piece
+            if last.startswith(MAGIC) or len(last) > LONGEST_LINE + PIECE:
+                return True
+            if (at := last.rfind(b"\n", 0, -1)) >= 0:
+                digest.update(memoryview(last)[: at + 1])
+                last = last[at + 1 :]
+        end = parsed(last).get("end")
+        return not isinstance(end, dict) or end.get("sha256") == digest.hexdigest()
+    except KimberliteError:
+        return True
+    finally:
+        file.seek(start)
 
 
 class Lines:

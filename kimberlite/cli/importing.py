@@ -48,7 +48,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def load(arguments: argparse.Namespace) -> Loading:
     with Progress("import") as progress:
-        async with source_of(arguments.file) as (source, total), opened(arguments, write=True) as db:
+        async with source_of(arguments.file) as (source, total, sound), opened(arguments, write=True) as db:
+            if not sound:
+                # This names the line, if that can be told, before anything of the file is imported.
+                async for _ in exports.read(source, await exports.form_of(source)):
+                    pass
             loading = Loading(db, new_times=arguments.new_times)
             async with db.importing(new_times=arguments.new_times) as into:
                 form = await exports.form_of(source)
@@ -60,8 +64,8 @@ async def load(arguments: argparse.Namespace) -> Loading:
 
 
 @asynccontextmanager
-async def source_of(name: str) -> AsyncIterator[tuple[Source, int]]:
-    """And how long it is, if that is known."""
+async def source_of(name: str) -> AsyncIterator[tuple[Source, int, bool]]:
+    """And how long it is, if that is known; and whether it may be sound."""
     file = open_input(None if name == STDIN else name)
     with file:
         about = os.fstat(file.fileno())
@@ -71,7 +75,8 @@ async def source_of(name: str) -> AsyncIterator[tuple[Source, int]]:
             # What comes late holds up nobody.
             return file.read(length) if regular else await asyncio.to_thread(file.read, length)
 
-        yield Source("stdin" if name == STDIN else name, read), about.st_size if regular else 0
+        sound = not regular or await asyncio.to_thread(exports.is_sound, file)
+        yield Source("stdin" if name == STDIN else name, read), about.st_size if regular else 0, sound
 
 
 class Loading:

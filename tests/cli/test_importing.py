@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +261,27 @@ def test_what_is_there_is_passed_over_if_it_is_the_same(call: Call, path: Path, 
     file.write_bytes(lines(HEAD, {"lengths": [["s", 20], ["t", 5]]}, record(9), record(10)))
     assert call("import", path, file, "--json").json() == {"records": 0, "passed_over": 2, "gaps": 2} | WHOLE
     assert lengths(path) == {"s": 20, "t": 5}
+
+
+@pytest.mark.parametrize("piped", [False, True])
+@pytest.mark.parametrize("change", [lambda line: line.replace(b'"payload":"', b'"payload":"9'), lambda _line: b""])
+def test_of_lines_that_are_not_those_that_were_exported_nothing_is_imported(
+    call: Call, process: Call, ledger: Path, tmp_path: Path, change: Callable[[bytes], bytes], piped: bool
+) -> None:
+    sound, spoiled = tmp_path / "sound", tmp_path / "spoiled"
+    call("export", ledger, sound)
+    written = sound.read_bytes().splitlines(keepends=True)
+    at = next(i for i, line in enumerate(written) if b'"payload"' in line)
+    spoiled.write_bytes(b"".join([*written[:at], change(written[at]), *written[at + 1 :]]))
+    if piped:
+        outcome = process("import", tmp_path / "new", "-", stdin=spoiled.read_bytes())
+    else:
+        outcome = call("import", tmp_path / "new", spoiled)
+    assert outcome.status == 65
+    assert b"what is before its end is not what was exported" in outcome.err
+    if not piped:
+        assert call("import", tmp_path / "new", sound).status == 0
+        assert records(tmp_path / "new") == records(ledger)
 
 
 def test_old_times_are_kept_or_new_ones_are_taken(call: Call, ledger: Path, tmp_path: Path) -> None:

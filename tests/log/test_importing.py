@@ -260,7 +260,7 @@ async def test_a_full_disk_ends_it_and_it_goes_on_later(machine: Machine, times:
     """However soon there is room again: nothing comes behind what found none."""
     steps = drawn(3, 200)
     async with machine.open(segment_bytes=SEGMENT) as db:
-        full, left = failing("open", "prepare/", errno.ENOSPC), iter(range(times))
+        full, left = failing("open", "prepare/0", errno.ENOSPC), iter(range(times))
         machine.fault = lambda *asked: (full(*asked) and next(left, None) is not None and full(*asked)) or None
         with pytest.raises(KimberliteError) as caught:
             await put(db, steps)
