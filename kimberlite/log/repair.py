@@ -28,6 +28,7 @@ from kimberlite.log.creation import (
     discard_prepared,
     give_reserve,
     prepare,
+    put_in_place,
     read_small,
     replace,
     write_small,
@@ -54,6 +55,7 @@ from kimberlite.log.options import Options
 from kimberlite.log.recovery import Loader
 from kimberlite.log.refusals import UNFIT_TO_WRITE, translate
 from kimberlite.log.salvage import Ended, Finder
+from kimberlite.log.settling import set_aside_as
 from kimberlite.storage import BLOCK, Backend, File, open_backend
 from kimberlite.storage.backend import read_around, written
 
@@ -177,6 +179,8 @@ def look(
     log = loader.log
     notes += [str(damage)] if damage is not None else ahead(backend, log)
     if not notes:
+        # It is no damage of the log, and no repair brings it back.
+        keys.check(log)
         return None
     if loader.reached is None or log.is_beginning:
         raise nothing(notes[0])
@@ -377,7 +381,11 @@ def cut_off(plan: Plan) -> str:
 def set_aside(backend: Backend, plan: Plan) -> None:
     file = backend.open(segment_name(plan.segment), "r")
     try:
-        replace(backend, cut_off(plan), lambda target: copy(file, target, plan.place))
+        if (name := set_aside_as(backend, file, plan.segment, plan.place, file.size())) is not None:
+            # One that was killed before it had begun has left it.
+            put_in_place(backend, name, cut_off(plan))
+        else:
+            replace(backend, cut_off(plan), lambda target: copy(file, target, plan.place))
     finally:
         file.close()
 

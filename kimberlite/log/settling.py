@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from typing import Final
 
 from kimberlite import _native
 from kimberlite.crypto.vault import Vault
 from kimberlite.errors import Busy, Corrupt
 from kimberlite.log import creation
+from kimberlite.log.description import size_of
 from kimberlite.log.identity import Identity
 from kimberlite.log.loading import Keys, segment_numbers
 from kimberlite.log.marks import MADE_UP, Mark, encode_mark
@@ -26,7 +28,34 @@ from kimberlite.log.options import Options
 from kimberlite.log.recovery import Ended
 from kimberlite.log.refusals import FULL
 from kimberlite.log.tail import LEAST_AHEAD, Prepared, Tail, install
-from kimberlite.storage.backend import BLOCK, Backend, File, written
+from kimberlite.storage.backend import BLOCK, Backend, File, read_around, written
+
+#: Compared at a time.
+PIECE: Final = 1 << 20
+
+
+def set_aside_as(backend: Backend, file: File, number: int, place: int, upto: int) -> str | None:
+    """What of `quarantine/` has these bytes of a segment already, synced; None if nothing."""
+    prefix = f"{number:020}-{place}-"
+    for leaf in backend.list(QUARANTINE):
+        if not leaf.startswith(prefix):
+            continue
+        name = f"{QUARANTINE}/{leaf}"
+        copy = backend.open(name, "w")
+        try:
+            if copy.size() == upto - place and all(
+                read_around(copy, at - place, length) == read_around(file, at, length)
+                for at, length in (
+                    *((at + place, length) for at, length in written(copy, 0, upto - place, PIECE)),
+                    *written(file, place, upto, PIECE),
+                )
+            ):
+                copy.sync()
+                backend.sync_directory(QUARANTINE)
+                return name
+        finally:
+            copy.close()
+    return None
 
 
 class Settler:
@@ -76,6 +105,10 @@ class Settler:
 
     def _quarantine(self, end: Ended, upto: int, number: int) -> None:
         assert end.file is not None
+        if (there := set_aside_as(self._backend, end.file, number, end.place, upto)) is not None:
+            # An earlier start was cut off behind this.
+            self._notes.append(f"{segment_name(number)}: a torn tail at byte {end.place} is in {there}")
+            return
         when = self._clock()
         while self._backend.exists(name := quarantine_name(number, end.place, when)):
             # An earlier start was cut off here, and the clock has not moved since.
@@ -104,11 +137,21 @@ class Settler:
             for number, _ in gone:
                 log.forget(number)
             keys.vault.erase(gone)
-            blocks = keys.vault.dirty()
+            blocks, full = keys.vault.dirty(), None
             for copy in sorted(keys.vault.stale):
-                self._renew(log, keys.vault, copy)
+                try:
+                    self._renew(log, keys.vault, copy)
+                except OSError as error:
+                    if error.errno not in FULL:
+                        raise
+                    full = error
+            # A key that is to be gone needs no room for that.
             for copy in sorted({0, 1} - keys.vault.stale):
                 self._write(VAULTS[copy], blocks)
+            # A copy's name may be only with the kernel, too.
+            self._backend.sync_directory()
+            if full is not None:
+                raise full
         if lost:
             self._anyhow(log, lambda: creation.write_small(self._backend, RECEIPT_KEY, keys.receipt))
 
@@ -124,9 +167,11 @@ class Settler:
             if not whole:
                 self._anyhow(log, lambda: creation.write_small(self._backend, name, image))
                 return
-            # The header last: until then it says nothing, or that it is older.
-            self._anyhow(log, lambda: self._write(name, [(BLOCK, image[BLOCK:])], length=len(image)))
-            self._write(name, [(0, image[:BLOCK])])
+            # The header last: until then it says nothing, or that it is older. What needs no room waits for none.
+            there = max(BLOCK, min(size_of(self._backend, name) // BLOCK * BLOCK, len(image)))
+            self._anyhow(log, lambda: self._write(name, [(BLOCK, image[BLOCK:there])]))
+            self._anyhow(log, lambda: self._write(name, [(there, image[there:])], length=len(image)))
+            self._anyhow(log, lambda: self._write(name, [(0, image[:BLOCK])]))
 
     def _write(self, name: str, blocks: list[tuple[int, bytes]], *, length: int | None = None) -> None:
         """Synced also if nothing is to be written: what a killed writer wrote may be only with the kernel, and a key
@@ -134,7 +179,8 @@ class Settler:
         file = self._backend.open(name, "w")
         try:
             for place, block in blocks:
-                file.write(place, block)
+                if block:
+                    file.write(place, block)
             if length is not None:
                 file.truncate(length)
             file.sync()

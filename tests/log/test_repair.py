@@ -12,12 +12,13 @@ import pytest
 
 from kimberlite import Corrupt, Log, Receipt, RolledBack
 from kimberlite.crypto.master import create_master, load_master
+from kimberlite.crypto.vault import SLOT
 from kimberlite.errors import Busy, KeyUnavailable
 from kimberlite.log import checkpoint, packing
 from kimberlite.log.creation import write_small
 from kimberlite.log.loading import load_identity
 from kimberlite.log.marks import MAGIC as MARK
-from kimberlite.log.names import CHECKPOINT, IDENTITY, MARKS, PREPARE, REPAIR, segment_name
+from kimberlite.log.names import CHECKPOINT, IDENTITY, MARKS, PREPARE, REPAIR, VAULTS, segment_name
 from kimberlite.log.opening import Injected
 from kimberlite.log.options import Options
 from kimberlite.log.repair import CHECK, LAYOUT, Loss, Plan, repair
@@ -73,6 +74,35 @@ def last_said(machine: Machine) -> tuple[int, Repaired]:
     said = decode_system(rows[-1].opened, "what was repaired")
     assert isinstance(said, Repaired)
     return rows[-1].position, said
+
+
+async def test_one_that_is_killed_before_it_has_begun_leaves_one_copy(either: Machine) -> None:
+    receipts = await filled(either)
+    name, place = place_of(either, receipts[20])
+    either.flip(name, place + 20)
+    left, step = either, 0
+    while REPAIR not in left.disk.files():
+        step += 1
+        cut = Cut(left.disk, step, Random(step), power=False)
+        left.disk.on_step = cut
+        await repaired(left)
+        assert cut.left is not None
+        left = Machine(either.key)
+        left.disk, left.now = cut.left, either.now + step
+        assert sum(each.startswith(f"quarantine/{name[9:29]}-{place}-") for each in left.disk.files()) <= 1
+    assert step > 5
+    await repaired(left)
+    assert left.verify().notes == []
+
+
+async def test_a_lost_key_is_said_and_not_called_nothing(encrypted: Machine) -> None:
+    await filled(encrypted)
+    for vault in VAULTS:
+        data = encrypted.disk.files()[vault]
+        slots = [at for at in range(BLOCK, len(data), SLOT) if data[at] == 3]
+        encrypted.flip(vault, slots[-1] + 90)
+    with pytest.raises(KeyUnavailable, match="the key of 1 streams is missing"):
+        await repaired(encrypted)
 
 
 @pytest.mark.parametrize("agreed", [False, True])
