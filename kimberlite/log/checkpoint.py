@@ -17,7 +17,7 @@ from kimberlite.errors import Corrupt
 from kimberlite.log import past
 from kimberlite.log.ahead import aside
 from kimberlite.log.committer import Committer
-from kimberlite.log.creation import RESERVED, all_room, anyhow, keep_reserve, read_small, reserve_size, write_small
+from kimberlite.log.creation import all_room, anyhow, is_reserved, keep_reserve, read_small, write_small
 from kimberlite.log.names import CHECKPOINT, HASHES, PRODUCERS, index_name
 from kimberlite.log.options import Options
 from kimberlite.log.past import HASHES_HEADER
@@ -240,10 +240,16 @@ class Derived:
             with contextlib.suppress(OSError):
                 self.write_all(self.capture(segment, tail), self.replayed if self.may_index() else [])
 
+    def keep_room(self) -> None:
+        """What the checkpoint says of streams, a record of retention will say, too."""
+        with contextlib.suppress(OSError):
+            if not is_reserved(self.backend):
+                keep_reserve(self.backend)
+
     def may_index(self) -> bool:
         """Index files are made again: what a full disk has left is not for them."""
         with contextlib.suppress(OSError):
-            return reserve_size(self.backend) == RESERVED
+            return is_reserved(self.backend)
         return False
 
 
@@ -330,8 +336,8 @@ class Checkpointer:
                 self._closed = left + self._closed
                 if lacking:
                     self._interval = AGAIN
-                    with contextlib.suppress(OSError):
-                        await committer.backend.run(lambda: keep_reserve(committer.backend))
+                if not self.sparing:
+                    await committer.backend.run(self._derived.keep_room)
                 self.on_written()
                 # For what was closed meanwhile.
                 self._loop.call_soon(self.published)
@@ -382,3 +388,4 @@ class Checkpointer:
         with contextlib.suppress(OSError):
             write = self._derived.capture(self._committer.segment, self._committer.tail)
             self._derived.write_all(write, self._closed)
+            self._derived.keep_room()

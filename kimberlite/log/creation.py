@@ -8,14 +8,17 @@ from typing import TypeVar
 
 from kimberlite.crypto.vault import Vault
 from kimberlite.errors import Misconfigured
+from kimberlite.log.description import size_of
 from kimberlite.log.identity import Identity
 from kimberlite.log.marks import Mark, encode_mark
 from kimberlite.log.names import (
+    CHECKPOINT,
     DIRECTORIES,
     FILES,
     IDENTITY,
     MARKS,
     PREPARE,
+    PRODUCERS,
     RECEIPT_KEY,
     RESERVE,
     VAULTS,
@@ -29,6 +32,8 @@ T = TypeVar("T")
 #: Bytes of `reserve`: of these so many are kept for what makes room, and the rest for whatever must be said.
 RESERVED = 256 * 1024
 KEPT = RESERVED // 2
+#: What makes room says of every stream and producer what the checkpoint does: so many bytes have room in the above.
+FEW_STREAMS = KEPT // 2
 
 
 def write_small(backend: Backend, name: str, data: bytes) -> None:
@@ -137,11 +142,18 @@ def complete(backend: Backend, identity: Identity, master: bytes | None, random:
         write_small(backend, MARKS, b"".join(blocks))
 
 
+def for_streams(backend: Backend) -> int:
+    """What is kept besides, if there are many; in steps, so that it is seldom another."""
+    size = sum(size_of(backend, name) for name in (CHECKPOINT, PRODUCERS) if backend.exists(name))
+    return 1 << (size - 1).bit_length() if size > FEW_STREAMS else 0
+
+
 def give_reserve(backend: Backend, kept: int) -> None:
     """Its room, but for so much, to whoever takes it first."""
     if not kept:
         discard(backend, RESERVE)
     elif backend.exists(RESERVE):
+        kept += for_streams(backend)
         file = backend.open(RESERVE, "w")
         try:
             if file.size() > kept:
@@ -173,29 +185,24 @@ def anyhow(work: Callable[[], T], *ways: Callable[[], None]) -> T:
     return work()
 
 
-def reserve_size(backend: Backend) -> int | None:
+def is_reserved(backend: Backend) -> bool:
     """What is not there of it, somebody needed."""
-    if not backend.exists(RESERVE):
-        return None
-    file = backend.open(RESERVE, "r")
-    try:
-        return file.size()
-    finally:
-        file.close()
+    return backend.exists(RESERVE) and size_of(backend, RESERVE) == RESERVED + for_streams(backend)
 
 
 def keep_reserve(backend: Backend, upto: int = RESERVED) -> None:
     """It is only room, of which a full disk has less or none: then a later open makes the rest."""
     try:
-        size = reserve_size(backend)
-        if new := size is None or size > RESERVED or size % BLOCK > 0:
+        more = for_streams(backend)
+        size, upto = size_of(backend, RESERVE) if backend.exists(RESERVE) else None, upto + more
+        if new := size is None or size > RESERVED + more or size % BLOCK > 0:
             discard(backend, RESERVE)
         file = backend.open(RESERVE, "x" if new else "w")
         try:
             # A copy may have left out what is only zeros.
             if new or not size or not allocated(file, 0, size):
                 size = 0
-            step = upto
+            step = 1 << (upto.bit_length() - 1)
             while step >= BLOCK:
                 if size + step <= upto and allocated(file, size, size + step):
                     size += step

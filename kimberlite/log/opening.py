@@ -258,8 +258,8 @@ class Opener:
             # Some may be left, if the process that dropped them was cut off.
             unlink_before(self.backend, log.dropped[0])
             derived.replayed = [segment for segment in derived.replayed if segment.number >= log.dropped[0]]
-        settler.quarantine(log, end)
         settler.heal(log, keys, lost=lost)
+        settler.quarantine(log, end)
         clean = marks.newest.clean and marks.newest.group == log.sealed()[0] - 1 and end.torn_upto is None
         segment, tail = settler.go_on(log, end, clean=clean)
         # All of the above needs room more, and what is made again less.

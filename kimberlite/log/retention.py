@@ -22,10 +22,18 @@ from kimberlite.log import past
 from kimberlite.log.checkpoint import Checkpointer
 from kimberlite.log.clock import Clock
 from kimberlite.log.committer import Committer
-from kimberlite.log.creation import KEPT, RESERVED, discard, give_reserve, keep_reserve, reserve_size
+from kimberlite.log.creation import (
+    KEPT,
+    anyhow,
+    discard,
+    give_reserve,
+    is_reserved,
+    keep_reserve,
+    prepare,
+)
 from kimberlite.log.description import size_of
 from kimberlite.log.findings import Findings
-from kimberlite.log.names import DIRECTORIES, INDEX, SEGMENTS, index_name, segment_name
+from kimberlite.log.names import DIRECTORIES, INDEX, PAST, SEGMENTS, index_name, segment_name
 from kimberlite.log.options import Options
 from kimberlite.log.packing import Packer
 from kimberlite.log.refusals import FULL, refusal
@@ -38,6 +46,8 @@ from kimberlite.storage.backend import Backend
 FOR_HASHES: Final = (KEPT, KEPT // 2)
 #: Bytes of what is said in one system record, if a segment takes so much.
 PIECE: Final = 256 * 1024
+#: Bytes that its groups take besides.
+SLACK: Final = 64 * 1024
 #: Seconds between two looks at what is too old by now.
 LOOK: Final = 60.0
 
@@ -64,12 +74,16 @@ class Retention:
         self._rule = rule_of(committer.options)
         self._chores = Chores("kimberlite-retain", committer.poison)
         self._looking: asyncio.Task[None] | None = None
+        #: What came of looking, since somebody last asked.
+        self._unasked: list[Dropping | KimberliteError] = []
         #: Why what the options let go is not dropped; None if it is.
         self.waits: str | None = None
         #: Told of each reason, and of None when there is no more.
         self.on_waits: Callable[[str | None], None] = lambda _why: None
         self._timer = asyncio.get_running_loop().call_later(LOOK, self._tick)
-        self.look()
+        # What time it is must be noted before it jumps.
+        if self._rule != Rule() or clock.stale:
+            self._looking = self._chores.begin(self._look())
 
     async def drop(self, rule: Rule, *, dry_run: bool = False, confirm_clock: bool = False) -> Dropping:
         """Returns when it is gone, or, if dry, what would go.
@@ -95,12 +109,22 @@ class Retention:
             self._looking = self._chores.begin(self._look())
 
     async def _asked(self, rule: Rule, *, dry_run: bool, confirm_clock: bool) -> Dropping | KimberliteError:
+        self._unasked = []
         outcome = await self._drop(rule, dry_run=dry_run, confirm_clock=confirm_clock)
-        if confirm_clock and not dry_run:
-            # What waited for it does so no more. Who looks already may have seen the clock as it was.
+        if not confirm_clock or self._rule == Rule():
+            return outcome
+        # What waits for it would go too, or does.
+        if dry_run:
+            self._unasked = [await self._drop(self._rule, dry_run=True, confirm_clock=True)]
+        else:
+            # Who looks already may have seen the clock as it was.
             await self._looked()
             self.look()
             await self._looked()
+        for more in self._unasked:
+            if isinstance(outcome, Dropping) and isinstance(more, Dropping) and more.segments:
+                # Either begins where the log does.
+                outcome = max(outcome, more) if dry_run else joined(outcome, more)
         return outcome
 
     async def _looked(self) -> None:
@@ -124,6 +148,7 @@ class Retention:
         if rule.age is not None and (held := self._clock.held()) is not None:
             rule = rule._replace(age=None)
         outcome = await self._drop(rule)
+        self._unasked.append(outcome)
         return outcome if isinstance(outcome, KimberliteError) else held
 
     def note(self) -> None:
@@ -218,10 +243,16 @@ class Retention:
         await self._backend.run(lambda: self._keep(range(first, number), position))
         piece = min(PIECE, self._committer.tail.most // 4)
         records = _native.Log.retention_records(retained, piece)
+        # Of a full disk too: it makes room. At the worst the indexes go before their segments, and all others.
+        ways = (
+            lambda: give_reserve(self._backend, 0),
+            lambda: self._unlink_indexes(range(first, number)),
+            lambda: self._unlink_indexes(range(first, self._committer.tail.number)),
+        )
         self._checkpointer.held = True
         try:
-            # Of a full disk too: it makes room. At the worst the indexes go before their segments.
-            ways = lambda: give_reserve(self._backend, 0), lambda: self._unlink_indexes(range(first, number))
+            if len(records) > 1:
+                await self._backend.run(lambda: self._make_room(sum(map(len, records)), ways))
             group = await self._committer.say_anyhow(records, *ways)
             if not await self._committer.mark(group):
                 self._committer.check()
@@ -233,6 +264,19 @@ class Retention:
             raise NoSpace(f"{waiting(wanted)}: {error}") from None
         finally:
             self._checkpointer.held = False
+
+    def _make_room(self, size: int, ways: tuple[Callable[[], None], ...]) -> None:
+        """For all pieces of a record before the first: a part of them says nothing, and takes room from the next."""
+
+        def take() -> None:
+            self._backend.unlink(prepare(self._backend, PAST, lambda file: file.allocate(0, size + SLACK)))
+
+        try:
+            anyhow(take, lambda: give_reserve(self._backend, KEPT), *ways)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise refusal(f"no room for a record of {size} bytes", error) from None
 
     def _unlink_indexes(self, segments: range) -> None:
         # What is open still has its blocks.
@@ -253,7 +297,7 @@ class Retention:
             past.keep(self._backend, self._native, database, position, told, anyhow=True)
 
     def _restore(self) -> None:
-        if reserve_size(self._backend) != RESERVED:
+        if not is_reserved(self._backend):
             keep_reserve(self._backend)
 
     def _unlink(self, number: int) -> None:

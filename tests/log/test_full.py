@@ -13,7 +13,7 @@ import pytest
 from kimberlite import Dropping, Log, NoSpace, Receipt
 from kimberlite.crypto.vault import SLOT
 from kimberlite.errors import Dropped
-from kimberlite.log import checkpoint, retention
+from kimberlite.log import checkpoint, creation, retention
 from kimberlite.log.creation import KEPT, RESERVED
 from kimberlite.log.names import CHECKPOINT, HASHES, PAST, PREPARE, RESERVE, VAULTS, prepared_name, segment_name
 from kimberlite.log.opening import Opening
@@ -185,6 +185,92 @@ async def test_however_often_it_is_killed_some_of_what_is_kept_is_for_retention(
         assert len(await payloads(db.read("s"))) == len(kept)
     async with opening(either) as db:
         await db.append("s", b"as ever")
+
+
+@pytest.mark.parametrize("streams", [100, 2000])
+async def test_room_is_kept_for_what_is_said_of_every_stream(either: Machine, streams: int) -> None:
+    """The record that says what goes is larger than all that was kept for it once."""
+    async with opening(either) as db:
+        for start in range(0, streams, 50):
+            await asyncio.gather(*(db.append(f"{i:0200}", b"soon") for i in range(start, start + 50)))
+        for i in range(200):
+            await db.append("s", b"%d." % i * 300)
+    fill_up(either)
+    before = len(either.disk.files()[CHECKPOINT])
+    assert len(either.disk.files()[RESERVE]) >= RESERVED + (before if streams > 1000 else 0)
+    async with opening(either, retaining=True) as db:
+        assert (await db.retain(size=SIZE)).segments > 2
+        await db.append("new", b"there is room")
+    async with opening(either) as db:
+        names = [name async for name in db.streams()]
+        assert len(names) >= streams
+    either.verify()
+
+
+async def test_a_record_of_many_pieces_is_said_whole_or_not_at_all(
+    either: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(creation, "for_streams", lambda _backend: 0)
+    async with opening(either) as db:
+        for start in range(0, 2000, 50):
+            await asyncio.gather(*(db.append(f"{i:0200}", b"soon") for i in range(start, start + 50)))
+    fill_up(either)
+    async with opening(either, retaining=True) as db:
+        durable = db.durable_position
+        for _ in range(2):
+            with pytest.raises(NoSpace, match="no room for a record of"):
+                await db.retain(size=SIZE)
+        assert db.durable_position == durable
+    either.disk.capacity = None
+    async with opening(either) as db:
+        assert (await db.retain(size=SIZE)).segments > 2
+
+
+async def test_an_erased_key_waits_for_no_room(encrypted: Machine) -> None:
+    """A writer that is killed behind the record of an erasure leaves the key, and a torn tail that has no room."""
+    segment = 16 * SEGMENT
+    async with encrypted.open(segment_bytes=segment, pack=0, scrub=0) as db:
+        await db.append("gone", b"soon")
+        await db.append("s", b"kept")
+        before = {name: encrypted.disk.files()[name] for name in VAULTS}
+        await db.erase("gone", reason="asked")
+        tail = db._writer()[0].tail
+        name, place = segment_name(tail.number), tail.place
+        left = encrypted.image()
+    for vault, data in before.items():
+        left.write(vault, 0, data)
+    left.write(name, place + BLOCK, Random(1).randbytes(600_000))
+    for unneeded in [RESERVE, *(each for each in left.disk.files() if each.startswith(f"{PREPARE}/"))]:
+        left.backend().unlink(unneeded)
+    fill_up(left)
+    async with left.open(segment_bytes=segment, pack=0, scrub=0) as db:
+        assert (await db.info())["notes"] == ["opened for reading only: No space left on device"]
+    for vault, data in before.items():
+        slots = {data[at : at + SLOT] for at in range(BLOCK, len(data), SLOT)}
+        now = left.disk.files()[vault]
+        assert len(slots - {now[at : at + SLOT] for at in range(BLOCK, len(now), SLOT)}) == 1
+
+
+async def test_a_torn_tail_is_set_aside_once(either: Machine) -> None:
+    async with opening(either) as db:
+        await db.append("s", b"kept")
+        tail = db._writer()[0].tail
+        name, place = segment_name(tail.number), tail.place
+        left = either.image()
+    left.write(name, place + BLOCK, Random(1).randbytes(30_000))
+    for step in range(1, 60):
+        cut = Cut(left.disk, step, Random(step), power=False)
+        left.disk.on_step = cut
+        async with opening(left) as db:
+            left.disk.on_step = None
+            assert await payloads(db.read("s")) == [b"kept"]
+        if cut.left is None:
+            break
+        disk, left.disk.on_step = cut.left, None
+        left = Machine(either.key)
+        left.disk, left.now = disk, either.now + step
+        assert sum(name.startswith("quarantine/") for name in left.disk.files()) <= 2
+    assert step > 10
 
 
 async def test_what_a_start_deletes_makes_room_for_what_it_keeps(either: Machine) -> None:

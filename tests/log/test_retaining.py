@@ -198,13 +198,40 @@ async def test_nothing_goes_for_its_age_while_the_clock_may_have_jumped(either: 
             await until(partial(held, db))
             assert await first(db) < 20
     async with opening(either, retain_age=200 * 3600.0) as db:
-        position = (await db.info())["first_position"]
-        assert await db.retain(confirm_clock=True) == Dropping(0, 0, 0, position, None)
-        # At once, and so is what waited for it.
+        before = await db.info()
+        would = await db.retain(confirm_clock=True, dry_run=True)
+        assert would.segments > 2
+        assert (await db.info())["first_position"] == before["first_position"]
+        # What waited for it is told with what was asked for.
+        assert await db.retain(confirm_clock=True) == would
+        assert (await db.info())["first_position"] == would.first
         assert await first(db) >= 40
         assert await free(db)
     async with opening(either) as db:
         await db.retain(age=timedelta(days=1))
+
+
+async def test_a_clock_that_jumps_before_the_first_close_is_held_to_have_jumped(
+    either: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "LOOK", 60.0)
+    async with opening(either) as db:
+        await db.append("s", b"from before")
+        await until(lambda: noted_in(either))
+        left = either.image()
+    left.now += 400 * DAY
+    async with opening(left) as db:
+        for _ in range(5):
+            await db.append("s", bytes(SEGMENT // 2))
+        after = left.image()
+    for machine in (left, after):
+        async with opening(machine) as db:
+            with pytest.raises(Unavailable, match="the clock has jumped"):
+                await db.retain(age=30 * 24 * 3600)
+
+
+async def noted_in(machine: Machine) -> bool:
+    return CLOCK in machine.disk.files()
 
 
 async def test_a_clock_in_doubt_holds_up_no_rule_but_that_of_age(either: Machine) -> None:
