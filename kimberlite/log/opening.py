@@ -196,7 +196,8 @@ class Opener:
                 await self.backend.run(lambda: creation.keep_reserve(self.backend))
             log = await self._open_reader()
             why = f"the database is open for reading only: {error.strerror}"
-            log.refusal = NoSpace(f"{why}; for `kimberlite retain` there is room kept, once this is closed")
+            left = "; for `kimberlite retain` there is room kept, once this is closed" if self.kept else ""
+            log.refusal = NoSpace(why + left)
             return log
         return self._serve(*prepared)
 

@@ -74,8 +74,8 @@ class Retention:
         self._rule = rule_of(committer.options)
         self._chores = Chores("kimberlite-retain", committer.poison)
         self._looking: asyncio.Task[None] | None = None
-        #: What came of looking, since somebody last asked.
-        self._unasked: list[Dropping | KimberliteError] = []
+        #: What came of looking, while somebody waits for that.
+        self._unasked: list[Dropping | KimberliteError] | None = None
         #: Why what the options let go is not dropped; None if it is.
         self.waits: str | None = None
         #: Told of each reason, and of None when there is no more.
@@ -109,19 +109,20 @@ class Retention:
             self._looking = self._chores.begin(self._look())
 
     async def _asked(self, rule: Rule, *, dry_run: bool, confirm_clock: bool) -> Dropping | KimberliteError:
-        self._unasked = []
-        outcome = await self._drop(rule, dry_run=dry_run, confirm_clock=confirm_clock)
         if not confirm_clock or self._rule == Rule():
-            return outcome
+            return await self._drop(rule, dry_run=dry_run, confirm_clock=confirm_clock)
         # What waits for it would go too, or does.
+        unasked = self._unasked = []
+        outcome = await self._drop(rule, dry_run=dry_run, confirm_clock=confirm_clock)
         if dry_run:
-            self._unasked = [await self._drop(self._rule, dry_run=True, confirm_clock=True)]
+            unasked.append(await self._drop(self._rule, dry_run=True, confirm_clock=True))
         else:
             # Who looks already may have seen the clock as it was.
             await self._looked()
             self.look()
             await self._looked()
-        for more in self._unasked:
+        self._unasked = None
+        for more in unasked:
             if isinstance(outcome, Dropping) and isinstance(more, Dropping) and more.segments:
                 # Either begins where the log does.
                 outcome = max(outcome, more) if dry_run else joined(outcome, more)
@@ -148,7 +149,8 @@ class Retention:
         if rule.age is not None and (held := self._clock.held()) is not None:
             rule = rule._replace(age=None)
         outcome = await self._drop(rule)
-        self._unasked.append(outcome)
+        if self._unasked is not None:
+            self._unasked.append(outcome)
         return outcome if isinstance(outcome, KimberliteError) else held
 
     def note(self) -> None:
