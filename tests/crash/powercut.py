@@ -31,7 +31,13 @@ BAD = ("lost", "back", "refused", "escaped", "hung", "nonces twice")
 OTHER_STEPS = ("mark", "group", "retention", "packing", "erasure", "rotation")
 HITS = (*(f"{step} hit" for step in (*STEPS, *OTHER_STEPS, "recovery")), "torn tails")
 #: What a writer may end with when its disk is gone.
-OF_A_DEAD_DISK = ("UnknownOutcome: ", "Unavailable: ", "NoSpace: ")
+#: What it does not give of the marks is as if it were damaged; if they are, they still are behind the cut.
+OF_A_DEAD_DISK = (
+    "UnknownOutcome: ",
+    "Unavailable: ",
+    "NoSpace: ",
+    "Corrupt: marks, byte 0: neither watermark is sound",
+)
 #: Of so many cuts and more, so many at least are in the middle of each of these.
 ENOUGH, LEAST = 500, 20
 #: What a log does that lives for years.
