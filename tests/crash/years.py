@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from kimberlite import Erased, Log
+from kimberlite import Dropped, Erased, Log, Record
 from kimberlite.crypto.master import create_master
 from kimberlite.log.clock import Moment
 from kimberlite.log.names import PAST
@@ -135,18 +135,24 @@ class Life:
         """All that is there."""
         erased = {each["stream"] for each in (await self.log.info())["erasures"]}
         for info in list(self.log.streams()):
-            first, wrong, times = info.length, 0, []
+            first, wrong = info.length, 0
             if info.name in erased:
                 with suppress(Erased):
                     wrong = len([record async for record in self.log.read(info.name)])
                 say(stream=[info.name, None, info.length, wrong, 0])
                 continue
-            async for record in self.log.read(info.name):
+            records = await self.all_of(info.name)
+            for record in records:
                 first = min(first, record.offset)
                 wrong += record.payload != payload(info.name, record.offset)
-                times.append(record.timestamp)
-            say(stream=[info.name, first, info.length, wrong, len(times)])
+            say(stream=[info.name, first, info.length, wrong, len(records)])
         say(shown=(await self.log.info())["first_position"])
+
+    async def all_of(self, stream: str) -> list[Record]:
+        """Once more if retention, which goes on beside, has overtaken it."""
+        while True:
+            with suppress(Dropped):
+                return [record async for record in self.log.read(stream)]
 
     def measure(self, **more: float) -> None:
         sizes = [path.stat().st_blocks * 512 for path in self.directory.rglob("*") if path.is_file()]
