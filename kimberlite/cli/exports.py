@@ -197,22 +197,35 @@ async def form_of(source: Source) -> Form:
 
 
 def is_sound(file: BinaryIO) -> bool:
-    """Whether the lines in front of an end are those that it was written behind; True of what has no such end."""
-    start, digest, last = file.tell(), hashlib.sha256(), b""
+    """Whether the lines in front of an end are those that it was written behind; True of what has no end."""
+    start, digest, kept = file.tell(), hashlib.sha256(), b""
     try:
         while piece := file.read(PIECE):
-            last += piece
-            if last.startswith(MAGIC) or len(last) > LONGEST_LINE + PIECE:
+            kept += piece
+            if kept.startswith(MAGIC) or len(kept) > LONGEST_LINE + PIECE:
                 return True
-            if (at := last.rfind(b"\n", 0, -1)) >= 0:
-                digest.update(memoryview(last)[: at + 1])
-                last = last[at + 1 :]
-        end = parsed(last).get("end")
-        return not isinstance(end, dict) or end.get("sha256") == digest.hexdigest()
-    except KimberliteError:
+            at, done = kept.rfind(b"\n") + 1, 0
+            while (found := kept.find(b'"end"', done, at)) >= 0:
+                begin, after = kept.rfind(b"\n", done, found) + 1 or done, kept.index(b"\n", found) + 1
+                digest.update(kept[done:begin])
+                if not is_end_of(kept[begin:after], digest.hexdigest()):
+                    return False
+                digest.update(kept[begin:after])
+                done = after
+            digest.update(kept[done:at])
+            kept = kept[at:]
         return True
     finally:
         file.seek(start)
+
+
+def is_end_of(line: bytes, digest: str) -> bool:
+    """Of what has this digest, if it is an end at all."""
+    try:
+        end = parsed(line).get("end")
+    except KimberliteError:
+        return True
+    return not isinstance(end, dict) or end.get("sha256") == digest
 
 
 class Lines:

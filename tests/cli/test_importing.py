@@ -265,14 +265,21 @@ def test_what_is_there_is_passed_over_if_it_is_the_same(call: Call, path: Path, 
 
 @pytest.mark.parametrize("piped", [False, True])
 @pytest.mark.parametrize("change", [lambda line: line.replace(b'"payload":"', b'"payload":"9'), lambda _line: b""])
+@pytest.mark.parametrize("behind", [b"", b"\n", b'{"end":{}}\n', b'{"end'])
 def test_of_lines_that_are_not_those_that_were_exported_nothing_is_imported(
-    call: Call, process: Call, ledger: Path, tmp_path: Path, change: Callable[[bytes], bytes], piped: bool
+    call: Call,
+    process: Call,
+    ledger: Path,
+    tmp_path: Path,
+    change: Callable[[bytes], bytes],
+    behind: bytes,
+    piped: bool,
 ) -> None:
     sound, spoiled = tmp_path / "sound", tmp_path / "spoiled"
     call("export", ledger, sound)
     written = sound.read_bytes().splitlines(keepends=True)
     at = next(i for i, line in enumerate(written) if b'"payload"' in line)
-    spoiled.write_bytes(b"".join([*written[:at], change(written[at]), *written[at + 1 :]]))
+    spoiled.write_bytes(b"".join([*written[:at], change(written[at]), *written[at + 1 :], behind]))
     if piped:
         outcome = process("import", tmp_path / "new", "-", stdin=spoiled.read_bytes())
     else:
