@@ -31,6 +31,8 @@ STREAMS: Final = 1000
 PIECE: Final = 1 << 20
 #: What a record can need: each of its bytes is at most six, as \u0001, and what stands around them is less than 4 KiB.
 LONGEST_LINE: Final = 6 * _native.LARGEST_BATCH_BYTES + 4096
+#: What stands in the line of a record, once, and in no other.
+A_RECORD: Final = b'"payload":'
 #: Streams that were erased and are named to whoever looks on.
 MOST_NAMED: Final = 8
 
@@ -198,7 +200,7 @@ async def form_of(source: Source) -> Form:
 
 def is_sound(file: BinaryIO) -> bool:
     """Whether the lines in front of an end are those that it was written behind; True of what has no end."""
-    start, digest, kept = file.tell(), hashlib.sha256(), b""
+    start, digest, records, kept = file.tell(), hashlib.sha256(), 0, b""
     try:
         while piece := file.read(PIECE):
             kept += piece
@@ -208,24 +210,26 @@ def is_sound(file: BinaryIO) -> bool:
             while (found := kept.find(b'"end"', done, at)) >= 0:
                 begin, after = kept.rfind(b"\n", done, found) + 1 or done, kept.index(b"\n", found) + 1
                 digest.update(kept[done:begin])
-                if not is_end_of(kept[begin:after], digest.hexdigest()):
+                records += kept.count(A_RECORD, done, begin)
+                if not is_end_of(kept[begin:after], {"records": records, "sha256": digest.hexdigest()}):
                     return False
                 digest.update(kept[begin:after])
+                records += kept.count(A_RECORD, begin, after)
                 done = after
             digest.update(kept[done:at])
+            records += kept.count(A_RECORD, done, at)
             kept = kept[at:]
         return True
     finally:
         file.seek(start)
 
 
-def is_end_of(line: bytes, digest: str) -> bool:
-    """Of what has this digest, if it is an end at all."""
+def is_end_of(line: bytes, end: dict[str, Any]) -> bool:
+    """If it is an end at all."""
     try:
-        end = parsed(line).get("end")
+        return bool(parsed(line).get("end", end) == end)
     except KimberliteError:
         return True
-    return not isinstance(end, dict) or end.get("sha256") == digest
 
 
 class Lines:

@@ -48,11 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def load(arguments: argparse.Namespace) -> Loading:
     with Progress("import") as progress:
-        async with source_of(arguments.file) as (source, total, sound), opened(arguments, write=True) as db:
-            if not sound:
-                # This names the line, if that can be told, before anything of the file is imported.
-                async for _ in exports.read(source, await exports.form_of(source)):
-                    pass
+        async with source_of(arguments.file) as (source, total), opened(arguments, write=True) as db:
             loading = Loading(db, new_times=arguments.new_times)
             async with db.importing(new_times=arguments.new_times) as into:
                 form = await exports.form_of(source)
@@ -64,8 +60,8 @@ async def load(arguments: argparse.Namespace) -> Loading:
 
 
 @asynccontextmanager
-async def source_of(name: str) -> AsyncIterator[tuple[Source, int, bool]]:
-    """And how long it is, if that is known; and whether it may be sound."""
+async def source_of(name: str) -> AsyncIterator[tuple[Source, int]]:
+    """And how long it is, if that is known. A file that is known not to be what was exported is refused."""
     file = open_input(None if name == STDIN else name)
     with file:
         about = os.fstat(file.fileno())
@@ -75,8 +71,15 @@ async def source_of(name: str) -> AsyncIterator[tuple[Source, int, bool]]:
             # What comes late holds up nobody.
             return file.read(length) if regular else await asyncio.to_thread(file.read, length)
 
-        sound = not regular or await asyncio.to_thread(exports.is_sound, file)
-        yield Source("stdin" if name == STDIN else name, read), about.st_size if regular else 0, sound
+        source = Source("stdin" if name == STDIN else name, read)
+        if regular and not await asyncio.to_thread(exports.is_sound, file):
+            start = file.tell()
+            # This names the line, if that can be told, before anything of the file is imported.
+            async for _ in exports.read(source, await exports.form_of(source)):
+                pass
+            file.seek(start)
+            source = Source(source.name, read)
+        yield source, about.st_size if regular else 0
 
 
 class Loading:

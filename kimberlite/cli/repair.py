@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 from typing import Any
 
@@ -30,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     path = directory(arguments.target)
     if not path.is_dir():
         raise Invalid(f"there is no database at {path}")
-    if arguments.accept_loss and not arguments.yes and not sys.stdin.isatty():
+    if arguments.accept_loss and not arguments.yes and (sys.stdin is None or not sys.stdin.isatty()):
         raise Invalid("nobody can be asked here: --yes says that the loss is accepted")
     if arguments.accept_loss and not arguments.yes and arguments.json:
         raise Invalid("with --json nobody is asked: --yes says that the loss is accepted")
@@ -91,6 +92,11 @@ def show(loss: Loss, *, as_json: bool) -> None:
 
 
 def asked() -> bool:
-    sys.stderr.write("Give this up? Only `yes` does it: ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip() == "yes"
+    # An event loop only notes an interruption, and would go on with whatever is said behind it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        sys.stderr.write("Give this up? Only `yes` does it: ")
+        sys.stderr.flush()
+        return sys.stdin.readline().strip() == "yes"
+    finally:
+        signal.signal(signal.SIGINT, before)

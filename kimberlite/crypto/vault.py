@@ -181,21 +181,25 @@ class Vault:
     def erase(self, gone: Set[tuple[int, bytes]]) -> None:
         """Empties the slots of streams, by their numbers and their declarations' hashes, and those that are damaged and
         may be such."""
+        for place in self.slots_of(gone, self._image):
+            self._image[place : place + SLOT] = bytes(SLOT)
+            self._dirty.add(place // BLOCK * BLOCK)
+        for each in gone:
+            self._places.pop(each, None)
+
+    def slots_of(self, gone: Set[tuple[int, bytes]], image: bytes | bytearray) -> list[int]:
+        """Those of an image, or of a copy of whatever age, that `erase` empties."""
         numbers, hashes = {number for number, _ in gone}, {declared for _, declared in gone}
         found = []
-        for place in range(BLOCK, len(self._image), SLOT):
-            slot = self._image[place : place + SLOT]
+        for place in range(BLOCK, len(image) - SLOT + 1, SLOT):
+            slot = image[place : place + SLOT]
             (kind, stream), bound = struct.unpack_from("<II", slot), bytes(slot[32:64])
             numbered = kind == STREAM and stream in numbers
             if (numbered and (stream, bound) in gone) or (
                 (numbered or bound in hashes) and not self._sound(place, slot)
             ):
                 found.append(place)
-        for place in found:
-            self._image[place : place + SLOT] = bytes(SLOT)
-            self._dirty.add(place // BLOCK * BLOCK)
-        for each in gone:
-            self._places.pop(each, None)
+        return found
 
     def orphans(self, bound: Set[tuple[int, bytes]]) -> int:
         """How many streams have keys and are not `bound`, by their numbers and their declarations' hashes. A slot that

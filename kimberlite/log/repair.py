@@ -11,6 +11,7 @@ crash, it comes to the same. Nothing is deleted.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -19,7 +20,7 @@ from typing import Final, NamedTuple, Self
 
 from kimberlite import _native
 from kimberlite.crypto.master import load_master
-from kimberlite.errors import Busy, Corrupt, Invalid
+from kimberlite.errors import Busy, Corrupt, Invalid, KeyUnavailable
 from kimberlite.log.creation import (
     all_room,
     anyhow,
@@ -227,7 +228,7 @@ class Left(NamedTuple):
 
 
 def look_behind(backend: Backend, master: bytes | None, keys: Keys, log: _native.Log, segment: int, why: str) -> Left:
-    """Corrupt if something is behind this log that must not be given up."""
+    """Refused if something is behind this log that must not be given up, or may be."""
     position = log.sealed()[1]
     finder = Finder(backend, master)
     try:
@@ -235,9 +236,14 @@ def look_behind(backend: Backend, master: bytes | None, keys: Keys, log: _native
         if finder.dropped > position:
             # It is what a rule of retention has dropped.
             raise nothing(why)
-        if finder.erased - {number for number, *_ in log.erasures} or keys.lost(log):
+        if finder.erased - {number for number, *_ in log.erasures}:
             what = "an erasure is behind the damage, and must not be given up; salvage what is left"
             raise Corrupt(f"{what}: {why}", file=segment_name(segment))
+        try:
+            keys.check(log)
+        except KeyUnavailable as error:
+            what = "what was erased behind the damage must not be given up: put the vault back, or salvage what is left"
+            raise KeyUnavailable(f"{error}; {what}: {why}") from None
     finally:
         finder.close()
     return Left(records, ended, finder.incarnation, tuple(finder.earlier(position)))
@@ -524,6 +530,8 @@ async def repair(
     with closing(backend_of()) as backend:
         identity, keys = enter(backend, master, injected.random)
         loss = look(backend, identity, keys, master, injected.clock)
+        # Who has interrupted it meanwhile agrees to nothing.
+        await asyncio.sleep(0)
         # Locked while they are asked: what somebody appends meanwhile, to what was mended, nobody has agreed to lose.
         if loss is None or not agree(loss):
             return loss

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Final
 
 from kimberlite import _native
-from kimberlite.crypto.vault import Vault
+from kimberlite.crypto.vault import SLOT, Vault
 from kimberlite.errors import Busy, Corrupt
 from kimberlite.log import creation
 from kimberlite.log.description import size_of
@@ -145,6 +145,7 @@ class Settler:
                     if error.errno not in FULL:
                         raise
                     full = error
+                    self._empty(keys.vault, gone, VAULTS[copy])
             # A key that is to be gone needs no room for that.
             for copy in sorted({0, 1} - keys.vault.stale):
                 self._write(VAULTS[copy], blocks)
@@ -172,6 +173,12 @@ class Settler:
             self._anyhow(log, lambda: self._write(name, [(BLOCK, image[BLOCK:there])]))
             self._anyhow(log, lambda: self._write(name, [(there, image[there:])], length=len(image)))
             self._anyhow(log, lambda: self._write(name, [(0, image[:BLOCK])]))
+
+    def _empty(self, vault: Vault, gone: Set[tuple[int, bytes]], name: str) -> None:
+        """The slots of what was erased, in a copy that stays what it is."""
+        copy = creation.read_small(self._backend, name)
+        if copy is not None:
+            self._write(name, [(place, bytes(SLOT)) for place in vault.slots_of(gone, copy)])
 
     def _write(self, name: str, blocks: list[tuple[int, bytes]], *, length: int | None = None) -> None:
         """Synced also if nothing is to be written: what a killed writer wrote may be only with the kernel, and a key

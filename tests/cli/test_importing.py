@@ -256,7 +256,7 @@ def test_what_is_there_is_passed_over_if_it_is_the_same(call: Call, path: Path, 
     assert b"stream 's' ends at offset 10, and the export begins at 11" in outcome.err
     file.write_bytes(lines(HEAD, {"lengths": [["s", 12]]}))
     assert call("import", path, file).status == 1
-    file.write_bytes(lines(HEAD, record(10), {"end": 1}))
+    file.write_bytes(lines(HEAD, record(10), {"other": 1}))
     assert call("import", path, file).status == 64
     file.write_bytes(lines(HEAD, {"lengths": [["s", 20], ["t", 5]]}, record(9), record(10)))
     assert call("import", path, file, "--json").json() == {"records": 0, "passed_over": 2, "gaps": 2} | WHOLE
@@ -287,8 +287,32 @@ def test_of_lines_that_are_not_those_that_were_exported_nothing_is_imported(
     assert outcome.status == 65
     assert b"what is before its end is not what was exported" in outcome.err
     if not piped:
-        assert call("import", tmp_path / "new", sound).status == 0
-        assert records(tmp_path / "new") == records(ledger)
+        assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("end", [{"records": 1}, {"sha256": "00" * 32}, 5, {"records": 2, "sha256": 5}, {"other": 1}])
+def test_of_lines_whose_end_says_something_else_nothing_is_imported(
+    call: Call, ledger: Path, tmp_path: Path, end: Any
+) -> None:
+    spoiled = tmp_path / "spoiled"
+    call("export", ledger, spoiled)
+    *written, last = spoiled.read_bytes().splitlines(keepends=True)
+    said = json.loads(last)["end"]
+    changed = said | end if isinstance(end, dict) else end
+    spoiled.write_bytes(b"".join([*written, json.dumps({"end": changed}).encode(), b"\n"]))
+    assert call("import", tmp_path / "new", spoiled).status in (64, 65)
+    assert not (tmp_path / "new").exists()
+
+
+def test_lines_may_be_written_in_other_ways(call: Call, ledger: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    call("export", ledger, file)
+    written = [json.loads(line) for line in file.read_bytes().splitlines()[:-1]]
+    data = b"".join(json.dumps(line).replace('"payload"', '"p\\u0061yload"').encode() + b"\n" for line in written)
+    end = {"records": sum("payload" in line for line in written), "sha256": hashlib.sha256(data).hexdigest()}
+    file.write_bytes(data + json.dumps({"end": end}).encode() + b"\n")
+    assert call("import", tmp_path / "new", file).status == 0
+    assert records(tmp_path / "new") == records(ledger)
 
 
 def test_old_times_are_kept_or_new_ones_are_taken(call: Call, ledger: Path, tmp_path: Path) -> None:

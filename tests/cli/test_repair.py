@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import shlex
 import shutil
+import signal
+import subprocess
 from pathlib import Path
 
-from tests.cli.conftest import Call
+from tests.cli.conftest import Call, command, environment
 from tests.cli.test_serve import ANY, Daemon
 
 SEGMENT = "segments/00000000000000000000.seg"
@@ -38,6 +42,38 @@ def test_nothing_is_changed_before_the_loss_is_accepted(ledger: Path, call: Call
     assert before == {file: file.read_bytes() for file in ledger.rglob("*") if file.is_file()}
 
 
+def test_with_no_stdin_nobody_can_be_asked(ledger: Path) -> None:
+    break_it(ledger)
+    asked = shlex.join(command("repair", ledger, "--accept-loss"))
+    done = subprocess.run(f"{asked} <&-", shell=True, capture_output=True, timeout=60, check=False, env=environment())
+    assert (done.returncode, b"--yes" in done.stderr, b"Traceback" in done.stderr) == (64, True, False)
+
+
+def test_an_interruption_of_the_question_is_an_answer(ledger: Path) -> None:
+    break_it(ledger)
+    before = {file: file.read_bytes() for file in ledger.rglob("*") if file.is_file()}
+    parent, child = pty.openpty()
+    with subprocess.Popen(
+        command("repair", ledger, "--accept-loss"),
+        stdin=child,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    ) as process:
+        assert process.stderr is not None
+        shown = b""
+        while not shown.endswith(b"does it: "):
+            shown += os.read(process.stderr.fileno(), 4096)
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(30) == 130
+        finally:
+            process.kill()
+    os.close(parent)
+    os.close(child)
+    assert before == {file: file.read_bytes() for file in ledger.rglob("*") if file.is_file()}
+
+
 def test_it_is_written_again(ledger: Path, call: Call, process: Call) -> None:
     break_it(ledger)
     assert call("verify", ledger).status == 65
@@ -50,10 +86,10 @@ def test_it_is_written_again(ledger: Path, call: Call, process: Call) -> None:
     assert (receipt["first_offset"], receipt["incarnation"]) == (0, 1)
     assert list((ledger / "quarantine").iterdir())
     assert call("repair", ledger, "--json").json() == {"damaged": False}
-    for command in ("info", "verify"):
-        [said] = call(command, ledger, "--json").json()["repairs"]
+    for name in ("info", "verify"):
+        [said] = call(name, ledger, "--json").json()["repairs"]
         assert (said["incarnation"], said["kept"], said["lost"], said["salvaged"]) == (1, 4, [[4, 7]], False)
-        assert "incarnation 1, kept 4 records, lost: positions 4 to 6" in call(command, ledger).out.decode()
+        assert "incarnation 1, kept 4 records, lost: positions 4 to 6" in call(name, ledger).out.decode()
 
 
 def test_directories_that_were_not_copied_are_made(ledger: Path, call: Call) -> None:
@@ -86,9 +122,9 @@ def test_a_daemon_says_so_too(ledger: Path, call: Call) -> None:
     said = call("info", ledger, "--json").json()["repairs"]
     daemon = Daemon(ledger, *ANY)
     url = f"kimberlite://{daemon.listening()}"
-    for command in ("info", "verify"):
-        assert call(command, url, "--json").json()["repairs"] == said
-        assert b"repaired: " in call(command, url).out
+    for name in ("info", "verify"):
+        assert call(name, url, "--json").json()["repairs"] == said
+        assert b"repaired: " in call(name, url).out
     assert daemon.end() == 0
 
 

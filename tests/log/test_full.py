@@ -246,9 +246,33 @@ async def test_an_erased_key_waits_for_no_room(encrypted: Machine) -> None:
     async with left.open(segment_bytes=segment, pack=0, scrub=0) as db:
         assert (await db.info())["notes"] == ["opened for reading only: No space left on device"]
     for vault, data in before.items():
-        slots = {data[at : at + SLOT] for at in range(BLOCK, len(data), SLOT)}
-        now = left.disk.files()[vault]
-        assert len(slots - {now[at : at + SLOT] for at in range(BLOCK, len(now), SLOT)}) == 1
+        assert len(slots_in(data) - slots_in(left.disk.files()[vault])) == 1
+
+
+@pytest.mark.parametrize("old", [0, 1])
+@pytest.mark.parametrize("many", [False, True])
+async def test_an_erased_key_goes_from_an_old_copy_that_was_put_back(encrypted: Machine, old: int, many: bool) -> None:
+    """Beside one that has keys which are newer: neither is what both are together, and there is no room for that."""
+    async with opening(encrypted) as db:
+        for i in range(0, 1500 if many else 0, 50):
+            await db.append_many({f"s/{i + j}": [b"1234"] for j in range(50)})
+        await db.append("gone", b"soon")
+        before = [encrypted.disk.files()[name] for name in VAULTS]
+        await db.erase("gone", reason="asked")
+        held = [encrypted.disk.files()[name] for name in VAULTS]
+        await db.append("later", b"x")
+    [slot] = slots_in(before[0]) - slots_in(held[0])
+    encrypted.write(VAULTS[old], 0, before[old])
+    encrypted.backend().unlink(RESERVE)
+    fill_up(encrypted)
+    async with opening(encrypted) as db:
+        assert await payloads(db.read("later")) == [b"x"]
+    assert all(slot not in encrypted.disk.files()[name] for name in VAULTS)
+    encrypted.disk.capacity = None
+    async with opening(encrypted) as db:
+        assert await payloads(db.read("later")) == [b"x"]
+    copies = [encrypted.disk.files()[name] for name in VAULTS]
+    assert copies[0] == copies[1]
 
 
 async def test_a_torn_tail_is_set_aside_once(either: Machine) -> None:
@@ -334,6 +358,10 @@ async def test_a_vault_needs_no_room_to_be_the_same_again(encrypted: Machine, wh
         if erased:
             assert slots_of(copies[0]) == slots_of(start[VAULTS[0]]) - 1
     assert countdown > 5
+
+
+def slots_in(vault: bytes) -> set[bytes]:
+    return {vault[place : place + SLOT] for place in range(BLOCK, len(vault), SLOT)}
 
 
 def slots_of(vault: bytes) -> int:

@@ -525,6 +525,17 @@ async def test_an_erasure_is_not_given_up(encrypted: Machine) -> None:
     assert REPAIR not in encrypted.disk.files()
 
 
+async def test_a_key_that_is_lost_is_not_called_erased(encrypted: Machine) -> None:
+    receipts = await filled(encrypted)
+    name, place = place_of(encrypted, receipts[20])
+    encrypted.flip(name, place)
+    for vault in VAULTS:
+        encrypted.flip(vault, BLOCK + 2 * SLOT + 100)
+    with pytest.raises(KeyUnavailable, match=r"the key of 1 streams is missing, 's'.* put the vault back, or salvage"):
+        await repaired(encrypted)
+    assert REPAIR not in encrypted.disk.files()
+
+
 async def test_a_writer_at_work_is_left_alone(machine: Machine) -> None:
     async with machine.open():
         with pytest.raises(Busy):
