@@ -15,6 +15,7 @@ CHECKPOINT: Final = "checkpoint"
 PRODUCERS: Final = "producers"
 CLOCK: Final = "clock"
 PAST: Final = "past"
+PAST_BLOCK: Final = "past.block"
 SEGMENTS: Final = "segments"
 INDEX: Final = "index"
 PREPARE: Final = "prepare"
@@ -22,7 +23,7 @@ QUARANTINE: Final = "quarantine"
 REPAIR: Final = "repair"
 
 FILES: Final = frozenset(
-    (IDENTITY, MARKS, *VAULTS, RECEIPT_KEY, RESERVE, HASHES, CHECKPOINT, PRODUCERS, CLOCK, PAST, REPAIR)
+    (IDENTITY, MARKS, *VAULTS, RECEIPT_KEY, RESERVE, HASHES, CHECKPOINT, PRODUCERS, CLOCK, PAST, PAST_BLOCK, REPAIR)
 )
 #: What the files in each directory are called.
 DIRECTORIES: Final = {

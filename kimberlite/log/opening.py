@@ -248,6 +248,8 @@ class Opener:
         derived = Derived(self.backend, loader.log, identity.database_id)
         end = derived.load(loader)
         log = derived.log
+        with contextlib.suppress(OSError):
+            past.restore(self.backend, identity.database_id)
         past.attach(self.backend, log)
         if self.anchor is not None:
             check_anchor(log, self.anchor, keyed=keys.receipts)

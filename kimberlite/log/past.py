@@ -5,25 +5,33 @@ hashes that are about to be the only ones → checked → past, fsync → (fsync
 
 A full disk leaves them in `hashes`, until there is room. So what `hashes` has of what was dropped was not moved yet, or
 a crash came before its place was given back: it is moved again, and until then `hashes` keeps it.
+
+What is new shares a block with what was there, which a power cut could take with it: that is set aside before.
 """
 
 from __future__ import annotations
 
 import contextlib
+import struct
 from collections.abc import Callable, Iterator
 from typing import Final
 
 from kimberlite import _native
 from kimberlite.errors import Corrupt
-from kimberlite.log.names import HASHES, PAST
+from kimberlite.log.creation import discard, read_small, write_small
+from kimberlite.log.names import HASHES, PAST, PAST_BLOCK
 from kimberlite.log.refusals import FULL
-from kimberlite.storage.backend import Backend, File, read_around, written
+from kimberlite.storage.backend import BLOCK, Backend, File, read_around, written
 
 #: Before the first hash.
 HASHES_HEADER: Final = _native.HASHES_HEADER
 #: Leaves whose hashes are read, checked and written at a time.
 PIECE: Final = 1 << 14
 NOWHERE: Final = bytes(32)
+#: Of a block that is set aside: magic, database id and where its bytes are, which follow, and a check.
+ASIDE: Final = struct.Struct("<8s16sQ")
+MAGIC: Final = b"KIMBPSB1"
+CHECK: Final = 8
 
 
 def keep(
@@ -37,6 +45,7 @@ def keep(
 ) -> None:
     """The hashes of what is before this position. A full disk keeps them where they are. What is wrong is Corrupt, or
     `told`, and left out; what was nowhere before is told."""
+    restore(backend, database_id)
     with contextlib.ExitStack() as closing:
         hashes = backend.open(HASHES, "r") if backend.exists(HASHES) else None
         if hashes is not None:
@@ -52,18 +61,39 @@ def keep(
         try:
             past.write(0, (b"KIMBPST1" + database_id).ljust(HASHES_HEADER, b"\0"))
             if native.first and (past.size() < end or has_some(hashes, end)):
-                _catch_up(past, hashes, end, told)
+                _catch_up(past, hashes, end, told, lambda place: _set_aside(backend, database_id, past, place))
+                past.sync()
+                _give_up_aside(backend)
             # What a crash has left of an earlier copy may be there in part.
             past.truncate(end)
+            _set_aside(backend, database_id, past, end)
             _copy(past, hashes, native, position, told if anyhow else None)
         except OSError as error:
             if error.errno not in FULL:
                 raise
             past.truncate(min(past.size(), end))
         past.sync()
-    # It may be new since a call that found something wrong.
-    backend.sync_directory()
+    # The other may be new since a call that found something wrong.
+    _give_up_aside(backend)
     attach(backend, native)
+
+
+def restore(backend: Backend, database_id: bytes) -> None:
+    """What a block had before a write to it that was cut off."""
+    data = read_small(backend, PAST_BLOCK, 2 * BLOCK)
+    if data is None:
+        return
+    head, kept, check = data[: ASIDE.size], data[ASIDE.size : -CHECK], data[-CHECK:]
+    if len(head) == ASIDE.size and _native.blake3(head + kept)[:CHECK] == check and backend.exists(PAST):
+        magic, database, place = ASIDE.unpack(head)
+        past = backend.open(PAST, "w")
+        try:
+            if (magic, database) == (MAGIC, database_id) and place + len(kept) <= past.size():
+                past.write(place, kept)
+                past.sync()
+        finally:
+            past.close()
+    _give_up_aside(backend)
 
 
 def let_go(backend: Backend, position: int) -> None:
@@ -150,6 +180,20 @@ def check(backend: Backend, native: _native.Log, piece: int, opened: Callable[[s
         raise Corrupt("it is of another tree", file=PAST)
 
 
+def _set_aside(backend: Backend, database_id: bytes, past: File, place: int) -> None:
+    """What is written from here on begins in a block that may have something."""
+    start = place // BLOCK * BLOCK
+    if kept := read_around(past, start, BLOCK):
+        data = ASIDE.pack(MAGIC, database_id, start) + kept
+        write_small(backend, PAST_BLOCK, data + _native.blake3(data)[:CHECK])
+
+
+def _give_up_aside(backend: Backend) -> None:
+    """Before anything is taken away that the file has now."""
+    discard(backend, PAST_BLOCK)
+    backend.sync_directory()
+
+
 def _copy(
     past: File, hashes: File | None, native: _native.Log, position: int, told: Callable[[Corrupt], None] | None
 ) -> None:
@@ -174,12 +218,20 @@ def _copy(
         past.truncate(place_of(position))
 
 
-def _catch_up(past: File, hashes: File | None, end: int, told: Callable[[Corrupt], None]) -> None:
-    """What was left in the other file, which has nothing of what was moved from there before."""
+def _catch_up(
+    past: File,
+    hashes: File | None,
+    end: int,
+    told: Callable[[Corrupt], None],
+    before: Callable[[int], None],
+) -> None:
+    """What was left in the other file, which has nothing of what was moved from there before. Nothing is written
+    `before` it is said where that begins."""
     there = place = min(end, HASHES_HEADER + (past.size() - HASHES_HEADER) // 32 * 32)
     if hashes is not None:
         # What is there already may be what a crash has left of it.
         place = next((start for start, _ in written(hashes, HASHES_HEADER, place)), place)
+    before(place)
     nowhere = None
     while place < end:
         length = min(64 * PIECE, end - place)

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
+from random import Random
 from typing import Any
 
 import pytest
@@ -21,13 +22,17 @@ from kimberlite import (
     Receipt,
     RolledBack,
     Unavailable,
+    _native,
 )
 from kimberlite.arguments import Rule
-from kimberlite.log import checkpoint, retention
+from kimberlite.log import checkpoint, past, retention
 from kimberlite.log.clock import JUMP
-from kimberlite.log.names import CHECKPOINT, CLOCK, HASHES, PAST, RESERVE, index_name, segment_name
+from kimberlite.log.names import CHECKPOINT, CLOCK, HASHES, PAST, PAST_BLOCK, RESERVE, index_name, segment_name
 from kimberlite.log.opening import Opening
 from kimberlite.storage.backend import BLOCK
+from kimberlite.storage.memory import Disk
+from kimberlite.storage.memory.image import Write
+from tests.crash.cuts import replace
 from tests.log.simulated import Machine, payloads, until
 
 SEGMENT = 64 * 1024
@@ -495,6 +500,63 @@ async def test_what_is_kept_of_the_past_is_not_kept_twice(machine: Machine) -> N
         assert not any(hashes[4096 : 4096 + end])
         assert any(past[4096:4128])
         assert (await db.get(receipts[-1].first_position)).payload == b"59"
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_power_cut_takes_nothing_that_the_past_had_in_a_block_that_is_written_again(
+    machine: Machine, *, late: bool
+) -> None:
+    receipts = await filled(machine, 120)
+    before = machine.disk.files()[HASHES]
+    async with opening(machine) as db:
+        gone = (await db.retain(before=receipts[30].first_position)).first
+    if late:
+        # Some were moved, and of the others a crash has left nothing there yet.
+        replace(machine.disk, HASHES, before[:4096] + bytes(640) + before[4736:])
+    lefts: list[Disk] = []
+
+    def cut() -> None:
+        inode = machine.disk.tree.get(PAST)
+        if writes := [change for change in inode.loose() if isinstance(change, Write)] if inode else []:
+            left, rng = machine.disk.crash(Random(len(lefts))), Random(len(lefts))
+            data = bytearray(left.files()[PAST])
+            for write in writes:
+                start, end = write.place // BLOCK * BLOCK, min(-(-write.end // BLOCK) * BLOCK, len(data))
+                data[start:end] = rng.randbytes(max(0, end - start))
+            replace(left, PAST, bytes(data))
+            lefts.append(left)
+
+    async with opening(machine) as db:
+        machine.disk.on_step = cut
+        again = await db.retain(before=receipts[70].first_position)
+        machine.disk.on_step = None
+    assert again.segments > 0
+    assert PAST_BLOCK not in machine.disk.files()
+    assert len(lefts) > 2
+    for left in (*lefts, machine.disk):
+        later = Machine(machine.key)
+        later.disk, later.now = left, machine.now
+        async with opening(later) as db:
+            assert PAST_BLOCK not in left.files()
+            assert left is machine.disk or (await db.info())["first_position"] == gone
+            if not late:
+                assert later.verify(receipts[7]).notes == []
+            await db.retain(before=receipts[100].first_position)
+        assert later.verify(receipts[7]).notes == []
+
+
+@pytest.mark.parametrize("kept", [b"", b"x" * 100, "other"])
+async def test_what_is_in_place_of_a_block_of_the_past_is_not_put_back(machine: Machine, kept: bytes | str) -> None:
+    receipts = await filled(machine)
+    async with opening(machine) as db:
+        await db.retain(before=receipts[40].first_position)
+    if isinstance(kept, str):
+        data = past.ASIDE.pack(past.MAGIC, bytes(16), BLOCK) + b"x" * 100
+        kept = data + _native.blake3(data)[:8]
+    replace(machine.disk, PAST_BLOCK, kept)
+    async with opening(machine):
+        assert PAST_BLOCK not in machine.disk.files()
+    assert machine.verify(receipts[7]).notes == []
 
 
 @pytest.mark.parametrize("unasked", [True, False])
