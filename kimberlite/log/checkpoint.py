@@ -17,12 +17,13 @@ from kimberlite.errors import Corrupt
 from kimberlite.log import past
 from kimberlite.log.ahead import aside
 from kimberlite.log.committer import Committer
-from kimberlite.log.creation import all_room, anyhow, is_reserved, keep_reserve, read_small, write_small
+from kimberlite.log.creation import read_small, write_small
 from kimberlite.log.names import CHECKPOINT, HASHES, PRODUCERS, index_name
 from kimberlite.log.options import Options
 from kimberlite.log.past import HASHES_HEADER
 from kimberlite.log.recovery import Ended, Loader
 from kimberlite.log.refusals import FULL
+from kimberlite.log.reserve import all_room, anyhow, besides, is_reserved, keep_reserve
 from kimberlite.log.tail import Tail
 from kimberlite.log.tasks import begin
 from kimberlite.storage.backend import Backend, File, opener
@@ -241,15 +242,15 @@ class Derived:
                 self.write_all(self.capture(segment, tail), self.replayed if self.may_index() else [])
 
     def keep_room(self) -> None:
-        """What the checkpoint says of streams, a record of retention will say, too."""
+        """Of more streams and producers a record of retention says more."""
         with contextlib.suppress(OSError):
-            if not is_reserved(self.backend):
-                keep_reserve(self.backend)
+            if not is_reserved(self.backend, self.log):
+                keep_reserve(self.backend, self.log)
 
     def may_index(self) -> bool:
         """Index files are made again: what a full disk has left is not for them."""
         with contextlib.suppress(OSError):
-            return is_reserved(self.backend)
+            return is_reserved(self.backend, self.log)
         return False
 
 
@@ -269,6 +270,9 @@ class Checkpointer:
         #: Whether there was a checkpoint since hashes were found wrong.
         self._doubted = False
         self._interval = LEAST_INTERVAL
+        #: What is kept for what is said of streams and producers, or that a full disk did not give.
+        self._besides = besides(derived.log.retained_bound)
+        self._keeping: asyncio.Task[None] | None = None
         #: Whether the log says something by now that its state has not: a start from a checkpoint would never know it.
         self.held = False
         #: Whether room is being made for what must be: index files wait.
@@ -292,7 +296,12 @@ class Checkpointer:
     def published(self) -> None:
         """Called after groups became durable."""
         committer = self._committer
-        if self._task is not None or self._stopped or committer.rotating or committer.poisoned is not None or self.held:
+        if self._stopped or committer.poisoned is not None or self.held:
+            return
+        if (more := besides(self._derived.log.retained_bound)) > self._besides and self._keeping is None:
+            self._besides = more
+            self._keeping = begin(self._keep_room(), "kimberlite-reserve", committer.poison)
+        if self._task is not None or committer.rotating:
             return
         records = self._derived.log.durable - self._position
         written = committer.written - self._place
@@ -306,6 +315,13 @@ class Checkpointer:
         elif self._timer is None:
             # Nothing more may be appended, and what is closed waits to be packed.
             self._timer = self._loop.call_later(wait, self._waited)
+
+    async def _keep_room(self) -> None:
+        try:
+            if not self.sparing:
+                await self._committer.backend.run(self._derived.keep_room)
+        finally:
+            self._keeping = None
 
     def _waited(self) -> None:
         self._timer = None
@@ -336,7 +352,7 @@ class Checkpointer:
                 self._closed = left + self._closed
                 if lacking:
                     self._interval = AGAIN
-                if not self.sparing:
+                if not self.sparing and not self.held:
                     await committer.backend.run(self._derived.keep_room)
                 self.on_written()
                 # For what was closed meanwhile.
@@ -356,6 +372,12 @@ class Checkpointer:
         finally:
             self._task = None
         return None
+
+    async def hold(self) -> None:
+        """Returns when nothing is taken of the disk any more, until it is `held` no longer."""
+        self.held = True
+        while self._keeping is not None:
+            await asyncio.wait([self._keeping])
 
     async def let_go(self) -> None:
         """Of what was dropped: it has its blocks until nobody has it open."""
@@ -380,8 +402,8 @@ class Checkpointer:
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._task is not None:
-            await asyncio.wait([self._task])
+        if tasks := [task for task in (self._task, self._keeping) if task is not None]:
+            await asyncio.wait(tasks)
 
     def write_last(self) -> None:
         """At a clean close, when everything is durable."""

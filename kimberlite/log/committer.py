@@ -21,11 +21,11 @@ from kimberlite.errors import (
     Unavailable,
     UnknownOutcome,
 )
-from kimberlite.log.creation import KEPT, give_reserve
 from kimberlite.log.flights import Answer, Flight, Flights
 from kimberlite.log.marks import Mark, encode_mark
 from kimberlite.log.names import segment_name
 from kimberlite.log.options import Options
+from kimberlite.log.reserve import KEPT, give_reserve
 from kimberlite.log.tail import Tail, install
 from kimberlite.log.tasks import begin
 from kimberlite.records import Receipt
@@ -540,7 +540,7 @@ class Committer:
             return await self.say(payloads)
         except NoSpace as error:
             full = error
-        for give in (lambda: give_reserve(self.backend, KEPT), *more):
+        for give in (lambda: give_reserve(self.backend, self.log, KEPT), *more):
             # At once: nobody else is to come in front of it and take the room.
             self._refuse_all(full)
             # What cannot be given is no room.

@@ -4,36 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import TypeVar
 
 from kimberlite.crypto.vault import Vault
 from kimberlite.errors import Misconfigured
-from kimberlite.log.description import size_of
 from kimberlite.log.identity import Identity
 from kimberlite.log.marks import Mark, encode_mark
 from kimberlite.log.names import (
-    CHECKPOINT,
     DIRECTORIES,
     FILES,
     IDENTITY,
     MARKS,
     PREPARE,
-    PRODUCERS,
     RECEIPT_KEY,
-    RESERVE,
     VAULTS,
     belongs,
 )
-from kimberlite.log.refusals import FULL
-from kimberlite.storage.backend import BLOCK, Backend, File, read_around
-
-T = TypeVar("T")
-
-#: Bytes of `reserve`: of these so many are kept for what makes room, and the rest for whatever must be said.
-RESERVED = 256 * 1024
-KEPT = RESERVED // 2
-#: What makes room says of every stream and producer what the checkpoint does: so many bytes have room in the above.
-FEW_STREAMS = KEPT // 2
+from kimberlite.storage.backend import Backend, File, read_around
 
 
 def write_small(backend: Backend, name: str, data: bytes) -> None:
@@ -142,89 +128,7 @@ def complete(backend: Backend, identity: Identity, master: bytes | None, random:
         write_small(backend, MARKS, b"".join(blocks))
 
 
-def for_streams(backend: Backend) -> int:
-    """What is kept besides, if there are many; in steps, so that it is seldom another."""
-    size = sum(size_of(backend, name) for name in (CHECKPOINT, PRODUCERS) if backend.exists(name))
-    return 1 << (size - 1).bit_length() if size > FEW_STREAMS else 0
-
-
-def give_reserve(backend: Backend, kept: int) -> None:
-    """Its room, but for so much, to whoever takes it first."""
-    if not kept:
-        discard(backend, RESERVE)
-    elif backend.exists(RESERVE):
-        kept += for_streams(backend)
-        file = backend.open(RESERVE, "w")
-        try:
-            if file.size() > kept:
-                file.truncate(kept)
-        finally:
-            file.close()
-
-
-def all_room(backend: Backend) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Ways to room for what nothing goes on without. A start takes back what is left of it."""
-    return lambda: give_reserve(backend, KEPT), lambda: give_reserve(backend, 0)
-
-
 def discard_prepared(backend: Backend) -> None:
     """What was cut off before it had its name."""
     for name in backend.list(PREPARE):
         backend.unlink(f"{PREPARE}/{name}")
-
-
-def anyhow(work: Callable[[], T], *ways: Callable[[], None]) -> T:
-    """With what makes room, one after the other, if the disk has none."""
-    for give in ways:
-        try:
-            return work()
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-        give()
-    return work()
-
-
-def is_reserved(backend: Backend) -> bool:
-    """What is not there of it, somebody needed."""
-    return backend.exists(RESERVE) and size_of(backend, RESERVE) == RESERVED + for_streams(backend)
-
-
-def keep_reserve(backend: Backend, upto: int = RESERVED) -> None:
-    """It is only room, of which a full disk has less or none: then a later open makes the rest."""
-    try:
-        more = for_streams(backend)
-        size, upto = size_of(backend, RESERVE) if backend.exists(RESERVE) else None, upto + more
-        if new := size is None or size > RESERVED + more or size % BLOCK > 0:
-            discard(backend, RESERVE)
-        file = backend.open(RESERVE, "x" if new else "w")
-        try:
-            # A copy may have left out what is only zeros.
-            if new or not size or not allocated(file, 0, size):
-                size = 0
-            step = 1 << (upto.bit_length() - 1)
-            while step >= BLOCK:
-                if size + step <= upto and allocated(file, size, size + step):
-                    size += step
-                step //= 2
-            file.sync()
-        finally:
-            file.close()
-        if new:
-            backend.sync_directory()
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-
-
-def allocated(file: File, start: int, end: int) -> bool:
-    """Has blocks for this range; False on a full disk, of which some file systems keep what they could get."""
-    try:
-        file.allocate(start, end - start)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            file.truncate(start)
-        if error.errno not in FULL:
-            raise
-        return False
-    return True

@@ -32,6 +32,7 @@ from kimberlite.log.options import Options
 from kimberlite.log.packing import Packer
 from kimberlite.log.recovery import Loader
 from kimberlite.log.refusals import FULL, UNFIT_TO_BEGIN, UNFIT_TO_WRITE, translate
+from kimberlite.log.reserve import KEPT, keep_reserve
 from kimberlite.log.retention import Retention, count, oldest_kept, unlink_before
 from kimberlite.log.scrub import Scrubber
 from kimberlite.log.settling import Settler
@@ -174,9 +175,11 @@ class Opener:
         # A log that nobody can write lets go of nothing: half of what is kept is for whoever may, and half of that for
         # whoever was told to.
         asked = options.retain_age or options.retain_size
-        self.kept = 0 if last else creation.KEPT // 2 if asked else creation.KEPT
+        self.kept = 0 if last else KEPT // 2 if asked else KEPT
         self.read_only, self.anchor, self.repairing = read_only, anchor, repairing
         self.notes: list[str] = []
+        #: As soon as it is known.
+        self._log: _native.Log | None = None
 
     async def open(self, *, create: bool, origin: str | None, or_read: bool) -> Log:
         if self.read_only:
@@ -193,7 +196,7 @@ class Opener:
             self.notes.append(f"opened for reading only: {error.strerror}")
             # What this start gave is nobody else's.
             with contextlib.suppress(OSError):
-                await self.backend.run(lambda: creation.keep_reserve(self.backend))
+                await self.backend.run(lambda: keep_reserve(self.backend, self._log))
             log = await self._open_reader()
             why = f"the database is open for reading only: {error.strerror}"
             left = "; for `kimberlite retain` there is room kept, once this is closed" if self.kept else ""
@@ -247,7 +250,7 @@ class Opener:
         loader.on_chunk = self.injected.on_replay
         derived = Derived(self.backend, loader.log, identity.database_id)
         end = derived.load(loader)
-        log = derived.log
+        self._log = log = derived.log
         with contextlib.suppress(OSError):
             past.restore(self.backend, identity.database_id)
         past.attach(self.backend, log)
@@ -266,7 +269,7 @@ class Opener:
         clean = marks.newest.clean and marks.newest.group == log.sealed()[0] - 1 and end.torn_upto is None
         segment, tail = settler.go_on(log, end, clean=clean)
         # All of the above needs room more, and what is made again less.
-        creation.keep_reserve(self.backend)
+        keep_reserve(self.backend, log)
         derived.keep_replayed(segment, tail)
         return identity, keys, log, tail, segment, marks_file, mark, derived
 

@@ -22,12 +22,9 @@ from kimberlite import _native
 from kimberlite.crypto.master import load_master
 from kimberlite.errors import Busy, Corrupt, Invalid, KeyUnavailable
 from kimberlite.log.creation import (
-    all_room,
-    anyhow,
     check_kinds,
     discard,
     discard_prepared,
-    give_reserve,
     prepare,
     put_in_place,
     read_small,
@@ -55,6 +52,7 @@ from kimberlite.log.opening import Injected, Opener, checked_path
 from kimberlite.log.options import Options
 from kimberlite.log.recovery import Loader
 from kimberlite.log.refusals import UNFIT_TO_WRITE, translate
+from kimberlite.log.reserve import all_room, anyhow, give_reserve
 from kimberlite.log.salvage import Ended, Finder
 from kimberlite.log.settling import set_aside_as
 from kimberlite.storage import BLOCK, Backend, File, open_backend
@@ -501,7 +499,7 @@ async def finish(backend: Backend, master: bytes | None, plan: Plan, options: Op
         payloads = plan.payloads(bytes.fromhex((await log.info())["database_id"]))
         committer, _ = log._writer()
         if left := payloads[await said(log, plan.position, payloads) :]:
-            await committer.say_anyhow(left, lambda: give_reserve(backend, 0))
+            await committer.say_anyhow(left, lambda: give_reserve(backend, log._native, 0))
         # Without a mark of them whoever is killed from here on leaves a repair that readers do not know of.
         if not await committer.mark(committer.durable):
             committer.check()

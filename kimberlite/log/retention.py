@@ -22,21 +22,14 @@ from kimberlite.log import past
 from kimberlite.log.checkpoint import Checkpointer
 from kimberlite.log.clock import Clock
 from kimberlite.log.committer import Committer
-from kimberlite.log.creation import (
-    KEPT,
-    anyhow,
-    discard,
-    give_reserve,
-    is_reserved,
-    keep_reserve,
-    prepare,
-)
+from kimberlite.log.creation import discard, prepare
 from kimberlite.log.description import size_of
 from kimberlite.log.findings import Findings
 from kimberlite.log.names import DIRECTORIES, INDEX, PAST, SEGMENTS, index_name, segment_name
 from kimberlite.log.options import Options
 from kimberlite.log.packing import Packer
 from kimberlite.log.refusals import FULL, refusal
+from kimberlite.log.reserve import KEPT, anyhow, besides, give_reserve, is_reserved, keep_reserve, room_for
 from kimberlite.log.scrub import mend
 from kimberlite.log.tasks import Chores
 from kimberlite.records import Dropping
@@ -46,8 +39,6 @@ from kimberlite.storage.backend import Backend
 FOR_HASHES: Final = (KEPT, KEPT // 2)
 #: Bytes of what is said in one system record, if a segment takes so much.
 PIECE: Final = 256 * 1024
-#: Bytes that its groups take besides.
-SLACK: Final = 64 * 1024
 #: Seconds between two looks at what is too old by now.
 LOOK: Final = 60.0
 
@@ -206,9 +197,10 @@ class Retention:
 
     async def _rounds(self, rule: Rule) -> Dropping:
         gone = Dropping(0, 0, 0, self._native.first, None)
-        ways = iter(FOR_HASHES)
+        ways, last = iter(FOR_HASHES), self._committer.tail.number
         while True:
-            wanted = await self._plan(rule, self._committer.tail.number)
+            # What was said of those that went is not to go for it.
+            wanted = await self._plan(rule, last)
             number, full, hashed = self._native.dropped[0] + wanted.segments, None, None
             if number > self._checkpointer.segment and (wanted.segments or gone.segments):
                 full = await self._checkpointer.take(bare=gone.segments > 0)
@@ -219,15 +211,17 @@ class Retention:
                 hashed, number = max(self._checkpointer.hashed, self._native.first), self._committer.tail.number
             elif full is not None or number > self._checkpointer.segment:
                 number = self._checkpointer.segment
-            planned = await self._plan(rule, number, hashed=hashed)
-            if planned.segments:
+            planned = await self._plan(rule, min(number, last), hashed=hashed)
+            # A record of many streams may take more than so few segments.
+            lean = planned.segments < wanted.segments and planned.bytes < besides(self._native.retained_bound)
+            if hashed is not None and (lean or not planned.segments) and (kept := next(ways, None)) is not None:
+                self._checkpointer.sparing = True
+                await self._backend.run(partial(give_reserve, self._backend, self._native, kept))
+            elif planned.segments:
                 await self._drop_planned(rule, planned, wanted)
                 gone, ways = joined(gone, planned), iter(FOR_HASHES)
                 if planned.segments >= wanted.segments and full is None:
                     return gone
-            elif full is not None and hashed is not None and (kept := next(ways, None)) is not None:
-                self._checkpointer.sparing = True
-                await self._backend.run(partial(give_reserve, self._backend, kept))
             elif full is not None:
                 raise refusal(waiting(wanted), full)
 
@@ -247,12 +241,12 @@ class Retention:
         records = _native.Log.retention_records(retained, piece)
         # Of a full disk too: it makes room. At the worst the indexes go before their segments, and all others.
         ways = (
-            lambda: give_reserve(self._backend, 0),
+            lambda: give_reserve(self._backend, self._native, 0),
             lambda: self._unlink_indexes(range(first, number)),
             lambda: self._unlink_indexes(range(first, self._committer.tail.number)),
         )
-        self._checkpointer.held = True
         try:
+            await self._checkpointer.hold()
             if len(records) > 1:
                 await self._backend.run(lambda: self._make_room(sum(map(len, records)), ways))
             group = await self._committer.say_anyhow(records, *ways)
@@ -271,10 +265,10 @@ class Retention:
         """For all pieces of a record before the first: a part of them says nothing, and takes room from the next."""
 
         def take() -> None:
-            self._backend.unlink(prepare(self._backend, PAST, lambda file: file.allocate(0, size + SLACK)))
+            self._backend.unlink(prepare(self._backend, PAST, lambda file: file.allocate(0, room_for(size))))
 
         try:
-            anyhow(take, lambda: give_reserve(self._backend, KEPT), *ways)
+            anyhow(take, lambda: give_reserve(self._backend, self._native, KEPT), *ways)
         except OSError as error:
             if error.errno not in FULL:
                 raise
@@ -299,14 +293,14 @@ class Retention:
             past.keep(self._backend, self._native, database, position, told, anyhow=True)
 
     def _restore(self) -> None:
-        if not is_reserved(self._backend):
-            keep_reserve(self._backend)
+        if not is_reserved(self._backend, self._native):
+            keep_reserve(self._backend, self._native)
 
     def _unlink(self, number: int) -> None:
         unlink_before(self._backend, number)
         past.let_go(self._backend, self._native.first)
         # For the record of what goes next; the rest is for its hashes.
-        keep_reserve(self._backend, KEPT)
+        keep_reserve(self._backend, self._native, KEPT)
 
 
 def rule_of(options: Options) -> Rule:

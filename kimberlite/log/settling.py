@@ -27,6 +27,7 @@ from kimberlite.log.names import (
 from kimberlite.log.options import Options
 from kimberlite.log.recovery import Ended
 from kimberlite.log.refusals import FULL
+from kimberlite.log.reserve import KEPT, allocated, anyhow, give_reserve
 from kimberlite.log.tail import LEAST_AHEAD, Prepared, Tail, install
 from kimberlite.storage.backend import BLOCK, Backend, File, read_around, written
 
@@ -210,7 +211,7 @@ class Settler:
         file = self._backend.open(prepared_name(number), "x")
         file.lock()
         ready = min(LEAST_AHEAD, options.segment_bytes)
-        if not creation.allocated(file, 0, ready):
+        if not allocated(file, 0, ready):
             # Nothing for appends: what makes room has `reserve`.
             ready = 2 * BLOCK
             self._anyhow(log, lambda: file.allocate(0, ready))
@@ -246,11 +247,11 @@ class Settler:
     def _anyhow(self, log: _native.Log, work: Callable[[], None]) -> None:
         """With the room that is kept, if the disk has no other, and that of indexes, which are made again."""
         ways = (
-            lambda: creation.give_reserve(self._backend, creation.KEPT),
+            lambda: give_reserve(self._backend, log, KEPT),
             lambda: self._give_indexes(log),
-            lambda: creation.give_reserve(self._backend, self._kept),
+            lambda: give_reserve(self._backend, log, self._kept),
         )
-        creation.anyhow(work, *ways)
+        anyhow(work, *ways)
 
     def _give_indexes(self, log: _native.Log) -> None:
         numbers = segment_numbers(self._backend)

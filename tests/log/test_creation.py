@@ -13,8 +13,9 @@ import pytest
 import kimberlite
 from kimberlite import Invalid, KeyUnavailable, KimberliteError
 from kimberlite.crypto.master import create_master
-from kimberlite.log.creation import KEPT, RESERVED, read_small, write_small
+from kimberlite.log.creation import read_small, write_small
 from kimberlite.log.names import IDENTITY, MARKS, RECEIPT_KEY, RESERVE, SEGMENTS, VAULTS
+from kimberlite.log.reserve import KEPT, RESERVED
 from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import Disk, Fault, MemoryBackend
 from tests.log.simulated import Machine, payloads

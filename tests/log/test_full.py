@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -13,10 +15,10 @@ import pytest
 from kimberlite import Dropping, Log, NoSpace, Receipt
 from kimberlite.crypto.vault import SLOT
 from kimberlite.errors import Dropped
-from kimberlite.log import checkpoint, creation, retention
-from kimberlite.log.creation import KEPT, RESERVED
+from kimberlite.log import checkpoint, reserve, retention
 from kimberlite.log.names import CHECKPOINT, HASHES, PAST, PREPARE, RESERVE, VAULTS, prepared_name, segment_name
 from kimberlite.log.opening import Opening
+from kimberlite.log.reserve import KEPT, RESERVED
 from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import Disk
 from tests.log.simulated import Machine, payloads, until
@@ -187,19 +189,20 @@ async def test_however_often_it_is_killed_some_of_what_is_kept_is_for_retention(
         await db.append("s", b"as ever")
 
 
-@pytest.mark.parametrize("streams", [100, 2000])
-async def test_room_is_kept_for_what_is_said_of_every_stream(either: Machine, streams: int) -> None:
+@pytest.mark.parametrize("segment", [SEGMENT, 16 * SEGMENT])
+@pytest.mark.parametrize("streams", [100, 2000, 2180])
+async def test_room_is_kept_for_what_is_said_of_every_stream(either: Machine, streams: int, segment: int) -> None:
     """The record that says what goes is larger than all that was kept for it once."""
-    async with opening(either) as db:
-        for start in range(0, streams, 50):
-            await asyncio.gather(*(db.append(f"{i:0200}", b"soon") for i in range(start, start + 50)))
+    async with either.open(segment_bytes=segment, pack=0, scrub=0) as db:
+        await many_streams(db, streams)
         for i in range(200):
-            await db.append("s", b"%d." % i * 300)
+            await db.append("s", b"%d." % i * 3000)
     fill_up(either)
     before = len(either.disk.files()[CHECKPOINT])
     assert len(either.disk.files()[RESERVE]) >= RESERVED + (before if streams > 1000 else 0)
-    async with opening(either, retaining=True) as db:
-        assert (await db.retain(size=SIZE)).segments > 2
+    async with either.open(segment_bytes=segment, pack=0, scrub=0, retaining=True) as db:
+        assert abs(db._native.retained_bound - before) < 32 * 1024
+        assert (await db.retain(size=SIZE)).segments > 1
         await db.append("new", b"there is room")
     async with opening(either) as db:
         names = [name async for name in db.streams()]
@@ -207,13 +210,65 @@ async def test_room_is_kept_for_what_is_said_of_every_stream(either: Machine, st
     either.verify()
 
 
+async def many_streams(db: Log, count: int) -> None:
+    for start in range(0, count, 50):
+        await asyncio.gather(*(db.append(f"{i:0200}", b"soon") for i in range(start, min(count, start + 50))))
+
+
+async def many_producers(db: Log, count: int) -> None:
+    for start in range(0, count, 50):
+        those = range(start, start + 50)
+        await asyncio.gather(*(db.append(f"p{i % 40}", b"soon", producer=(f"{i:016}", 0)) for i in those))
+
+
+@pytest.mark.parametrize("many", [partial(many_streams, count=3000), partial(many_producers, count=4000)])
+@pytest.mark.parametrize("ended", ["closed", "killed", "forgetful", "crowded"])
+async def test_room_is_kept_however_little_is_known_of_them(
+    either: Machine, many: Callable[[Log], Awaitable[None]], ended: str
+) -> None:
+    """Those that are new since a checkpoint, and all of them if it is lost."""
+    async with opening(either) as db:
+        await many(db)
+        for i in range(200):
+            await db.append("s", b"%d." % i * 300)
+        left = either.image()
+    if ended == "killed":
+        either.disk = left.disk
+    fill_up(either)
+    if ended in ("forgetful", "crowded"):
+        either.backend().unlink(CHECKPOINT)
+        fill_up(either)
+    if ended == "crowded":
+        async with opening(either) as db:
+            with pytest.raises(NoSpace):
+                await asyncio.gather(*(db.append("s", bytes(3000)) for _ in range(1000)))
+            capacity, left = either.disk.capacity, either.image()
+            either.disk.capacity = None
+        either.disk = left.disk
+        either.disk.capacity = capacity
+    async with opening(either, retaining=True) as db:
+        assert (await db.retain(size=SIZE)).segments > 20
+        await db.append("new", b"there is room")
+    either.verify()
+
+
+async def test_room_is_kept_as_soon_as_there_are_many(machine: Machine) -> None:
+    async with opening(machine) as db:
+        await many_streams(db, 2000)
+        assert len(machine.disk.files()[CHECKPOINT]) < 50_000
+
+        async def is_kept() -> bool:
+            return len(machine.disk.files()[RESERVE]) > RESERVED + 2000 * 200
+
+        await until(is_kept)
+
+
 async def test_a_record_of_many_pieces_is_said_whole_or_not_at_all(
     either: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(creation, "for_streams", lambda _backend: 0)
+    monkeypatch.setattr(reserve, "wanted_besides", lambda *_: 0)
     async with opening(either) as db:
-        for start in range(0, 2000, 50):
-            await asyncio.gather(*(db.append(f"{i:0200}", b"soon") for i in range(start, start + 50)))
+        await many_streams(db, 2000)
     fill_up(either)
     async with opening(either, retaining=True) as db:
         durable = db.durable_position

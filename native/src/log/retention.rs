@@ -110,6 +110,12 @@ impl Log {
         Ok(retained.map(|retained| PyBytes::new(py, &retained.encode())))
     }
 
+    /// What such a record takes at most, whatever is dropped.
+    #[getter]
+    fn retained_bound(&self) -> usize {
+        self.inner.retained_bound()
+    }
+
     /// The payloads of its system records, of about so many bytes each.
     #[staticmethod]
     fn retention_records<'py>(py: Python<'py>, retained: &[u8], piece: usize) -> PyResult<Vec<Bound<'py, PyBytes>>> {

@@ -91,6 +91,7 @@ impl Streams {
             System::Erased(said) => {
                 ensure(before.is_none(), "a stream is erased twice")?;
                 let (master, reason) = (said.master, said.reason.clone());
+                self.said += ERASURE + reason.len();
                 *before = Some(Erasure { stream, at, master, reason, confirmed: None });
             }
             System::Confirmed(said) => {
@@ -116,6 +117,7 @@ impl Streams {
             let encrypted = self.list.get(number).is_some_and(|stream| stream.encrypted);
             ensure(encrypted, "an erasure of a stream that is not there")?;
             self.info[number].erased = Some(erasure.clone());
+            self.said += ERASURE + erasure.reason.len();
             self.drop_keys(erasure.stream);
         }
         Ok(())

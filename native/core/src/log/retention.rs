@@ -14,6 +14,11 @@ use crate::keys::{Key, NONCE, TAG, Xaes, domain};
 use crate::system::{Declaration, System};
 use crate::tree::{Tree, peak_places, stored};
 
+/// What is said of a producer, and of a stream that has no other, at most.
+const PRODUCER: usize = 128;
+/// What is said of anything else: peaks, droppings.
+const FEW: usize = 16 << 10;
+
 impl Log {
     /// Positions below this were dropped.
     pub fn first(&self) -> u64 {
@@ -23,6 +28,14 @@ impl Log {
     /// What is known of what was dropped; None if nothing was.
     pub fn retained(&self) -> Option<Arc<Retained>> {
         self.retained.read().unwrap().clone()
+    }
+
+    /// What a record takes at most that says what `retain` gives, whatever is dropped; seldom more, if the log says
+    /// often what was given up.
+    pub fn retained_bound(&self) -> usize {
+        let streams = self.streams.read().unwrap().said;
+        let given_up = self.retained().map_or(0, |retained| retained.repairs.iter().map(|(_, said)| said.len()).sum());
+        FEW + streams + PRODUCER * self.producers.lock().unwrap().len() + given_up
     }
 
     /// All that the segments before this one say and the others need, so that they can be dropped. None if there are none

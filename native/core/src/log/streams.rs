@@ -11,6 +11,8 @@ use crate::system::{Declaration, Gap};
 
 /// Of a declaration in a group, beside itself: record and batch headers and, at worst, a run of its own.
 const DECLARED: usize = 256;
+/// Of a stream in a record of retention, beside its declaration.
+const SAID: usize = 12;
 
 /// Offsets that no record has, half open, and the position of the record that says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +59,8 @@ pub struct Streams {
     pub info: Vec<Info>,
     /// Positions of the records that say what was given up, but for those that were dropped.
     pub repairs: Vec<u64>,
+    /// What a record of retention takes to say what all of them are called, and which are erased.
+    pub said: usize,
     names: HashMap<String, u32>,
 }
 
@@ -66,7 +70,7 @@ impl Streams {
         let (forming, durable) = (0, 0);
         let info = Info { name, declaration, first: 0, skipped, forming, durable, declared: true, erased: None };
         let list = vec![Arc::new(Stream::new(0, identity, false, None))];
-        Self { list, info: vec![info], repairs: vec![], names: HashMap::new() }
+        Self { list, info: vec![info], repairs: vec![], said: 0, names: HashMap::new() }
     }
 
     pub fn number(&self, name: &str) -> Option<u32> {
@@ -81,6 +85,7 @@ impl Streams {
         let hash = Declaration::hash(encoded);
         self.list.push(Arc::new(Stream::new(declaration.stream, hash, declaration.encrypted, key)));
         self.names.insert(declaration.name.clone(), declaration.stream);
+        self.said += SAID + encoded.len();
         self.info.push(Info {
             name: declaration.name.clone(),
             declaration: encoded.to_vec(),

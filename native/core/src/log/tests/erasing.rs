@@ -181,6 +181,7 @@ fn what_was_dropped_says_what_was_erased() {
         let gone: Vec<u32> = erasures(&world.log).iter().map(|erasure| erasure.stream).collect();
         for number in 1..world.files.len() as u64 {
             let retained = world.log.retain(number, 9, "a rule", false).unwrap().unwrap();
+            assert!(world.log.retained_bound() >= retained.encode().len());
             assert_eq!(Retained::decode(&retained.encode()), Ok(retained.clone()));
             let position = retained.position;
             let log = empty_log(world.shape, 1 << 16);

@@ -106,6 +106,8 @@ fn a_log_begins_behind_whatever_was_dropped() {
         let world = grown(seed);
         for number in 1..world.files.len() {
             let retained = world.log.retain(number as u64, 9, "a rule", false).unwrap().unwrap();
+            let bound = world.log.retained_bound();
+            assert!((retained.encode().len()..retained.encode().len() + (32 << 10)).contains(&bound), "{bound}");
             assert_eq!(Retained::decode(&retained.encode()), Ok(retained.clone()));
             let log = empty_log(world.shape, 1 << 16);
             log.begin(retained, &mut keys).unwrap();
