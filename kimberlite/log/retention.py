@@ -65,8 +65,6 @@ class Retention:
         self._rule = rule_of(committer.options)
         self._chores = Chores("kimberlite-retain", committer.poison)
         self._looking: asyncio.Task[None] | None = None
-        #: What came of looking, while somebody waits for that.
-        self._unasked: list[Dropping | KimberliteError] | None = None
         #: Why what the options let go is not dropped; None if it is.
         self.waits: str | None = None
         #: Told of each reason, and of None when there is no more.
@@ -102,21 +100,13 @@ class Retention:
     async def _asked(self, rule: Rule, *, dry_run: bool, confirm_clock: bool) -> Dropping | KimberliteError:
         if not confirm_clock or self._rule == Rule():
             return await self._drop(rule, dry_run=dry_run, confirm_clock=confirm_clock)
-        # What waits for it would go too, or does.
-        unasked = self._unasked = []
-        outcome = await self._drop(rule, dry_run=dry_run, confirm_clock=confirm_clock)
-        if dry_run:
-            unasked.append(await self._drop(self._rule, dry_run=True, confirm_clock=True))
-        else:
-            # Who looks already may have seen the clock as it was.
+        # What waits for it goes too.
+        outcome = await self._drop(rule, self._rule, dry_run=dry_run, confirm_clock=True)
+        if not dry_run:
+            # Nobody is to be told any more that it waits, and who looks already may have seen the clock as it was.
             await self._looked()
             self.look()
             await self._looked()
-        self._unasked = None
-        for more in unasked:
-            if isinstance(outcome, Dropping) and isinstance(more, Dropping) and more.segments:
-                # Either begins where the log does.
-                outcome = max(outcome, more) if dry_run else joined(outcome, more)
         return outcome
 
     async def _looked(self) -> None:
@@ -140,8 +130,6 @@ class Retention:
         if rule.age is not None and (held := self._clock.held()) is not None:
             rule = rule._replace(age=None)
         outcome = await self._drop(rule)
-        if self._unasked is not None:
-            self._unasked.append(outcome)
         return outcome if isinstance(outcome, KimberliteError) else held
 
     def note(self) -> None:
@@ -151,15 +139,19 @@ class Retention:
                 self._clock.keep()
 
     async def _drop(
-        self, rule: Rule, *, dry_run: bool = False, confirm_clock: bool = False
+        self, *rules: Rule, dry_run: bool = False, confirm_clock: bool = False
     ) -> Dropping | KimberliteError:
-        """What goes, or why it does not."""
+        """What goes, by one rule after the other, or why it does not."""
         try:
             async with self._packer.lock:
                 if dry_run:
-                    return await self._plan(rule, self._committer.tail.number, confirmed=confirm_clock)
+                    upto = self._committer.tail.number
+                    # Either begins where the log does.
+                    return max([await self._plan(rule, upto, confirmed=confirm_clock) for rule in rules])
                 noted = not confirm_clock or await self._backend.run(self._confirmed)
-                dropped = await self._drop_all(rule)
+                dropped = Dropping(0, 0, 0, self._native.first, None)
+                for rule in rules:
+                    dropped = joined(dropped, await self._drop_all(rule))
                 if not noted:
                     await self._backend.run(self._clock.keep)
                 return dropped
@@ -319,7 +311,7 @@ def waiting(wanted: Dropping) -> str:
 
 def joined(gone: Dropping, more: Dropping) -> Dropping:
     sums = (gone.segments + more.segments, gone.records + more.records, gone.bytes + more.bytes)
-    return Dropping(*sums, more.first, more.until)
+    return Dropping(*sums, more.first, more.until if more.segments else gone.until)
 
 
 def count(

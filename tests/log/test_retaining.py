@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -33,7 +34,7 @@ from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import Disk
 from kimberlite.storage.memory.image import Write
 from tests.crash.cuts import replace
-from tests.log.simulated import Machine, payloads, until
+from tests.log.simulated import Machine, failing, payloads, until
 
 SEGMENT = 64 * 1024
 COUNT = 60
@@ -284,6 +285,45 @@ async def test_a_dry_run_confirms_no_clock_and_says_what_would_go_if_it_were_rig
             await db.retain(age=3600)
         assert either.disk.files().get(CLOCK) == noted
         assert await db.retain(age=3600, confirm_clock=True) == would
+
+
+@pytest.mark.parametrize("dry", [False, True])
+async def test_whoever_confirms_the_clock_beside_another_is_told_what_went_for_it(
+    either: Machine, *, dry: bool
+) -> None:
+    await filled(either)
+    either.now += 400 * DAY
+    async with opening(either, retain_age=30 * 24 * 3600.0) as db:
+        one, other = await asyncio.gather(db.retain(confirm_clock=True), db.retain(confirm_clock=True, dry_run=dry))
+        gone = (await db.info())["first_position"]
+        assert gone > 0
+        assert (one.segments > 0, one.first) == (True, gone)
+        assert (other.segments, other.first) == (0, gone)
+        assert (await db.info())["notes"] == []
+
+
+async def test_a_confirmation_while_something_goes_says_where_what_is_left_begins(either: Machine) -> None:
+    receipts = await filled(either, 300)
+    size = sum(segments(either).values()) // 2
+    async with opening(either, retain_size=size) as db:
+        gone = await db.retain(before=receipts[-10].first_position, confirm_clock=True)
+        assert gone.first == (await db.info())["first_position"] > receipts[200].first_position
+
+
+async def test_what_cannot_go_though_the_clock_is_confirmed_is_said(either: Machine) -> None:
+    await filled(either)
+    either.now += 400 * DAY
+    async with opening(either, retain_age=30 * 24 * 3600.0) as db:
+        await asyncio.sleep(0.01)
+        either.fault = failing("open", PAST, errno.EIO)
+        with pytest.raises(Unavailable, match="not all that was to be dropped is gone yet"):
+            await db.retain(confirm_clock=True)
+        [note] = (await db.info())["notes"]
+        assert "not all that was to be dropped is gone yet" in note
+        either.fault = None
+        gone = await db.retain(confirm_clock=True)
+        assert gone.segments > 0
+        assert gone.first == (await db.info())["first_position"]
 
 
 async def test_a_reader_says_what_would_go_and_changes_nothing(either: Machine) -> None:
