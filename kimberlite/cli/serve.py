@@ -126,7 +126,9 @@ async def serve(
             def go_on(_done: int, _total: int) -> None:
                 go_on_unless(not wanted.is_set(), "nobody wants to know any more")
 
-            report = verify_directory(path, key_file=current_key_file(path, serving), anchor=anchor, progress=go_on)
+            report = verify_directory(
+                path, key_file=lambda: current_key_file(path, serving), anchor=anchor, progress=go_on
+            )
             return shown(report, anchored=anchor is not None)
 
         assert log.upkeep is not None, "it is open for writing"

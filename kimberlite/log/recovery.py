@@ -24,6 +24,8 @@ from kimberlite.storage.backend import BLOCK, Backend, File, let_go, opener, rea
 #: Read at a time by a replay: enough that the disk streams, little enough to hold.
 CHUNK: Final = 4 << 20
 NO_LIMIT: Final = (1 << 64) - 1
+#: Segments, counted from the last, that are searched first for what was dropped.
+NEAR: Final = (1, 4, 16)
 
 Progress = Callable[[int, int], None]
 
@@ -172,16 +174,23 @@ class Loader:
     def _was_dropped(self, number: int) -> bool:
         """Whether a later segment says that this one was, and so where the log begins."""
         numbers = [each for each in self.numbers() if each > number]
+        # What goes often is said near the end: a search from the beginning would be overtaken each time.
+        near = [numbers[-count:] for count in NEAR if 2 * count < len(numbers)]
+        return any(self._finds(each, numbers[:1]) for each in near) or self._finds(numbers, numbers)
+
+    def _finds(self, numbers: list[int], begins: list[int]) -> bool:
+        """Whether one of these segments, which end with the last, says that the log begins with one of those."""
         search = self.log.search()
         for each in numbers:
             try:
                 for segment, retained in self._said(search, each, last=each == numbers[-1]):
-                    if segment in numbers:
+                    if segment in begins:
                         self._first, self._retained = segment, retained
                         return True
             except (Corrupt, Unavailable) as error:
                 # It may have been dropped, too.
-                self._damage = self._damage or error.with_traceback(None)
+                if begins is numbers:
+                    self._damage = self._damage or error.with_traceback(None)
         return False
 
     def _said(self, search: _native.Search, number: int, *, last: bool) -> Iterator[tuple[int, bytes]]:

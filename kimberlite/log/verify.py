@@ -33,6 +33,7 @@ from kimberlite.storage import Backend, open_backend
 from kimberlite.storage.backend import read_around
 
 Progress = Callable[[int, int], None]
+KeyFile = str | os.PathLike[str] | None
 
 
 @dataclass
@@ -68,11 +69,12 @@ def shown(report: Report, *, anchored: bool) -> dict[str, Any]:
 def verify_directory(
     path: str | os.PathLike[str],
     *,
-    key_file: str | os.PathLike[str] | None = None,
+    key_file: KeyFile | Callable[[], KeyFile] = None,
     anchor: Receipt | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Reads everything and writes nothing; a KimberliteError says what is wrong and where."""
+    """Reads everything and writes nothing; a KimberliteError says what is wrong and where. Which key file it is may be
+    asked again, since a writer may rotate meanwhile."""
     name = checked_path(path)
     check_receipt(anchor)
     try:
@@ -80,19 +82,25 @@ def verify_directory(
     except OSError as error:
         raise translate(error, name, UNFIT_TO_BEGIN) from error
     try:
-        return verify_again(backend, load_master(key_file), anchor, progress)
+        return verify_again(backend, lambda: load_master(file_of(key_file)), anchor, progress)
     except OSError as error:
         raise translate(error, name) from error
     finally:
         backend.close()
 
 
-def verify_again(backend: Backend, master: bytes | None, anchor: Receipt | None, progress: Progress | None) -> Report:
+def file_of(key_file: KeyFile | Callable[[], KeyFile]) -> KeyFile:
+    return key_file() if callable(key_file) else key_file
+
+
+def verify_again(
+    backend: Backend, master: Callable[[], bytes | None], anchor: Receipt | None, progress: Progress | None
+) -> Report:
     """From the beginning, if a writer dropped segments or erased a stream meanwhile."""
     while True:
         first, vault = segment_numbers(backend)[:1], vault_copies(backend)
         try:
-            return verify(backend, master, anchor=anchor, progress=progress)
+            return verify(backend, master(), anchor=anchor, progress=progress)
         except (FileNotFoundError, Corrupt):
             if segment_numbers(backend)[:1] == first:
                 raise
@@ -152,7 +160,7 @@ def verify(
         if end.unreadable is not None:
             what = f"{what}; the disk cannot read byte {end.unreadable}"
         notes.append(f"{name}: {what}")
-    if checkpoint is not None and not log.was(checkpoint):
+    if checkpoint is not None and not was(log, checkpoint, backend):
         what = f"it is not what the log was at group {loader.promised}; delete the file to have it made again"
         notes.append(f"{CHECKPOINT}: {what}")
     if log.first > 0:
@@ -216,6 +224,16 @@ def checkpointed(backend: Backend, log: _native.Log) -> tuple[bytes | None, int]
     data = read_small(backend, CHECKPOINT)
     resume = None if data is None else log.resume(data)
     return (None, 0) if resume is None else (data, resume.group)
+
+
+def was(log: _native.Log, checkpoint: bytes, backend: Backend) -> bool:
+    """Whether it is of this log. Of what a writer drops meanwhile nobody can say."""
+    try:
+        return log.was(checkpoint)
+    except FileNotFoundError:
+        if segment_numbers(backend)[:1] == [log.dropped[0]]:
+            raise
+        return True
 
 
 class Hashes:

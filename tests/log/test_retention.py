@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import os
 from datetime import UTC, datetime
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 
 from kimberlite import Dropped, Duplicate, Log, Receipt, Unavailable
-from kimberlite.crypto.master import load_master
+from kimberlite.crypto.master import create_master, load_master
 from kimberlite.errors import Corrupt
 from kimberlite.log import checkpoint
 from kimberlite.log.names import CHECKPOINT, HASHES, segment_name, segment_number
@@ -246,6 +247,67 @@ async def test_who_comes_too_late_is_told_so(either: Machine) -> None:
                 await reader.get(0)
 
 
+def become(disk: Disk, files: dict[str, bytes]) -> None:
+    """As another process makes it: what is open stays what it is."""
+    writer, before = MemoryBackend(disk), disk.files()
+    for there in before.keys() - files.keys():
+        writer.unlink(there)
+    for there, data in files.items():
+        if data != before.get(there):
+            file = writer.open(there, "w" if there in before else "x")
+            file.truncate(len(data))
+            file.write(0, data)
+
+
+async def test_verify_ends_however_often_something_is_dropped_beneath_it(machine: Machine) -> None:
+    async with machine.open(segment_bytes=SEGMENT, pack=0) as db:
+        receipts = [await db.append("s", payload(i)) for i in range(15 * COUNT)]
+        states = []
+        for i in range(30):
+            await db.retain(before=receipts[10 * (i + 20)].first_position)
+            states.append(machine.disk.files())
+    late = Machine(machine.key)
+    late.disk = Disk.from_files(states.pop(0))
+    states.reverse()
+    opened = 0
+
+    def beneath(verb: str, name: str, _place: int, _length: int) -> None:
+        nonlocal opened
+        opened += (verb, name[:9]) == ("open", "segments/")
+        if opened >= 12 and states:
+            opened = 0
+            become(late.disk, states.pop())
+
+    late.fault = beneath
+    report = verify_again(late.backend(), lambda: None, receipts[-1], None)
+    assert report.records > receipts[-1].last_position
+    assert len(states) > 10
+
+
+async def test_verify_goes_on_with_the_key_that_a_rotation_beneath_it_wrapped_all_with(
+    encrypted: Machine, tmp_path: Path
+) -> None:
+    receipts = await filled(encrypted)
+    new = tmp_path / "new"
+    create_master(new)
+    late = encrypted.image()
+    async with encrypted.open(segment_bytes=SEGMENT, pack=0) as db:
+        await db.retain(before=receipts[40].first_position)
+        await db.rotate(new)
+    after = encrypted.disk.files()
+
+    def beneath(verb: str, name: str, _place: int, _length: int) -> None:
+        if (verb, name) == ("open", segment_name(1)) and late.key != new:
+            become(late.disk, after)
+            late.key = new
+            raise FileNotFoundError(name)
+
+    late.fault = beneath
+    report = verify_again(late.backend(), lambda: load_master(late.key), receipts[-1], None)
+    assert report.records > receipts[-1].last_position
+    assert report.first_position > receipts[30].first_position
+
+
 async def test_verify_begins_again_when_segments_are_dropped_beneath_it(either: Machine) -> None:
     receipts = await filled(either)
     before = either.disk.files()
@@ -259,17 +321,11 @@ async def test_verify_begins_again_when_segments_are_dropped_beneath_it(either: 
         """The writer's work of a while is done between two looks."""
         if verb != "open" or name != segment_name(1) or late.disk.files().keys() != before.keys():
             return
-        writer = MemoryBackend(late.disk)
-        for there in before.keys() - after.keys():
-            writer.unlink(there)
-        for there, data in after.items():
-            file = writer.open(there, "w" if there in before else "x")
-            file.truncate(len(data))
-            file.write(0, data)
+        become(late.disk, after)
         raise FileNotFoundError(name)
 
     late.fault = beneath
-    report = verify_again(late.backend(), load_master(late.key), receipts[-1], None)
+    report = verify_again(late.backend(), lambda: load_master(late.key), receipts[-1], None)
     assert report.records > receipts[-1].last_position
     assert report.segments < len(before)
 

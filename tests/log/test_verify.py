@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import pytest
 import kimberlite.sync
 from kimberlite import Corrupt, Invalid, KeyUnavailable, KimberliteError, Receipt, RolledBack
 from kimberlite.crypto.master import create_master, load_master
+from kimberlite.log import keyring
 from kimberlite.log import verify as verifying
 from kimberlite.log.names import CHECKPOINT, HASHES, MARKS, PRODUCERS, RESERVE, VAULTS, index_name, segment_name
 from kimberlite.log.verify import verify, verify_directory
+from kimberlite.storage import open_backend
 from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import MemoryBackend
 from tests.log.simulated import Machine, payloads
@@ -246,3 +250,34 @@ def test_a_writer_that_begins_meanwhile_is_no_damage(
     monkeypatch.setattr(owner, goes_on.__name__, beside)
     assert verify_directory(path).records == 126
     writers[0].close()
+
+
+async def test_a_checkpoint_of_what_is_dropped_meanwhile_is_no_complaint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db, late = tmp_path / "db", tmp_path / "late"
+    async with kimberlite.open(db, segment_bytes=64 * 1024) as log:
+        for i in range(60):
+            await log.append("s", b"%d" % i)
+    old = (db / CHECKPOINT).read_bytes()
+    async with kimberlite.open(db, segment_bytes=64 * 1024) as log:
+        for i in range(60, 180):
+            await log.append("s", b"%d" % i)
+    shutil.copytree(db, late)
+    (late / CHECKPOINT).write_bytes(old)
+    async with kimberlite.open(db) as log:
+        assert (await log.retain(before=120)).segments > 6
+    notes = keyring.orphan_notes
+
+    def meanwhile(*asked: Any) -> list[str]:
+        for segment in (late / "segments").iterdir():
+            if not (db / "segments" / segment.name).exists():
+                segment.unlink()
+        return notes(*asked)
+
+    monkeypatch.setattr(verifying, "orphan_notes", meanwhile)
+    backend = open_backend(os.fspath(late), read_only=True)
+    try:
+        assert verify(backend, None).records >= 180
+    finally:
+        backend.close()
