@@ -141,7 +141,7 @@ class Reading(Generic[B]):
         length = native.durable if number is None else native.length(number)
         first = native.first if number is None else native.first_offset(number)
         start = first if self._start is None else min(await self._place(self._start, number), length)
-        end = length if self._until is None else min(await self._place(self._until, number), length)
+        end = length if self._until is None else min(await self._place(self._until, number, until=True), length)
         return number, start, end
 
     def _check_kept(self, number: int | None) -> None:
@@ -150,11 +150,11 @@ class Reading(Generic[B]):
         if start is None or until is None or start < until:
             self._log._native.check_bounds(number, start, until)
 
-    async def _place(self, bound: int | Time, number: int | None) -> int:
+    async def _place(self, bound: int | Time, number: int | None, *, until: bool = False) -> int:
         if isinstance(bound, int):
             return bound
         # Indexes may have to be read for a time.
-        place: int = await self._run(partial(self._log._resolve, bound, number))
+        place: int = await self._run(partial(self._log._resolve, bound, number, until=until))
         return place
 
 

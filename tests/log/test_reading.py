@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 
 from kimberlite import Closed, Corrupt, Invalid, Log, Record, Unavailable
+from kimberlite.log.names import index_name, segment_name
+from kimberlite.records import Time
+from kimberlite.storage.backend import BLOCK
 from tests.log.simulated import START, Machine, failing, payloads, until
 
 SECOND = 10**9
@@ -255,6 +260,44 @@ async def test_a_flipped_bit_under_a_reader_is_named_and_never_shown(either: Mac
         assert damaged.value.file == "segments/00000000000000000000.seg"
         block[600] ^= 1
         file.write(4096, bytes(block))
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+async def test_a_time_is_looked_for_around_what_is_damaged(either: Machine, *, indexed: bool) -> None:
+    async with either.open(segment_bytes=64 * 1024, pack=0, scrub=0) as db:
+        for i in range(60):
+            await db.append(f"s{i % 4 // 3}", b"%d" % i)
+            either.wait(SECOND)
+    async with either.open(read_only=True) as db:
+        records = [record async for record in db.read()]
+    either.flip(segment_name(1), 6 * BLOCK + 20)
+    if not indexed:
+        either.backend().unlink(index_name(1))
+
+    async def got(db: Log, stream: str | None, **bounds: Any) -> tuple[list[int], bool]:
+        found = []
+        with suppress(Corrupt):
+            async for record in db.read(stream, **bounds):
+                found.append(record.position)  # noqa: PERF401 (what comes before the damage counts)
+            return found, False
+        return found, True
+
+    different = set()
+    async with either.open(read_only=True) as db:
+        for record in records:
+            for stream in (None, record.stream):
+                at = record.position if stream is None else record.offset
+                for bound, reverse in itertools.product(("start", "until"), (False, True)):
+                    by_number = await got(db, stream, reverse=reverse, **{bound: at})
+                    by_time = await got(db, stream, reverse=reverse, **{bound: Time(record.timestamp)})
+                    if by_number != by_time:
+                        different.add(record.position)
+    # Of a segment that leads to none of its records nobody knows whether they are as old as what is next to them.
+    next_to = set()
+    for number, stream in itertools.product((1, 2), ("s0", "s1")):
+        first = int.from_bytes(either.disk.files()[segment_name(number)][48:56], "little")
+        next_to.add(min(record.position for record in records if record.position >= first and record.stream == stream))
+    assert different <= (set() if indexed else next_to)
 
 
 @pytest.mark.parametrize("batches", [False, True])

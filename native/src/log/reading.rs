@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use kimberlite_core::format::Hash;
 use kimberlite_core::group::Stream;
-use kimberlite_core::log::{self, FEW_LEAVES, Found, MOST_LEAVES, Receipt};
+use kimberlite_core::log::{self, FEW_LEAVES, Found, Hidden, MOST_LEAVES, Receipt};
 use kimberlite_core::wire::records::Runs;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString};
@@ -20,6 +20,10 @@ type Listed<'py> = (Bound<'py, PyString>, bool, u64, u32, bool);
 
 /// Of a receipt, all but its MAC, as `kimberlite.Receipt` has them.
 type Fields<'py> = (&'py str, u64, u64, u64, u64, u64, bool, u64, Hash, Hash, u32, u64);
+
+fn hidden(until: bool) -> Hidden {
+    if until { Hidden::Last } else { Hidden::First }
+}
 
 impl Log {
     fn gotten<'py>(&self, py: Python<'py>, positions: &[u64], most: usize) -> PyResult<Bound<'py, PyList>> {
@@ -135,14 +139,15 @@ impl Log {
         self.inner.at_hand(log::Span { stream, start, end, reverse })
     }
 
-    /// The first position at or after a time.
-    fn position_at(&self, py: Python<'_>, timestamp: u64) -> PyResult<u64> {
-        py.detach(|| self.inner.position_at(timestamp)).map_err(|failure| self.failure(py, failure))
+    /// The first position at or after a time; where damage hides it, of those that it may be the first, or the last of a
+    /// read `until` there: what is hidden is read, and found to be damaged.
+    fn position_at(&self, py: Python<'_>, timestamp: u64, until: bool) -> PyResult<u64> {
+        py.detach(|| self.inner.position_at(timestamp, hidden(until))).map_err(|failure| self.failure(py, failure))
     }
 
-    /// The first offset of a stream that is not before a position.
-    fn offset_at(&self, py: Python<'_>, stream: u32, position: u64) -> PyResult<u64> {
-        py.detach(|| self.inner.offset_at(stream, position)).map_err(|failure| self.failure(py, failure))
+    /// The first offset of a stream that is not before a position; where damage hides it likewise.
+    fn offset_at(&self, py: Python<'_>, stream: u32, position: u64, until: bool) -> PyResult<u64> {
+        py.detach(|| self.inner.offset_at(stream, position, hidden(until))).map_err(|failure| self.failure(py, failure))
     }
 
     /// Records of a span, at most `limit` and about `size` bytes of them; and the span that is left.

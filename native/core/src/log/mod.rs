@@ -25,6 +25,7 @@ mod walk;
 pub use append::{Admission, EndingKey, Part, Receipt, Refused};
 pub use erased::{Erasure, Said};
 pub use files::{Files, Open};
+pub use find::Hidden;
 pub use pack::Packing;
 pub use past::Proving;
 pub use read::{FEW_LEAVES, Failure, Found, MOST_LEAVES, Span, Window};

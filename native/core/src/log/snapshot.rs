@@ -6,7 +6,7 @@ use super::erased;
 use super::reread::State;
 use super::retained::Reader;
 use super::segment::{Index, NO_KEY, checked, derived_mac};
-use super::{End, Failure, Info, Log, Retained, Segment, Skipped};
+use super::{End, Failure, Hidden, Info, Log, Retained, Segment, Skipped};
 use crate::format::{Checked, Damage, GroupHeader, HIGHEST, Hash, SegmentHeader, ensure, put, u16_at, u32_at, u64_at};
 use crate::index::Lookup;
 use crate::keys::{Key, TAG};
@@ -149,13 +149,13 @@ impl Log {
             peaks.push(*peak);
             rest = more;
         }
-        if root_from_peaks(&peaks) != root || self.offset_at(0, position)? != u64_at(bytes, 144) {
+        if root_from_peaks(&peaks) != root || self.offset_at(0, position, Hidden::Fails)? != u64_at(bytes, 144) {
             return Ok(false);
         }
         for number in 1..=u32_at(bytes, 84) {
             let known = self.streams.read().unwrap().info.get(number as usize).map(|info| info.declaration.clone());
             let Some(declaration) = known else { return Ok(false) };
-            let mut entry = self.offset_at(number, position)?.to_le_bytes().to_vec();
+            let mut entry = self.offset_at(number, position, Hidden::Fails)?.to_le_bytes().to_vec();
             entry.extend((declaration.len() as u16).to_le_bytes());
             entry.extend(declaration);
             let Some(more) = rest.strip_prefix(&entry[..]) else { return Ok(false) };

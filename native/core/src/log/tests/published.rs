@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::world::{Random, Sender, Shape, World};
 use crate::format::Hash;
 use crate::log::indexes::Indexes;
-use crate::log::{Admission, Failure, Found, Index, Log, MOST_LEAVES, Part, Refused, Segment, Span, Window};
+use crate::log::{Admission, Failure, Found, Hidden, Index, Log, MOST_LEAVES, Part, Refused, Segment, Span, Window};
 use crate::record::Batch;
 use crate::system::Declaration;
 use crate::tree;
@@ -257,13 +257,13 @@ fn all_are_found(world: &World) {
     for position in (0..=world.published as u64).step_by(3) {
         for stream in 0..world.lengths.len() as u32 {
             let before = world.length_before(stream, position);
-            assert_eq!(world.log.offset_at(stream, position).unwrap(), before);
+            assert_eq!(world.log.offset_at(stream, position, Hidden::Fails).unwrap(), before);
         }
     }
     let times: Vec<u64> = published.iter().map(|kept| kept.timestamp).collect();
     for time in times.iter().flat_map(|&time| [time - 1, time, time + 1]).chain([0, u64::MAX]) {
         let first = times.partition_point(|&at| at < time);
-        assert_eq!(world.log.position_at(time).unwrap(), first as u64);
+        assert_eq!(world.log.position_at(time, Hidden::Fails).unwrap(), first as u64);
     }
 }
 

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::published::{SHAPES, grow, step};
-use super::world::{File, RECEIPT, World, index_file, offer};
+use super::world::{File, Kept, RECEIPT, World, index_file, offer};
 use crate::format::{GROUP_HEADER, HASHES_HEADER, RUN_HEADER, SEGMENT_HEADER};
-use crate::log::{Failure, Index, MOST_LEAVES, Receipt, Segment, Span, Window, closes};
+use crate::log::{Failure, Hidden, Index, MOST_LEAVES, Receipt, Segment, Span, Window, closes};
 use crate::tree;
 
 /// The place of the group and of the run of a position, and the segment's number.
@@ -271,6 +271,34 @@ fn readable(world: &World, by_stream: bool, reverse: bool) -> Vec<bool> {
     out
 }
 
+/// Bounds by time, of the log and of each stream, lie so that nothing is on their wrong side but what is hidden; where
+/// nothing is, they are right.
+fn bounds_miss_only(world: &World, hidden: impl Fn(&Kept) -> bool) {
+    let published = &world.kept[..world.published];
+    let times: std::collections::BTreeSet<u64> = published.iter().map(|kept| kept.timestamp).collect();
+    for time in times.iter().flat_map(|&time| [time - 1, time, time + 1]).chain([0, u64::MAX]) {
+        let truth = published.partition_point(|kept| kept.timestamp < time);
+        for last in [Hidden::First, Hidden::Last] {
+            let position = world.log.position_at(time, last).unwrap();
+            let bound = position as usize;
+            assert!(truth == bound || (last == Hidden::Last) == (truth < bound), "{time}: {truth} {bound} {last:?}");
+            let between = &published[truth.min(bound)..truth.max(bound)];
+            assert!(between.iter().all(&hidden), "{time}: {truth} {bound} {last:?}");
+            for stream in 0..world.lengths.len() as u32 {
+                let right = world.length_before(stream, truth as u64);
+                let found = world.log.offset_at(stream, position, last).unwrap();
+                let wrong = right.min(found)..right.max(found);
+                let mut between = published.iter().filter(|kept| kept.stream == stream && wrong.contains(&kept.offset));
+                assert!(between.all(&hidden), "{time}: {stream} {right} {found} {last:?}");
+                assert!(
+                    right == found || (last == Hidden::Last) == (right < found),
+                    "{time}: {stream} {right} {found}"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn a_damaged_group_hides_no_record_of_another_in_whatever_order_they_are_read() {
     let mut world = without_cache(grow(SHAPES[0], 77, 60));
@@ -291,7 +319,7 @@ fn a_damaged_group_hides_no_record_of_another_in_whatever_order_they_are_read() 
         let at = place_of(&world, position).1 + 20;
         world.segments[number].unload();
         world.files[number].flip(at);
-        let hidden = |kept: &super::world::Kept| {
+        let hidden = |kept: &Kept| {
             // Without its index a segment leads to none of its records.
             kept.group == damaged || !is_filed(number) && groups(number).any(|group| group == kept.group)
         };
@@ -299,6 +327,7 @@ fn a_damaged_group_hides_no_record_of_another_in_whatever_order_they_are_read() 
         for (by_stream, reverse) in [(true, true), (true, false), (false, false), (true, false), (false, true)] {
             assert_eq!(readable(&world, by_stream, reverse), wanted, "segment {number}");
         }
+        bounds_miss_only(&world, hidden);
         *if is_filed(number) { &mut filed } else { &mut bare } += 1;
         world.files[number].flip(at);
     }
