@@ -365,15 +365,18 @@ def begin(backend: Backend, identity: Identity, keys: Keys, plan: Plan, random: 
     discard_prepared(backend)
     if backend.exists(REPAIR):
         return
+    there = copied(backend, plan)
     try:
-        set_aside(backend, plan)
+        if there is None:
+            set_aside(backend, plan)
         if (fill := unpacking(backend, identity, keys, plan, random)) is not None:
             # Only to see that there is room.
             backend.unlink(prepare(backend, segment_name(plan.segment), fill))
         write_small(backend, REPAIR, plan.encode(identity))
     except OSError:
-        with suppress(OSError):
-            discard(backend, cut_off(plan))
+        if there is None:
+            with suppress(OSError):
+                discard(backend, cut_off(plan))
         raise
 
 
@@ -382,14 +385,22 @@ def cut_off(plan: Plan) -> str:
     return quarantine_name(plan.segment, plan.place, plan.when)
 
 
-def set_aside(backend: Backend, plan: Plan) -> None:
+def copied(backend: Backend, plan: Plan) -> str | None:
+    """What of `quarantine/` it is in already: one that was killed before it had begun has left it."""
     file = backend.open(segment_name(plan.segment), "r")
     try:
-        if (name := set_aside_as(backend, file, plan.segment, plan.place, file.size())) is not None:
-            # One that was killed before it had begun has left it.
-            put_in_place(backend, name, cut_off(plan))
-        else:
-            replace(backend, cut_off(plan), lambda target: copy(file, target, plan.place))
+        return set_aside_as(backend, file, plan.segment, plan.place, file.size())
+    finally:
+        file.close()
+
+
+def set_aside(backend: Backend, plan: Plan) -> None:
+    if (name := copied(backend, plan)) is not None:
+        put_in_place(backend, name, cut_off(plan))
+        return
+    file = backend.open(segment_name(plan.segment), "r")
+    try:
+        replace(backend, cut_off(plan), lambda target: copy(file, target, plan.place))
     finally:
         file.close()
 

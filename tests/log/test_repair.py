@@ -259,6 +259,27 @@ async def test_without_room_for_what_is_cut_off_nothing_is_changed(either: Machi
     assert [each["incarnation"] for each in either.verify().repairs] == [1]
 
 
+async def test_without_room_what_was_set_aside_before_stays(either: Machine) -> None:
+    receipts = await filled(either)
+    name, place = place_of(either, receipts[20])
+    either.flip(name, place + 20)
+    backend, data = either.backend(), either.disk.files()[name][place:]
+    with contextlib.closing(backend.open(f"quarantine/{name[9:29]}-{place}-77.tail", "x")) as copy:
+        copy.write(0, data)
+        copy.sync()
+    backend.sync_directory("quarantine")
+    before = either.disk.files()
+    either.fault = lambda verb, name, *_: OSError(28, "full", name) if name.endswith("/repair") else None
+    with pytest.raises(OSError, match="full"):
+        await repaired(either)
+    assert either.disk.files() == before
+    either.fault = None
+    await repaired(either)
+    [left] = [each for each in either.disk.files() if each.startswith(f"quarantine/{name[9:29]}-{place}-")]
+    assert either.disk.files()[left] == data
+    assert either.verify().notes == []
+
+
 async def test_marks_that_are_lost_are_made_again(either: Machine) -> None:
     receipts = await filled(either)
     for block in (0, BLOCK):
