@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -102,6 +103,8 @@ class Workload:
     async def _session(self, base: State) -> State:
         """What the next session begins on."""
         session = Session(self.world, self.history, base)
+        # What is cut off while it opens may still have what it then finds to be lost, or gone.
+        before = copy(self.history)
         try:
             found, told = await session.begin()
         except KimberliteError as error:
@@ -109,20 +112,25 @@ class Workload:
         compare_served(told, found, base)
         compare(found, base, self.history)
         self.history.cut_to(found)
+        opening, left = len(session.states), session.base
         await session.work()
         await session.finish()
         for what in violations(session.disk.trace, base.flying):
             self.tally.counts["order"] += 1
             self.tally.wrong.append(f"seed {self.seed}: {what}")
-        await self._judge(session.states)
-        return self._next(session)
+        await self._judge(session.states[:opening], before)
+        await self._judge(session.states[opening:], self.history)
+        base = self._next(session)
+        if base is left:
+            self.history = before
+        return base
 
     def _next(self, session: Session) -> State:
         if session.base is None or (session.closed and self.rng.random() < 0.4):
             return session.left_by(session.disk)
         return session.base
 
-    async def _judge(self, states: list[State]) -> None:
+    async def _judge(self, states: list[State], history: History) -> None:
         while states:
             state = states.pop()
             image = distinct(state.disk)
@@ -134,8 +142,8 @@ class Workload:
                 self.tally.counts.update({"states": 1, "repeated": 1, f"level {state.level}": 1})
                 continue
             if state.resting or self.rng.random() < DAMAGED:
-                self._count(await trial(state, self.history, self.world, self.rng), f"level {state.level}")
-            verdict = await judge(state, self.history, self.world, self.rng)
+                self._count(await trial(state, history, self.world, self.rng), f"level {state.level}")
+            verdict = await judge(state, history, self.world, self.rng)
             self._note(verdict, state)
             states += verdict.children
             if verdict.kind == "sound":
