@@ -189,7 +189,7 @@ class Server:
                 raise
             LOG.error("next_key_file: %s", error)
             what = "the file that the setting next_key_file names gives no key; the server's log says why"
-            raise type(error)(what) from None
+            raise KeyUnavailable(what) from None
 
     def check_writable(self) -> None:
         if self._rolled_back is not None:

@@ -69,6 +69,11 @@ def test_a_daemon_erases_and_takes_the_next_key(
     none = call("keys", "rotate", url)
     assert (none.status, b"next_key_file" in none.err, str(new).encode() in none.err) == (77, True, False)
     key_id = call("keys", "init", new, "--json").json()["key_id"]
+    # Whoever asks can mend nothing of how it stands there.
+    new.chmod(0o444)
+    none = call("keys", "rotate", url)
+    assert (none.status, b"next_key_file" in none.err, str(new).encode() in none.err) == (77, True, False)
+    new.chmod(0o400)
     assert call("keys", "rotate", url, "--new-key-file", new).status == 64
     assert call("keys", "rotate", url, "--json").json() == {"key_id": key_id}
     assert process("append", url, "new", stdin=b"three\n").status == 0
