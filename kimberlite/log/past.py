@@ -136,6 +136,17 @@ def has_some(hashes: File | None, end: int) -> bool:
     return hashes is not None and read_around(hashes, end - 32, 32) not in (b"", NOWHERE)
 
 
+def moved(backend: Backend, place: int, found: bytes) -> bytes:
+    """What the other file has in this place, and what this one has where that has nothing any more."""
+    if not backend.exists(PAST):
+        return found
+    past = backend.open(PAST, "r")
+    try:
+        return _merged(found, read_around(past, place, len(found)).ljust(len(found), b"\0"))
+    finally:
+        past.close()
+
+
 def attach(backend: Backend, native: _native.Log) -> None:
     native.set_past(backend.open(PAST, "r") if backend.exists(PAST) else None)
 

@@ -122,12 +122,10 @@ def verify(
 ) -> Report:
     identity = find_identity(backend)
     check_everything(backend)
+    copies = vault_copies(backend)
     keys = load_keys(backend, identity, master, os.urandom, read_only=True)
-    notes = []
-    if keys.vault is not None:
-        notes += vault_notes(keys.vault)
     marks = load_marks(backend, identity)
-    notes += [f"marks: block {block} is damaged; its twin is sound" for block in marks.damaged]
+    notes = [f"marks: block {block} is damaged; its twin is sound" for block in marks.damaged]
     hashes = Hashes(backend, hashes_header(identity.database_id))
 
     def fresh() -> _native.Log:
@@ -168,6 +166,11 @@ def verify(
         if (wrong := past.wrong(backend, log)) is not None:
             notes.append(f"{PAST}: {wrong}: receipts of before position {log.first} are not held against the log")
     notes += unsaid_repairs(log)
+    vault = keys.vault
+    if vault is not None and vault.stale and vault_copies(backend) != copies:
+        # A writer was between its two copies.
+        vault = load_keys(backend, identity, master, os.urandom, read_only=True).vault
+    notes += [] if vault is None else vault_notes(vault)
     size, root = log.root()
     if anchor is not None:
         check_anchor(log, anchor, keyed=keys.receipts)
@@ -240,7 +243,7 @@ class Hashes:
     """Holds the file of tree hashes against the hashes that follow from the records."""
 
     def __init__(self, backend: Backend, header: bytes) -> None:
-        self._header = header
+        self._backend, self._header = backend, header
         self._file = backend.open(HASHES, "r") if backend.exists(HASHES) else None
 
     def hold_against(self, log: _native.Log) -> None:
@@ -257,6 +260,9 @@ class Hashes:
         if self._file is None or self._first_wrong is not None or self._ended:
             return
         found = read_around(self._file, HASHES_HEADER + 32 * first, len(hashes))
+        if found != hashes[: len(found)]:
+            # What is dropped meanwhile has left this file for the other.
+            found = past.moved(self._backend, HASHES_HEADER + 32 * first, found)
         if found != hashes[: len(found)]:
             wrong = next(i for i in range(0, len(found), 32) if found[i : i + 32] != hashes[i : i + 32])
             self._first_wrong = first + wrong // 32

@@ -16,7 +16,7 @@ from kimberlite import Dropped, Duplicate, Log, Receipt, Unavailable
 from kimberlite.crypto.master import create_master, load_master
 from kimberlite.errors import Corrupt
 from kimberlite.log import checkpoint
-from kimberlite.log.names import CHECKPOINT, HASHES, segment_name, segment_number
+from kimberlite.log.names import CHECKPOINT, HASHES, PAST, VAULTS, segment_name, segment_number
 from kimberlite.log.repair import enter, look
 from kimberlite.log.salvage import Finder
 from kimberlite.log.verify import verify_again
@@ -282,6 +282,58 @@ async def test_verify_ends_however_often_something_is_dropped_beneath_it(machine
     report = verify_again(late.backend(), lambda: None, receipts[-1], None)
     assert report.records > receipts[-1].last_position
     assert len(states) > 10
+
+
+async def test_verify_holds_hashes_that_leave_their_file_beneath_it_against_the_records(either: Machine) -> None:
+    receipts = await filled(either)
+    before = either.disk.files()
+    async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+        # The one that it reads first.
+        begun = db._native.ended(0)
+        assert begun is not None
+        await db.retain(before=begun[0])
+    after = either.disk.files()
+    assert not any(after[HASHES][BLOCK : BLOCK + 32])
+    late = Machine(either.key)
+    late.disk = Disk.from_files(before)
+    read = False
+
+    def beneath(verb: str, name: str, place: int, _length: int) -> None:
+        nonlocal read
+        if (verb, name) == ("read", HASHES) and place >= BLOCK and not read:
+            read = True
+            become(late.disk, after)
+
+    late.fault = beneath
+    report = verify_again(late.backend(), lambda: load_master(late.key), receipts[-1], None)
+    assert read
+    assert not any("wrong" in note for note in report.notes)
+    # What is wrong there is said.
+    late = Machine(either.key)
+    late.disk, read = Disk.from_files(before), False
+    after[PAST] = after[PAST][:-7] + b"changed"
+    late.fault = beneath
+    report = verify_again(late.backend(), lambda: load_master(late.key), None, None)
+    assert any("is wrong: receipts of before position" in note for note in report.notes)
+
+
+async def test_verify_beside_an_erasure_says_nothing_of_a_copy_that_is_about_to_be_written(encrypted: Machine) -> None:
+    async with encrypted.open() as db:
+        await db.append("s", b"secret")
+    before = encrypted.disk.files()
+    async with encrypted.open() as db:
+        await db.erase("s", reason="asked for")
+    after = encrypted.disk.files()
+    late = Machine(encrypted.key)
+    late.disk = Disk.from_files(before | {VAULTS[0]: after[VAULTS[0]]})
+    assert late.verify().notes == [f"{VAULTS[0]} differs from its twin, which is sound"]
+
+    def beneath(verb: str, name: str, _place: int, _length: int) -> None:
+        if (verb, name) == ("open", segment_name(0)):
+            become(late.disk, after)
+
+    late.fault = beneath
+    assert not any("differs" in note for note in late.verify().notes)
 
 
 async def test_verify_goes_on_with_the_key_that_a_rotation_beneath_it_wrapped_all_with(
