@@ -593,13 +593,10 @@ class Log:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    def _resolve(self, bound: int | Time, stream: int | None, *, until: bool = False) -> int:
-        """A bound as an offset of a stream, or as a position; `until` there, if it is where a read ends."""
-        if isinstance(bound, int):
-            return bound
-        with reading_disk:
-            position = self._native.position_at(min(max(0, bound.ns), LATEST), until)
-            return position if stream is None else self._native.offset_at(stream, position, until)
+    def _resolve(self, bound: Time, stream: int | None, *, until: bool = False) -> int:
+        """A time as an offset of a stream, or as a position; `until` there, if it is where a read ends."""
+        position = self._native.position_at(min(max(0, bound.ns), LATEST), until)
+        return position if stream is None else self._native.offset_at(stream, position, until)
 
     def _check_position(self, position: int) -> None:
         if type(position) is not int or not 0 <= position < self._native.durable:

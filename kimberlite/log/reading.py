@@ -50,15 +50,17 @@ reading_disk: Final = ReadingDisk()
 
 
 async def looked_again(log: Log, run: Run, read: Callable[[], T]) -> T:
-    """What `read` gives. A reader whose segments were dropped beneath it hears so from a second look."""
-    try:
-        found: T = await run(read)
-    except FileNotFoundError:
-        if log._refresh is None:
-            raise
-        await log._refreshed()
-        found = await run(read)
-    return found
+    """What `read` gives. A reader whose segments were dropped beneath it hears so from another look."""
+    while True:
+        first = log._native.first
+        try:
+            found: T = await run(read)
+        except FileNotFoundError:
+            await log._refreshed()
+            if log._native.first == first:
+                raise
+        else:
+            return found
 
 
 async def at_once(call: Callable[[], Any]) -> Any:
@@ -98,14 +100,14 @@ class Reading(Generic[B]):
         if self._span is None:
             await log._refreshed()
             self._span = await self._begin()
-        try:
-            return await self._next()
-        except Dropped:
-            if self._start is not None or not self._first:
-                raise
-            # It was to begin with what is left, and that has changed since.
-            self._span = await self._begin()
-            return await self._next()
+        while True:
+            try:
+                return await self._next()
+            except Dropped:
+                if isinstance(self._start, int) or not self._first:
+                    raise
+                # It was to begin with what is left, and that has changed since.
+                self._span = await self._begin()
 
     async def _next(self) -> B | None:
         log = self._log
@@ -154,8 +156,8 @@ class Reading(Generic[B]):
         if isinstance(bound, int):
             return bound
         # Indexes may have to be read for a time.
-        place: int = await self._run(partial(self._log._resolve, bound, number, until=until))
-        return place
+        with reading_disk:
+            return await looked_again(self._log, self._run, partial(self._log._resolve, bound, number, until=until))
 
 
 class Following(Generic[B]):
@@ -208,9 +210,11 @@ class Following(Generic[B]):
         return None
 
     async def _place(self, number: int | None) -> int:
-        if isinstance(self._at, int) or self._looked:
-            return self._log._resolve(self._at, number)
-        place: int = await self._run(partial(self._log._resolve, self._at, number))
+        if isinstance(self._at, int):
+            return self._at
+        with reading_disk:
+            run, resolve = at_once if self._looked else self._run, partial(self._log._resolve, self._at, number)
+            place = await looked_again(self._log, run, resolve)
         self._looked = True
         return place
 

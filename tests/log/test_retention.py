@@ -22,7 +22,7 @@ from kimberlite.log.salvage import Finder
 from kimberlite.log.verify import verify_again
 from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import Disk, MemoryBackend
-from tests.log.simulated import Machine, failing, payloads, until
+from tests.log.simulated import START, Machine, failing, payloads, until
 from tests.log.steps import Cut
 from tests.log.test_unreadable import unreadable
 
@@ -257,6 +257,42 @@ def become(disk: Disk, files: dict[str, bytes]) -> None:
             file = writer.open(there, "w" if there in before else "x")
             file.truncate(len(data))
             file.write(0, data)
+
+
+@pytest.mark.parametrize("bound", ["start", "until", "tail"])
+async def test_a_reader_that_looks_for_a_time_is_overtaken(either: Machine, bound: str) -> None:
+    async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+        for i in range(COUNT):
+            either.wait(10**9)
+            await db.append("s", payload(i))
+    states = [either.disk.files()]
+    for before in (15, 25, 40):
+        async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+            await db.retain(before=before)
+            first = (await anext(db.read("s"))).offset
+        states.append(either.disk.files())
+    late = Machine(either.key)
+    late.disk = Disk.from_files(states.pop(0))
+    time = datetime.fromtimestamp(START / 10**9 + 45.5, UTC)
+    early = datetime.fromtimestamp(START / 10**9 + 2, UTC)
+
+    def beneath(verb: str, name: str, _place: int, _length: int) -> None:
+        if verb == "open" and name.startswith(("segments/", "index/")) and states and armed:
+            become(late.disk, states.pop(0))
+
+    armed, late.fault = False, beneath
+    async with late.open(read_only=True) as reader:
+        armed = True
+        if bound == "tail":
+            for _ in range(2):
+                assert (await anext(reader.tail("s", start=time))).offset == 45
+            assert (await anext(reader.tail("s", start=early))).offset == first
+        elif bound == "start":
+            assert [record.offset async for record in reader.read("s", start=early)] == list(range(first, COUNT))
+            assert [record.offset async for record in reader.read("s", start=time)] == list(range(45, COUNT))
+        else:
+            assert [record.offset async for record in reader.read("s", until=time)] == list(range(first, 45))
+    assert not states
 
 
 async def test_verify_ends_however_often_something_is_dropped_beneath_it(machine: Machine) -> None:
