@@ -173,6 +173,25 @@ async def test_a_reader_finds_its_way_though_many_segments_were_packed_since(eit
         assert (await anext(reader.read("s"))).payload == payload(0)
 
 
+async def test_several_reads_of_a_reader_meet_what_was_packed_since(either: Machine) -> None:
+    await filled(either)
+    closed = len(lengths(either)) - 1
+    async with either.open(read_only=True, cache_bytes=0) as reader:
+        async with either.open(segment_bytes=SEGMENT):
+            await until_packed(either, closed)
+        known: set[str] = set()
+
+        def before(verb: str, name: str, place: int, _length: int) -> None:
+            if verb == "read" and name.startswith("segments/") and place and name not in known:
+                known.add(name)
+                # Another one comes to it before.
+                reader._native.get(max(0, (int(name[9:29]) + 1) * COUNT // (closed + 1) - 2))
+
+        either.fault = before
+        assert (await anext(reader.read("s"))).payload == payload(0)
+        assert len(known) > 3
+
+
 @pytest.mark.parametrize("power", [True, False], ids=["cut", "kill"])
 async def test_a_crash_at_any_step_leaves_the_log_as_it_was(either: Machine, power: bool) -> None:
     receipts = await filled(either)

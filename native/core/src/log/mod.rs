@@ -66,6 +66,8 @@ pub struct Log {
     pub streams: RwLock<Streams>,
     tree: RwLock<Tree>,
     segments: RwLock<BTreeMap<u64, Arc<Segment>>>,
+    /// How often a segment of these became another file.
+    renewed: AtomicU64,
     hashes: RwLock<Option<Arc<dyn Source>>>,
     /// Of what was dropped.
     past: RwLock<Option<Arc<dyn Source>>>,
@@ -129,6 +131,7 @@ impl Log {
             streams: RwLock::new(Streams::new(database.identity)),
             tree: RwLock::new(Tree::empty()),
             segments: RwLock::default(),
+            renewed: AtomicU64::new(0),
             hashes: RwLock::default(),
             past: RwLock::default(),
             indexes: Mutex::new(indexes::Indexes::new(cache)),

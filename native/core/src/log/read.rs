@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{self, Relaxed};
 
 use super::cache::CachedRun;
 use super::segment::{is_unreadable, unindexed};
@@ -148,23 +148,33 @@ impl Log {
     /// An index that does not lead to what it should is made again from its segment, and asked once more: also when
     /// somebody else has just made it again, or has dropped segments beneath it.
     pub(super) fn again<T>(&self, mut work: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+        let (mut distrusted, mut misled) = (Vec::new(), false);
         loop {
-            let first = self.first();
+            let (first, renewed) = (self.first(), self.renewed.load(Ordering::Acquire));
             let outcome = work();
-            match &outcome {
-                Err(_) if self.first() > first => {}
-                // As often as there is another file: several may be in the way.
-                Err(Failure::Damaged { segment, .. }) if self.renew(*segment) => continue,
-                Err(Failure::Io(error)) if unindexed(error).is_some_and(|found| self.renew(found.segment)) => continue,
-                Err(Failure::Damaged { segment, .. }) => {
+            let Err(failure) = &outcome else { return outcome };
+            if self.first() > first {
+                continue;
+            }
+            // As often as there is another file: several may be in the way, and others may have come to them before.
+            if failure.is_damage() && self.renewed.load(Ordering::Acquire) != renewed {
+                continue;
+            }
+            match failure {
+                Failure::Damaged { segment, .. } if self.renew(*segment) => {}
+                Failure::Io(error) if unindexed(error).is_some_and(|found| self.renew(found.segment)) => {}
+                Failure::Damaged { segment, .. } if !distrusted.contains(segment) => {
+                    distrusted.push(*segment);
                     if let Some(segment) = self.segments.read().unwrap().get(segment) {
                         segment.distrust();
                     }
                 }
-                Err(Failure::Misled { .. }) => self.newest_first().iter().for_each(|segment| segment.distrust()),
+                Failure::Misled { .. } if !misled => {
+                    misled = true;
+                    self.newest_first().iter().for_each(|segment| segment.distrust());
+                }
                 _ => return outcome,
             }
-            return work();
         }
     }
 
@@ -174,7 +184,9 @@ impl Log {
         let Some(renewed) = segment.and_then(|segment| segment.renewed()) else { return false };
         // It may have been dropped by now.
         let mut segments = self.segments.write().unwrap();
-        segments.get_mut(&number).map(|segment| *segment = Arc::new(renewed)).is_some()
+        let known = segments.get_mut(&number).map(|segment| *segment = Arc::new(renewed)).is_some();
+        self.renewed.fetch_add(1, Ordering::Release);
+        known
     }
 
     /// The first position, or offset of a stream, that is kept.
