@@ -192,9 +192,9 @@ def check(backend: Backend, native: _native.Log, piece: int, opened: Callable[[s
 
 
 def _set_aside(backend: Backend, database_id: bytes, past: File, place: int) -> None:
-    """What is written from here on begins in a block that may have something."""
-    start = place // BLOCK * BLOCK
-    if kept := read_around(past, start, BLOCK):
+    """What is written from here on begins in a block that may have something. If the disk cannot say what, it stays."""
+    start, unread = place // BLOCK * BLOCK, list[int]()
+    if (kept := read_around(past, start, BLOCK, unread.append)) and not unread:
         data = ASIDE.pack(MAGIC, database_id, start) + kept
         write_small(backend, PAST_BLOCK, data + _native.blake3(data)[:CHECK])
 

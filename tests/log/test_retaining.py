@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -582,6 +583,32 @@ async def test_a_power_cut_takes_nothing_that_the_past_had_in_a_block_that_is_wr
             if not late:
                 assert later.verify(receipts[7]).notes == []
             await db.retain(before=receipts[100].first_position)
+        assert later.verify(receipts[7]).notes == []
+
+
+@pytest.mark.parametrize("times", [2, 3])
+async def test_what_cannot_be_read_for_a_while_is_not_put_back_as_something_else(machine: Machine, times: int) -> None:
+    receipts = await filled(machine, 120)
+    async with opening(machine) as db:
+        await db.retain(before=receipts[30].first_position)
+    lefts: list[Machine] = []
+    left = times
+
+    def refused(verb: str, name: str, _place: int, _length: int) -> OSError | None:
+        nonlocal left
+        if (verb, name) != ("read", PAST) or left == 0:
+            return None
+        left -= 1
+        return OSError(errno.EIO, os.strerror(errno.EIO), name)
+
+    async with opening(machine) as db:
+        machine.fault, machine.disk.on_step = refused, lambda: lefts.append(machine.image())
+        await db.retain(before=receipts[100].first_position)
+        machine.fault = machine.disk.on_step = None
+    assert left < times
+    for later in lefts:
+        async with opening(later):
+            pass
         assert later.verify(receipts[7]).notes == []
 
 
