@@ -194,7 +194,7 @@ class Loader:
         return False
 
     def _said(self, search: _native.Search, number: int, *, last: bool) -> Iterator[tuple[int, bytes]]:
-        """What a segment says was dropped. How it ends is judged later."""
+        """What a segment says was dropped. Corrupt if there may be more in it, and cannot be read."""
         scan = self.backend.open(segment_name(number), "s")
         try:
             header = self._read_block(scan, segment_name(number), 0)
@@ -202,14 +202,18 @@ class Loader:
                 return
             search.enter(self._header(number))
             with Ahead(scan, BLOCK, CHUNK) as ahead:
-                place, data, stop = BLOCK, b"", "more"
+                place, data, stop, what = BLOCK, b"", "more", "the group is cut short"
                 while stop == "more" and (piece := ahead.take()):
                     data += piece
-                    found, (after, stop, _, _) = search.take(place, data)
+                    found, (after, stop, _, what) = search.take(place, data)
                     yield from found
                     place, data = after, data[after - place :]
         finally:
             scan.close()
+        group, position = search.next
+        if stop != "closed" and (not last or group <= self.watermark):
+            what = f"{what}; what says that segments before {self.there()[0]} were dropped may be there"
+            raise Corrupt(what, file=segment_name(number), place=place, group=group, position=position)
 
     def restored(self, resume: _native.Resume, checkpoint: bytes) -> bool:
         """Whether the log, which was empty, is what it was at a checkpoint, and the segments are what it says."""

@@ -259,6 +259,34 @@ def become(disk: Disk, files: dict[str, bytes]) -> None:
             file.write(0, data)
 
 
+@pytest.mark.parametrize("behind", [True, False])
+async def test_where_what_says_what_was_dropped_is_damaged_the_place_is_named(either: Machine, *, behind: bool) -> None:
+    receipts = await filled(either)
+    async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+        segment, place = db._committer.tail.number, db._committer.tail.place
+        await db.retain(before=receipts[40].first_position)
+        for i in range(COUNT if behind else 0):
+            await db.append("s", payload(COUNT + i))
+    assert (numbers(either)[-1] > segment) == behind
+    name = segment_name(segment)
+    either.flip(name, place + 150)
+    with pytest.raises(Corrupt, match="segments before .* were dropped") as caught:
+        either.verify()
+    assert (caught.value.file, caught.value.place) == (name, place)
+    MemoryBackend(either.disk).unlink(CHECKPOINT)
+    for read_only in (True, False):
+        with pytest.raises(Corrupt, match="segments before .* were dropped") as caught:
+            async with either.open(read_only=read_only):
+                pass
+        assert (caught.value.file, caught.value.place) == (name, place)
+    assert caught.value.position == receipts[-1].last_position + 1
+    # What is damaged elsewhere says nothing of a segment that is missing.
+    either.flip(name, place + 150)
+    MemoryBackend(either.disk).unlink(segment_name(numbers(either)[0]))
+    with pytest.raises(Corrupt, match="is missing"):
+        either.verify()
+
+
 @pytest.mark.parametrize("bound", ["start", "until", "tail"])
 async def test_a_reader_that_looks_for_a_time_is_overtaken(either: Machine, bound: str) -> None:
     async with either.open(segment_bytes=SEGMENT, pack=0) as db:

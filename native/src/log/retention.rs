@@ -186,6 +186,12 @@ impl Search {
         Ok(())
     }
 
+    /// The group that is next in the segment, and its first position.
+    #[getter]
+    fn next(&self) -> (u64, u64) {
+        self.inner.lock().unwrap().next()
+    }
+
     /// What the groups in `data`, which starts at `place` of the segment, say: the first kept segment, and all of it; and
     /// as `Log.replay`.
     #[allow(clippy::type_complexity)]

@@ -361,6 +361,12 @@ impl Search {
         self.walk = Some(Walk::new(segment));
     }
 
+    /// The group that is next in the segment, and its first position.
+    pub fn next(&self) -> (u64, u64) {
+        let next = self.walk.as_ref().expect("a segment was entered").expected();
+        (next.number, next.position)
+    }
+
     /// What the groups in `data`, which starts at `place` of the segment, say, in their order.
     pub fn take(&mut self, database: &Database, place: u64, data: &[u8]) -> (Replayed, Vec<Retained>) {
         let (system, collector, mut found) = (&self.system, &mut self.collector, Vec::new());
