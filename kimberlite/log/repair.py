@@ -173,6 +173,8 @@ def look(
     loader = Loader(backend, identity, keys, marks, fresh(identity, keys), write=True)
     damage = replay(loader)
     if loader.reached is None and damage is not None:
+        # Whose last segment may be the same one.
+        loader.start_again()
         loader = Front(backend, identity, keys, marks, fresh(identity, keys), write=True)
         replay(loader)
     log = loader.log

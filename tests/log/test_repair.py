@@ -23,7 +23,7 @@ from kimberlite.log.opening import Injected
 from kimberlite.log.options import Options
 from kimberlite.log.repair import CHECK, LAYOUT, Loss, Plan, repair
 from kimberlite.storage.backend import BLOCK
-from kimberlite.storage.memory import Disk
+from kimberlite.storage.memory import Disk, MemoryBackend
 from tests.log.simulated import Machine, payloads, until
 from tests.log.steps import Cut
 from tests.log.test_recovery import made_up
@@ -518,6 +518,16 @@ async def test_a_packed_segment_is_cut_into_one_that_is_not(either: Machine, mon
 async def test_nothing_in_front_of_the_damage_is_nothing_to_repair(either: Machine) -> None:
     await filled(either)
     either.flip(segment_name(0), 100)
+    with pytest.raises(Corrupt, match="salvage"):
+        await repaired(either)
+    assert REPAIR not in either.disk.files()
+
+
+@pytest.mark.parametrize("count", [1, 5])
+async def test_neither_is_it_where_there_is_one_segment(either: Machine, count: int) -> None:
+    await filled(either, count)
+    MemoryBackend(either.disk).unlink(CHECKPOINT)
+    either.flip(segment_name(0), BLOCK + 150)
     with pytest.raises(Corrupt, match="salvage"):
         await repaired(either)
     assert REPAIR not in either.disk.files()
