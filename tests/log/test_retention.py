@@ -263,19 +263,19 @@ def become(disk: Disk, files: dict[str, bytes]) -> None:
 async def test_where_what_says_what_was_dropped_is_damaged_the_place_is_named(either: Machine, *, behind: bool) -> None:
     receipts = await filled(either)
     async with either.open(segment_bytes=SEGMENT, pack=0) as db:
-        segment, place = db._committer.tail.number, db._committer.tail.place
+        segment, place = numbers(either)[-1], either.end(numbers(either)[-1])
         await db.retain(before=receipts[40].first_position)
         for i in range(COUNT if behind else 0):
             await db.append("s", payload(COUNT + i))
     assert (numbers(either)[-1] > segment) == behind
     name = segment_name(segment)
     either.flip(name, place + 150)
-    with pytest.raises(Corrupt, match="segments before .* were dropped") as caught:
+    with pytest.raises(Corrupt, match=r"segments before \d+ were dropped") as caught:
         either.verify()
     assert (caught.value.file, caught.value.place) == (name, place)
     MemoryBackend(either.disk).unlink(CHECKPOINT)
     for read_only in (True, False):
-        with pytest.raises(Corrupt, match="segments before .* were dropped") as caught:
+        with pytest.raises(Corrupt, match=r"segments before \d+ were dropped") as caught:
             async with either.open(read_only=read_only):
                 pass
         assert (caught.value.file, caught.value.place) == (name, place)
