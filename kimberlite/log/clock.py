@@ -103,7 +103,7 @@ class Clock:
     def confirm(self) -> None:
         """For this process; who keeps it confirms it for the next ones."""
         now, _, up = self._ask()
-        self._base = now, up
+        self._base, self._fresh = (now, up), 0
 
     @property
     def stale(self) -> bool:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from kimberlite import _native
@@ -18,7 +19,7 @@ from kimberlite.log.anchor import check_anchor
 from kimberlite.log.checkpoint import Checkpointer, Derived
 from kimberlite.log.clock import Clock, Moment, moment
 from kimberlite.log.committer import Committer
-from kimberlite.log.description import describe
+from kimberlite.log.description import describe, size_of
 from kimberlite.log.erasure import Eraser
 from kimberlite.log.findings import Findings
 from kimberlite.log.following import Follower
@@ -398,7 +399,7 @@ class Opener:
             clock = Clock(self.backend, identity, self.injected.moment, native.durable_time or identity.created)
             oldest = oldest_kept(rule, clock, confirmed=confirmed)
             end = follower.end
-            return count(self.backend, native, rule, oldest, end[0], end)
+            return count(partial(size_of, self.backend), native, rule, oldest, end[0], end)
 
         def begun_anew(native: _native.Log) -> None:
             past.attach(self.backend, native)

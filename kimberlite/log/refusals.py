@@ -17,9 +17,10 @@ UNFIT_TO_BEGIN = (*UNFIT_TO_WRITE, errno.ENOENT)
 
 
 def refusal(what: str, error: OSError) -> NoSpace | Unavailable:
-    """Why nothing was appended."""
+    """Why nothing was appended, or dropped."""
     kind = NoSpace if error.errno in FULL else Unavailable
-    return kind(f"{what}: {error.strerror}")
+    where = f"{error.filename}: " if isinstance(error.filename, str) else ""
+    return kind(f"{what}: {where}{error.strerror}")
 
 
 def translate(error: OSError, where: str, unfit: tuple[int, ...] = UNFIT) -> KimberliteError:

@@ -65,6 +65,8 @@ class Retention:
         self._rule = rule_of(committer.options)
         self._chores = Chores("kimberlite-retain", committer.poison)
         self._looking: asyncio.Task[None] | None = None
+        #: All that went.
+        self._gone = Dropping(0, 0, 0, native.first, None)
         #: Why what the options let go is not dropped; None if it is.
         self.waits: str | None = None
         #: Told of each reason, and of None when there is no more.
@@ -101,13 +103,19 @@ class Retention:
         if not confirm_clock or self._rule == Rule():
             return await self._drop(rule, dry_run=dry_run, confirm_clock=confirm_clock)
         # What waits for it goes too.
+        before = self._gone
         outcome = await self._drop(rule, self._rule, dry_run=dry_run, confirm_clock=True)
-        if not dry_run:
-            # Nobody is to be told any more that it waits, and who looks already may have seen the clock as it was.
-            await self._looked()
-            self.look()
-            await self._looked()
-        return outcome
+        if dry_run:
+            return outcome
+        # Nobody is to be told any more that it waits, and who looks already may have seen the clock as it was.
+        await self._looked()
+        self.look()
+        await self._looked()
+        if not isinstance(outcome, KimberliteError):
+            return outcome
+        # What could not go may have gone by now.
+        again = await self._drop(rule, self._rule, confirm_clock=True)
+        return again if isinstance(again, KimberliteError) else more_than(before, self._gone)
 
     async def _looked(self) -> None:
         if self._looking is not None:
@@ -148,13 +156,13 @@ class Retention:
                     upto = self._committer.tail.number
                     # Either begins where the log does.
                     return max([await self._plan(rule, upto, confirmed=confirm_clock) for rule in rules])
-                noted = not confirm_clock or await self._backend.run(self._confirmed)
+                if confirm_clock:
+                    self._clock.confirm()
+                    await self._backend.run(self.note)
                 dropped = Dropping(0, 0, 0, self._native.first, None)
                 for rule in rules:
                     dropped = joined(dropped, await self._drop_all(rule))
-                if not noted:
-                    await self._backend.run(self._clock.keep)
-                return dropped
+                return dropped if not confirm_clock else await self._backend.run(lambda: self._noted(dropped))
         except KimberliteError as error:
             if isinstance(error, Corrupt):
                 self._findings.add(error)
@@ -162,22 +170,30 @@ class Retention:
         except OSError as error:
             return refusal("not all that was to be dropped is gone yet", error)
 
-    def _confirmed(self) -> bool:
-        """Whether a later start knows of it: a full disk may have room for that when something was dropped."""
-        self._clock.confirm()
+    def _noted(self, dropped: Dropping) -> Dropping | KimberliteError:
+        """A full disk may have room for what time it is when something was dropped."""
         try:
-            self._clock.keep()
+            if self._clock.stale:
+                self._clock.keep()
         except OSError as error:
-            if error.errno not in FULL:
-                raise
-            return False
-        return True
+            gone = f"{dropped.segments} segments went; that the clock is right is not noted for the next start yet"
+            return refusal(gone, error)
+        return dropped
 
     async def _plan(self, rule: Rule, upto: int, *, confirmed: bool = False, hashed: int | None = None) -> Dropping:
         """What of the segments before this one, or of those that end before a position, the rule lets go."""
         oldest = oldest_kept(rule, self._clock, confirmed=confirmed)
         end = self._committer.tail.number, self._committer.tail.place
-        return await self._backend.run(lambda: count(self._backend, self._native, rule, oldest, upto, end, hashed))
+        size = self._size
+        return await self._backend.run(lambda: count(size, self._native, rule, oldest, upto, end, hashed))
+
+    def _size(self, name: str) -> int:
+        """What is gone that should be there takes no room, and is as damaged as a segment can be."""
+        try:
+            return size_of(self._backend, name)
+        except FileNotFoundError:
+            self._findings.add(Corrupt("it is missing", file=name))
+            return 0
 
     async def _drop_all(self, rule: Rule) -> Dropping:
         """What goes, in rounds if the disk has no room for all of it at once."""
@@ -212,6 +228,7 @@ class Retention:
             elif planned.segments:
                 await self._drop_planned(rule, planned, wanted)
                 gone, ways = joined(gone, planned), iter(FOR_HASHES)
+                self._gone = joined(self._gone, planned)
                 if planned.segments >= wanted.segments and full is None:
                     return gone
             elif full is not None:
@@ -314,8 +331,13 @@ def joined(gone: Dropping, more: Dropping) -> Dropping:
     return Dropping(*sums, more.first, more.until if more.segments else gone.until)
 
 
+def more_than(before: Dropping, gone: Dropping) -> Dropping:
+    sums = (gone.segments - before.segments, gone.records - before.records, gone.bytes - before.bytes)
+    return Dropping(*sums, gone.first, gone.until if any(sums) else None)
+
+
 def count(
-    backend: Backend,
+    size: Callable[[str], int],
     native: _native.Log,
     rule: Rule,
     oldest: int | None,
@@ -329,7 +351,7 @@ def count(
     first = position = native.first
     active, place = end
     until = None
-    sizes = [size_of(backend, segment_name(n)) for n in range(number, active)]
+    sizes = [size(segment_name(n)) for n in range(number, active)]
     left = total = sum(sizes) + place
     while number < upto and (ended := native.ended(number)) is not None:
         after, time = ended

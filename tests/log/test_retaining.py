@@ -322,9 +322,59 @@ async def test_what_cannot_go_though_the_clock_is_confirmed_is_said(either: Mach
         [note] = (await db.info())["notes"]
         assert "not all that was to be dropped is gone yet" in note
         either.fault = None
+        # Unasked, if that looks first.
         gone = await db.retain(confirm_clock=True)
-        assert gone.segments > 0
-        assert gone.first == (await db.info())["first_position"]
+        assert gone.first == (await db.info())["first_position"] > 0
+
+
+@pytest.mark.parametrize(("verb", "file"), [("open", PAST), ("write", "prepare/"), ("rename", "prepare/clock")])
+async def test_what_is_refused_once_while_the_clock_is_confirmed_goes_and_is_counted(
+    either: Machine, verb: str, file: str
+) -> None:
+    await filled(either)
+    either.now += 400 * DAY
+    refused = False
+
+    def once(asked: str, name: str, _place: int, _length: int) -> OSError | None:
+        nonlocal refused
+        if refused or asked != verb or not name.startswith(file):
+            return None
+        refused = True
+        return OSError(errno.EIO, os.strerror(errno.EIO), name)
+
+    async with opening(either, retain_age=30 * 24 * 3600.0) as db:
+        await asyncio.sleep(0.01)
+        would = await db.retain(confirm_clock=True, dry_run=True)
+        either.fault = once
+        gone = await db.retain(confirm_clock=True)
+        either.fault = None
+        assert refused
+        assert gone._replace(until=None) == would._replace(until=None)
+        assert gone.first == (await db.info())["first_position"] > 0
+    # And it is confirmed for good.
+    async with opening(either, retain_age=30 * 24 * 3600.0) as db:
+        await asyncio.sleep(0.01)
+        assert (await db.info())["notes"] == []
+
+
+async def test_a_confirmation_that_cannot_be_noted_is_said(either: Machine) -> None:
+    await filled(either)
+    either.now += 400 * DAY
+    async with opening(either, retain_age=30 * 24 * 3600.0) as db:
+        await asyncio.sleep(0.01)
+        either.fault = failing("rename", "prepare/clock", errno.EIO)
+        with pytest.raises(Unavailable, match="that the clock is right is not noted for the next start yet"):
+            await db.retain(confirm_clock=True)
+        assert (await db.info())["first_position"] > 0
+        before, either.fault = either.disk.files().get(CLOCK), None
+
+        async def condition() -> bool:
+            return either.disk.files().get(CLOCK) != before
+
+        await until(condition)
+    async with opening(either, retain_age=30 * 24 * 3600.0) as db:
+        await asyncio.sleep(0.01)
+        assert (await db.info())["notes"] == []
 
 
 async def test_a_reader_says_what_would_go_and_changes_nothing(either: Machine) -> None:
@@ -728,6 +778,48 @@ async def test_a_damaged_header_holds_up_nothing(either: Machine, *, last: bool,
         async with opening(either) as db:
             assert (await payloads(db.read("s")))[-1] == b"more"
         assert either.verify(receipts[-1]).first_position == gone.first
+
+
+@pytest.mark.parametrize("by", ["size", "before", "age"])
+@pytest.mark.parametrize("indexed", [True, False])
+async def test_damage_on_both_sides_of_a_border_holds_up_nothing(either: Machine, *, by: str, indexed: bool) -> None:
+    receipts = await filled(either, 120)
+    size, names = segments(either), sorted(segments(either))
+    async with opening(either) as db:
+        ends = [db._native.ended(number) for number in range(3)]
+        assert ends[2] is not None
+        rules: dict[str, dict[str, Any]] = {
+            "size": {"size": sum(list(size.values())[2:]) - 1},
+            "before": {"before": ends[2][0]},
+            "age": {"age": (either.now - ends[2][1]) / 10**9 - 1},
+        }
+        either.flip(names[1], size[names[1]] - BLOCK + 20)
+        either.flip(names[2], BLOCK + 20)
+        for number in () if indexed else (1, 2):
+            replace(either.disk, index_name(number), None)
+        would = await db.retain(**rules[by], dry_run=True)
+        assert await db.retain(**rules[by]) == would
+        assert would.first == ends[2][0]
+        left = await first(db)
+        assert receipts[left].first_position == would.first
+    async with opening(either) as db:
+        assert await payloads(db.read("s")) == [b"%d" % i for i in range(left, len(receipts))]
+    assert either.verify(receipts[0]).notes == []
+
+
+async def test_a_segment_that_is_gone_beneath_a_writer_holds_up_nothing_and_is_named(either: Machine) -> None:
+    receipts = await filled(either, 120)
+    names = sorted(segments(either))
+    async with opening(either) as db:
+        ended = db._native.ended(2)
+        assert ended is not None
+        replace(either.disk, names[1], None)
+        would = await db.retain(before=ended[0], dry_run=True)
+        assert (would.segments, would.first) == (3, ended[0])
+        assert (await db.info())["notes"] == [f"{names[1]}: it is missing"]
+        assert await db.retain(before=ended[0]) == would
+        left = await first(db)
+    assert either.verify(receipts[left]).notes == []
 
 
 @pytest.mark.parametrize("start", [None, 0])

@@ -1,5 +1,6 @@
 //! Dropping the oldest segments: what is to be said of them, and a log that begins behind them.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -18,6 +19,8 @@ use crate::tree::{Tree, peak_places, stored};
 const PRODUCER: usize = 128;
 /// What is said of anything else: peaks, droppings.
 const FEW: usize = 16 << 10;
+/// Groups of a segment that are asked for what a damaged one beside them does not say.
+const NEAR: usize = 16;
 
 impl Log {
     /// Positions below this were dropped.
@@ -49,8 +52,9 @@ impl Log {
         let dropped: Vec<_> = segments.range(from..number).map(|(_, segment)| segment.clone()).collect();
         let (system, streams) = self.left(&dropped, header.first_position)?;
         let last = dropped.last().expect("there is one");
-        let (timestamp, incarnation) =
-            self.last_group(last, header.first_group - 1).or_else(|failure| self.behind(last, failure))?;
+        let group = header.first_group - 1;
+        let sealed = self.sealed_at(last, group).or_else(|failure| self.behind(last, failure));
+        let (timestamp, incarnation) = sealed.or_else(|failure| self.at_least(last, group, failure))?;
         let position = header.first_position;
         let peaks = self.peaks_at(position, MOST_LEAVES).ok_or(Failure::HashesDamaged { position })?;
         let (producers, sealed) = self.silent(header.first_group);
@@ -92,7 +96,7 @@ impl Log {
         for at in left {
             match self.run_at(at, &mut Window::default(), 0) {
                 Ok((run, within)) => out.push((at, run.opened.decoded(within).payload.to_vec())),
-                Err(failure) if failure.is_damage() => {
+                Err(failure) if is_lost(&failure) => {
                     out.push((at, Vec::new()));
                     damaged.push((at, failure));
                 }
@@ -111,13 +115,12 @@ impl Log {
         // Of a reader's the file may be another by now.
         let found = self.again(|| {
             let Some((segment, next)) = both() else { return Ok(None) };
-            let (timestamp, _) = self.last_group(&segment, next.first_group - 1)?;
+            let (timestamp, _) = self.sealed_at(&segment, next.first_group - 1)?;
             Ok(Some((next.first_position, timestamp)))
         });
         found.or_else(|failure| {
             let Some((segment, next)) = both() else { return Ok(None) };
-            let (timestamp, _) = self.behind(&segment, failure)?;
-            Ok(Some((next.first_position, timestamp)))
+            Ok(Some((next.first_position, self.no_later(&segment, failure)?)))
         })
     }
 
@@ -135,7 +138,7 @@ impl Log {
         for segment in dropped {
             let entries = self.index(segment).and_then(|index| Ok(index.lookup(segment)?.streams()));
             match entries.map_err(Failure::from) {
-                Err(failure) if failure.is_damage() => {
+                Err(failure) if is_lost(&failure) => {
                     firsts = self.going_on(position, firsts.len())?;
                     break;
                 }
@@ -173,8 +176,8 @@ impl Log {
         Ok(firsts)
     }
 
-    /// Time and incarnation of the last group of a closed segment.
-    fn last_group(&self, segment: &Arc<Segment>, number: u64) -> Result<(u64, u32), Failure> {
+    /// Time and incarnation of a group of a segment.
+    fn sealed_at(&self, segment: &Arc<Segment>, number: u64) -> Result<(u64, u32), Failure> {
         let misled = || Failure::Misled { position: segment.header.first_position };
         let group = self.index(segment)?.lookup(segment)?.group_of_number(number).ok_or_else(misled)?;
         let place = group.place as u64;
@@ -189,12 +192,40 @@ impl Log {
     /// The same of what follows the segment, if its last group is damaged: neither is ever less there.
     fn behind(&self, segment: &Arc<Segment>, failure: Failure) -> Result<(u64, u32), Failure> {
         let next = self.segments.read().unwrap().get(&(segment.header.number + 1)).cloned();
-        let Some(next) = next.filter(|_| failure.is_damage()) else { return Err(failure) };
+        let Some(next) = next.filter(|_| is_lost(&failure)) else { return Err(failure) };
         let end = self.end();
         if end.group < next.header.first_group {
             return Ok((end.timestamp, end.incarnation));
         }
-        self.last_group(&next, next.header.first_group).map_err(|_| failure)
+        self.sealed_at(&next, next.header.first_group).map_err(|_| failure)
+    }
+
+    /// What neither is less than there, if that is damaged, too.
+    fn at_least(&self, segment: &Arc<Segment>, last: u64, failure: Failure) -> Result<(u64, u32), Failure> {
+        if !is_lost(&failure) {
+            return Err(failure);
+        }
+        let mut groups = (segment.header.first_group..last).rev().take(NEAR);
+        let known = || self.retained().map_or((0, 0), |before| (before.timestamp, before.incarnation));
+        Ok(groups.find_map(|group| self.sealed_at(segment, group).ok()).unwrap_or_else(known))
+    }
+
+    /// When the segment had ended at the latest.
+    fn no_later(&self, segment: &Arc<Segment>, failure: Failure) -> Result<u64, Failure> {
+        if !is_lost(&failure) {
+            return Err(failure);
+        }
+        let after = segment.header.number + 1;
+        let later: Vec<_> = self.segments.read().unwrap().range(after..).map(|(_, segment)| segment.clone()).collect();
+        let end = self.end();
+        for (i, segment) in later.iter().enumerate() {
+            let upto = later.get(i + 1).map_or(end.group + 1, |after| after.header.first_group);
+            let mut groups = (segment.header.first_group..upto).take(NEAR);
+            if let Some((timestamp, _)) = groups.find_map(|group| self.sealed_at(segment, group).ok()) {
+                return Ok(timestamp);
+            }
+        }
+        Ok(end.timestamp)
     }
 
     /// Entries of the producers that have sent nothing since this group: in the clear, or sealed for each stream.
@@ -341,6 +372,11 @@ impl Log {
         let at = peak_places(retained.position).iter().position(|&place| place == index)?;
         Some(retained.peaks[at])
     }
+}
+
+/// Whether it is damaged, or a file of it is gone.
+fn is_lost(failure: &Failure) -> bool {
+    failure.is_damage() || matches!(failure, Failure::Io(error) if error.kind() == io::ErrorKind::NotFound)
 }
 
 /// Looks through segments for what they say was dropped, of a log whose beginning is gone.
