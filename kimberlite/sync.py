@@ -222,6 +222,20 @@ class Database:
 
         return Iteration(self, self._call(begin()))
 
+    def runs(
+        self,
+        stream: str | None = None,
+        *,
+        start: int | datetime | None = None,
+        until: int | datetime | None = None,
+    ) -> Iterator[bytes]:
+        source = self._log.runs(stream, start=start, until=until)
+
+        async def more() -> bytes | None:
+            return await anext(source, None)
+
+        return iter(lambda: self._call(more()), None)
+
     def importing(self, *, new_times: bool = False) -> Import:
         async def begin() -> importing.Import:
             return self._log.importing(new_times=new_times)

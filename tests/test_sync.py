@@ -36,6 +36,7 @@ CALLS: dict[str, Callable[[Database], Any]] = {
     "get_many": lambda db: db.get_many([0]),
     "streams": lambda db: list(db.streams()),
     "info": lambda db: db.info(),
+    "runs": lambda db: next(db.runs()),
 }
 
 
@@ -76,6 +77,8 @@ def test_every_call_does_what_the_asynchronous_one_does(db: Database) -> None:
     assert [r.payload for r in db.read("s", start=1, until=2)] == [b"1"]
     assert [r.payload for r in db.read("s", reverse=True, limit=1)] == [b"2"]
     assert [r.payload for r in db.read(start=datetime(1970, 1, 1, tzinfo=UTC), limit=2)] == [b"0", b"1"]
+    assert [run.count(b"s") > 0 for run in db.runs("s")] == [True]
+    assert list(db.runs("none")) == []
     assert [record.stream for record in db.read(system=True)].count("") == 2
     assert db.get(receipt.last_position).key == b"k"
     assert [r.payload for r in db.get_many(iter([2, 1]))] == [b"1", b"0"]

@@ -9,6 +9,7 @@ import argparse
 import struct
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
 from kimberlite import _native
@@ -51,15 +52,19 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise translate(error, str(path), UNFIT_TO_BEGIN) from error
     try:
-        for line in describe(backend, arguments.segment):
+        for line in lines(backend, path, arguments.segment):
             say(forms.line(line) if arguments.json else text(line))
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise translate(error, str(path)) from error
     finally:
         backend.close()
     return 0
+
+
+def lines(backend: Backend, path: Path, only: int | None) -> Iterator[Line]:
+    """What the disk refuses is of the database, and what stdout refuses is not."""
+    try:
+        yield from describe(backend, only)
+    except OSError as error:
+        raise translate(error, str(path)) from error
 
 
 def describe(backend: Backend, only: int | None) -> Iterator[Line]:

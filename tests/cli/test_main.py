@@ -198,10 +198,11 @@ def test_a_standard_stream_that_is_closed_is_said_to_be(
     assert done.stderr.count(b"\n") == 1
 
 
-def test_output_that_finds_no_room_is_an_error(ledger: Path) -> None:
+@pytest.mark.parametrize("name", ["read", "inspect", "verify"])
+def test_output_that_finds_no_room_is_an_error(ledger: Path, name: str) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
-            command("read", ledger), stdout=full, stderr=subprocess.PIPE, env=environment(), check=False
+            command(name, ledger), stdout=full, stderr=subprocess.PIPE, env=environment(), check=False
         )
     assert done.returncode == 74
     assert done.stderr == b"kimberlite: UNAVAILABLE: input or output: No space left on device\n"
