@@ -26,7 +26,7 @@ from kimberlite.log.walking import check_header, check_rest, groups
 from kimberlite.storage.backend import BLOCK, Backend, opener
 
 #: Read, checked and written at a time.
-PIECE: Final = 128 * 1024
+PIECE: Final = 64 * 1024
 #: After each piece nothing is done for so many times as long as it took: appends come first.
 REST: Final = 9
 #: Seconds until what the disk refused is tried again.

@@ -27,7 +27,7 @@ from kimberlite.log.walking import check_header, check_rest, groups, read_sound
 from kimberlite.storage.backend import BLOCK, CANNOT_READ, Backend, File
 
 #: Read and checked at a time.
-PIECE: Final = 128 * 1024
+PIECE: Final = 64 * 1024
 #: After each piece nothing is done for at least so many times as long as it took, whatever the rate.
 REST: Final = 4
 #: Seconds after a start before the first pass: whoever has waited for it comes first.
