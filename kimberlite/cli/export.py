@@ -20,6 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
 
+from kimberlite import _native
 from kimberlite.arguments import checked_name
 from kimberlite.cli import exports, forms
 from kimberlite.cli.exports import Asked, Bound, Form, Frames, Kind, Lines, Source
@@ -27,7 +28,7 @@ from kimberlite.cli.read import parse_bound
 from kimberlite.cli.target import add_key_file, add_target, check_outside, opened
 from kimberlite.cli.terminal import Progress, note, say, table
 from kimberlite.client.client import Client
-from kimberlite.errors import Busy, Corrupt, Dropped, Erased, Invalid
+from kimberlite.errors import Busy, Corrupt, Dropped, Erased, Invalid, RolledBack
 from kimberlite.importing import HIGHEST
 from kimberlite.log.log import Log
 from kimberlite.records import Time, nanoseconds
@@ -35,6 +36,10 @@ from kimberlite.records import Time, nanoseconds
 STDOUT: Final = "-"
 PART: Final = ".part"
 FOREIGN: Final = "is not of this export: take it away, or ask for the one that it is of"
+GIVEN_UP: Final = (
+    "has records that the database has no more: a repair gave them up, or an older copy of it was put back; "
+    "take it away to export what is there"
+)
 NOT_OURS: Final = "is no file that is yours and has no other name: take it away, or name another FILE"
 
 
@@ -166,6 +171,8 @@ async def write_file(
         return await write(db, asked, make(), out, progress)
     if found.head["database"] != (await db.info())["database_id"] or found.head["asked"] != asked.form():
         raise Invalid(f"{part} {FOREIGN}")
+    if found.record is not None and not found.whole:
+        await check_same(db, found.record, found.head["time"], part)
     out.truncate(form.passed)
     if found.whole:
         return form
@@ -173,13 +180,45 @@ async def write_file(
     return await go_on(db, asked, form, out, found.head, at, progress)
 
 
+class Known(NamedTuple):
+    """A record as an export has it."""
+
+    stream: str
+    offset: int
+    position: int
+    time: int
+    stored: bytes
+
+
 class Found(NamedTuple):
     """What an export has left that was cut off."""
 
     head: dict[str, Any]
-    #: Offset and position of the last that is there or is said to be missing.
+    #: Offset and position of the last that is there or is said to be missing; and the last record that is there.
     last: tuple[int, int] | None
+    record: Known | None
     whole: bool
+
+
+async def check_same(db: Log | Client, known: Known, time: int, part: str) -> None:
+    """Whether the database has what an export of this time has. What was dropped or erased since is gone by a rule, and
+    of that only the records of repairs tell."""
+    stream, offset, position, _, _ = known
+    try:
+        found = [record async for record in db.read(stream, start=offset, until=offset + 1)]
+        same = [Known(stream, each.offset, each.position, each.timestamp, _native.encode(each).last) for each in found]
+        sound = same == [known]
+    except (Dropped, Erased):
+        info = await db.info()
+        sound = position < info["durable_position"] and not given_up(info, position, lambda each: each["when"] >= time)
+    if not sound:
+        raise RolledBack(f"{part} {GIVEN_UP}")
+
+
+def given_up(info: dict[str, Any], position: int, is_new: Callable[[dict[str, Any]], bool]) -> bool:
+    """Whether a repair that is new has given up what was here."""
+    said = (each for each in info["repairs"] if each["kept"] is not None)
+    return any(each["kept"] <= position and is_new(each) for each in said)
 
 
 async def what_is_there(out: BinaryIO, part: str, form: Form) -> Found | None:
@@ -195,12 +234,14 @@ async def what_is_there(out: BinaryIO, part: str, form: Form) -> Found | None:
     if not form.mark.startswith(begins) and begins.strip(b"\0"):
         raise Invalid(f"{part} {FOREIGN}")
     head: dict[str, Any] | None = None
-    last, kind, sound = None, None, 0
+    last, record, kind, sound = None, None, None, 0
     try:
         async for found in exports.read(source, form):
             kind, sound = found.kind, form.passed
             head = found.value if kind == "head" else head
-            last = found.last if kind == "records" else last
+            if kind == "records":
+                last, (stream, offset, when, batch, _) = found.last, found.runs[-1]
+                record = Known(stream, offset + len(batch) - 1, last[1], when, batch.last)
             if kind == "missing":
                 last = found.value[1] - 1, found.value[1] - 1
             form.lacking.take(kind, found.value)
@@ -209,7 +250,7 @@ async def what_is_there(out: BinaryIO, part: str, form: Form) -> Found | None:
         if head is not None and form.passed != sound:
             raise Invalid(f"{part} {FOREIGN}") from None
     # Without a record nobody knows whether all lengths are there.
-    return None if head is None or kind in ("head", "lengths") else Found(head, last, kind == "end")
+    return None if head is None or kind in ("head", "lengths") else Found(head, last, record, kind == "end")
 
 
 async def write(db: Log | Client, asked: Asked, form: Form, out: BinaryIO, progress: Progress) -> Form:
@@ -241,12 +282,13 @@ async def go_on(
     db: Log | Client, asked: Asked, form: Form, out: BinaryIO, head: dict[str, Any], at: int | None, progress: Progress
 ) -> Form:
     """From `at`, or where it was asked for, to its end; over what was dropped meanwhile."""
-    until, more = exports.bound_of(head["until"]), True
+    until, more, reached = exports.bound_of(head["until"]), True, -1
+    repaired = (await db.info())["repairs"]
     while more:
         try:
             async for data, last in form.exported(db, asked, asked.start if at is None else at, until):
                 out.write(data)
-                at = last[asked.stream is None] + 1
+                at, reached = last[asked.stream is None] + 1, last[1]
                 if isinstance(until, int):
                     progress(at, until)
             more = False
@@ -257,6 +299,8 @@ async def go_on(
             first = dropped.first
             lack(form, out, "missing", [at, min(first, until) if isinstance(until, int) else first])
             at = first
+    if given_up(await db.info(), reached, lambda each: each not in repaired):
+        raise RolledBack(f"the export {GIVEN_UP}")
     erased = await erasures(db, asked)
     for start in range(0, len(erased), exports.STREAMS):
         lack(form, out, "erased", erased[start : start + exports.STREAMS])

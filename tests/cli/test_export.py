@@ -18,6 +18,7 @@ from kimberlite import Busy, Dropped, Unavailable, sync
 from kimberlite.cli import export, exports
 from tests.cli.conftest import Call, command, environment
 from tests.cli.exported import WHOLE, lengths, records
+from tests.cli.test_serve import ANY, Daemon
 
 
 def test_lines_are_what_read_prints_between_a_head_and_an_end(source: Path, call: Call, tmp_path: Path) -> None:
@@ -120,6 +121,87 @@ def test_a_part_of_something_else_is_left_alone(source: Path, call: Call, tmp_pa
     assert call("export", tmp_path / "nowhere", tmp_path / "none").status == 64
     assert not (tmp_path / "none.part").exists()
     assert call("export", source, tmp_path / "no" / "where").status == 64
+
+
+def cut_off(file: Path, call: Call, target: object, *flags: str) -> bytes:
+    """An export without its end."""
+    assert call("export", target, file, *flags).status == 0
+    part = file.with_name(f"{file.name}.part")
+    file.rename(part)
+    end = len(part.read_bytes().splitlines(keepends=True)[-1]) if not flags else 40
+    os.truncate(part, part.stat().st_size - end)
+    return part.read_bytes()
+
+
+def repaired(path: Path, call: Call, first: int) -> None:
+    """Without the records from this position on."""
+    lines = call("inspect", path, "--json").lines()
+    file = ""
+    for line in lines:
+        file = line["file"] if line["kind"] == "segment" else file
+        if line["kind"] == "run" and line["position"] == first:
+            with open(path / file, "r+b") as segment:
+                segment.seek(line["place"] + 60)
+                byte = segment.read(1)
+                segment.seek(-1, os.SEEK_CUR)
+                segment.write(bytes([byte[0] ^ 1]))
+    (path / "checkpoint").unlink(missing_ok=True)
+    assert call("repair", path, "--accept-loss", "--yes").status == 0
+
+
+@pytest.mark.parametrize("how", ["repair", "copy", "shorter"])
+@pytest.mark.parametrize("served", [False, True])
+def test_what_the_database_has_no_more_is_not_gone_on_with(
+    path: Path, form: list[str], call: Call, tmp_path: Path, how: str, *, served: bool
+) -> None:
+    file, part, older = tmp_path / "out", tmp_path / "out.part", tmp_path / "older"
+    with sync.open(path) as db:
+        for i in range(10):
+            db.append("ab"[i % 2], b"%d" % i)
+    shutil.copytree(path, older)
+    with sync.open(path) as db:
+        for i in range(10):
+            db.append("ab"[i % 2], b"%d" % i)
+    before = cut_off(file, call, path, *form)
+    if how == "repair":
+        repaired(path, call, 15)
+    else:
+        shutil.rmtree(path)
+        shutil.copytree(older, path)
+    if how != "shorter":
+        with sync.open(path) as db:
+            for i in range(20):
+                db.append("ab"[i % 2], b"%d" % i)
+    daemon = Daemon(path, *ANY) if served else None
+    target = path if daemon is None else f"kimberlite://{daemon.listening()}"
+    outcome = call("export", target, file, *form)
+    assert (outcome.status, part.read_bytes()) == (79, before)
+    assert b"out.part has records that the database has no more" in outcome.err
+    part.unlink()
+    assert call("export", target, file, *form).status == 0
+    if daemon is not None:
+        assert daemon.end() == 0
+    assert call("import", tmp_path / "other", file).status == 0
+    assert records(tmp_path / "other") == records(path)
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_what_was_dropped_since_is_gone_on_from_if_nothing_was_given_up(
+    path: Path, form: list[str], call: Call, tmp_path: Path, *, given_up: bool
+) -> None:
+    file = tmp_path / "out"
+    with sync.open(path, segment_bytes=1 << 16, pack=0) as db:
+        receipts = [db.append("a", b"%d" % i * 500) for i in range(60)]
+    cut_off(file, call, path, *form)
+    if given_up:
+        repaired(path, call, receipts[40].first_position)
+    with sync.open(path, segment_bytes=1 << 16, pack=0) as db:
+        for i in range(60):
+            db.append("a", b"%d" % i * 500)
+        db.retain(before=receipts[-1].last_position + 10)
+        assert db.info()["first_position"] > receipts[-1].last_position
+    outcome = call("export", path, file, *form, "--json")
+    assert outcome.status == (79 if given_up else 0)
 
 
 def test_one_that_is_killed_goes_on(path: Path, form: list[str], call: Call, tmp_path: Path) -> None:
