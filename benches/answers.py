@@ -21,7 +21,7 @@ CHUNK: Final = 1 << 18
 def answering() -> Iterator[str]:
     """The address of `native/core/examples/answers.rs`, which ends with its input."""
     # The least that clients want to hear.
-    welcome = {"database": "", "position": 0, "group": 0, "sync": "group"}
+    welcome = {"database": "", "position": 0, "group": 0, "incarnation": 0, "sync": "group"}
     program = [str(instructions.built(program="answers")), _native.pack(welcome).hex()]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

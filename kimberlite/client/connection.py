@@ -48,8 +48,8 @@ class Connection:
         self._database: str | None = None
         #: The durable receipt with the highest group: a server that does not reach it is rolled back.
         self._anchor = anchor
-        #: Positions below it are known to be durable.
-        self.durable = 0
+        #: Positions below it are known to be durable; and the log's incarnation when this connected last.
+        self.durable = self.incarnation = 0
         self._incoming: dict[int, Incoming] = {}
         #: Set while there is a link, or somebody must be told that there is none.
         self._changed = asyncio.Event()
@@ -241,7 +241,7 @@ class Connection:
             # Lost behind its welcome, before anybody heard of it.
             raise Unavailable(f"{self._address} closed the connection at once")
         self._useful = False
-        self._database = greeted["database"]
+        self._database, self.incarnation = greeted["database"], greeted["incarnation"]
         self.durable = max(self.durable, greeted["position"])
         self.link = link
         self.appends.connected(link.send, greeted["sync"], greeted["group"])

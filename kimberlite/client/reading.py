@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from kimberlite import _native
-from kimberlite.errors import Closed
+from kimberlite.errors import Closed, RolledBack
 from kimberlite.iterators import Records
 from kimberlite.records import Record
 from kimberlite.wire.messages import HEADER, Kind, Reading, unpack_error
@@ -64,11 +64,19 @@ class RemoteRecords(Records):
         self._connection, self._asked = connection, asked
         self._incoming: Incoming | None = None
         self._ended = False
+        #: The log's when it came to where it is, if anything has come yet, and when it asked last.
+        self._incarnation: int | None = None
+        self._asked_in = 0
 
     def begin(self) -> None:
-        """Asks, if there is a connection."""
-        if self._incoming is None:
-            self._incoming = self._connection.ask(self.kind, self._asked.pack())
+        """Asks, if there is a connection. A repair may have given up what has come before."""
+        if self._incoming is not None:
+            return
+        came, self._asked_in = self._incarnation, self._connection.incarnation
+        if self._asked.reverse and came is not None and came != self._asked_in:
+            raise RolledBack("a repair has given up records, and this may have come to some of them")
+        at = came if isinstance(self._asked.start, int) else None
+        self._incoming = self._connection.ask(self.kind, replace(self._asked, incarnation=at).pack())
 
     async def _more(self) -> list[Record]:
         body = await self._body()
@@ -103,6 +111,7 @@ class RemoteRecords(Records):
                 self._incoming = None
                 await asyncio.sleep(PAUSE)
                 continue
+            self._incarnation = self._asked_in
             if kind == Kind.RESULT:
                 self._began(_native.unpack(body))
             elif kind == Kind.END:

@@ -11,7 +11,7 @@ from kimberlite.errors import Corrupt
 from kimberlite.log.creation import read_small
 from kimberlite.log.identity import Identity
 from kimberlite.log.loading import Keys, load_marks, segment_numbers
-from kimberlite.log.names import CHECKPOINT, HASHES, index_name, segment_name
+from kimberlite.log.names import CHECKPOINT, HASHES, REPAIR, index_name, segment_name
 from kimberlite.log.past import HASHES_HEADER
 from kimberlite.log.recovery import NO_LIMIT, Loader
 from kimberlite.storage.backend import BLOCK, Backend, File, let_go, opener, read_around
@@ -25,7 +25,8 @@ class Follower:
 
     * A group is applied only if a sound header or mark says that it is durable; nothing behind that is judged.
     * Nothing in the directory is written or locked.
-    * Where it was overtaken by what drops segments it begins anew, and `on_anew` is told of the log from then on.
+    * Where it was overtaken by what drops segments, or by a repair, it begins anew, and `on_anew` is told of the log
+      from then on.
     * `refresh` may be called from any thread; one at a time moves on.
     """
 
@@ -95,8 +96,24 @@ class Follower:
     def refresh(self) -> None:
         """Takes what has become durable since."""
         with self._lock:
+            if self._is_repaired():
+                # What somebody has a receipt of may have been given up.
+                self._acknowledged = 0
+                self._begin_anew()
             # A stream whose key it does not get, as after a rotation, is no loss of the others.
             self._take_all()
+
+    def _is_repaired(self) -> bool:
+        """Whether a repair, which is over, has raised the incarnation."""
+        risen = load_marks(self.backend, self.identity).newest.incarnation > self.loader.marks.newest.incarnation
+        return risen and not self.backend.exists(REPAIR)
+
+    def _begin_anew(self) -> None:
+        if self._scan is not None:
+            let_go(self._scan)
+            self._scan = None
+        self._begin()
+        self.on_anew(self.log)
 
     def _take_all(self) -> None:
         self.loader.watermark = max(self.loader.watermark, load_marks(self.backend, self.identity).newest.group)
@@ -164,11 +181,7 @@ class Follower:
             there = segment_numbers(self.backend)
             if not there or there[0] <= number:
                 return False
-            if self._scan is not None:
-                let_go(self._scan)
-                self._scan = None
-            self._begin()
-            self.on_anew(self.log)
+            self._begin_anew()
             return True
         header, file = begun
         segment = self.log.attach(header, file)

@@ -363,11 +363,13 @@ class Log:
         reverse: bool,
         system: bool,
         run: Run | None = None,
+        incarnation: int | None = None,
     ) -> Reading[B]:
         self._check()
         name = None if stream is None else checked_name(stream)
         bounds, flags = (checked_bound(start), checked_bound(until)), {"reverse": bool(reverse), "system": bool(system)}
-        return Reading(self, read, name, *bounds, checked_limit(limit), **flags, run=run or self._backend.run)
+        limit = checked_limit(limit)
+        return Reading(self, read, name, *bounds, limit, **flags, run=run or self._backend.run, incarnation=incarnation)
 
     def _following(
         self,
@@ -377,6 +379,7 @@ class Log:
         *,
         system: bool,
         run: Run | None = None,
+        incarnation: int | None = None,
     ) -> Following[B]:
         self._check()
         name = None if stream is None else checked_name(stream)
@@ -384,7 +387,8 @@ class Log:
             # Where the end is now cannot be asked later.
             with reading_disk:
                 self._refresh()
-        return Following(self, read, name, checked_bound(start), system=bool(system), run=run or self._backend.run)
+        told, run = checked_bound(start), run or self._backend.run
+        return Following(self, read, name, told, system=bool(system), run=run, incarnation=incarnation)
 
     # ---- moving
 

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from kimberlite import _native
-from kimberlite.errors import Dropped, Unavailable
+from kimberlite.errors import Dropped, RolledBack, Unavailable
 from kimberlite.iterators import Records
 from kimberlite.records import Record, Time
 
@@ -63,6 +63,32 @@ async def looked_again(log: Log, run: Run, read: Callable[[], T]) -> T:
             return found
 
 
+async def given_up(log: Log, run: Run, stream: str | None, place: int, incarnation: int) -> None:
+    """RolledBack if a repair has given up something in front of this place of a stream, or of the log, which somebody
+    has come to in an earlier incarnation."""
+    native = log._native
+    kept = kept_since(native, incarnation)
+    if kept is None:
+        return
+    if stream is not None:
+        number = native.stream(stream)
+        with reading_disk:
+            kept = 0 if number is None else await looked_again(log, run, partial(native.offset_at, number, kept, False))
+    if place > kept:
+        what = "positions" if stream is None else f"offsets of stream {stream!r}"
+        raise RolledBack(f"a repair has given up {what} from {kept} on, and this had come to {place}")
+
+
+def kept_since(native: _native.Log, incarnation: int) -> int | None:
+    """Up to which position the log is what it was then; None if all of it is."""
+    risen = native.incarnation - incarnation
+    if risen <= 0:
+        return None
+    kept = [kept for _, _, _, _, _, after, kept, _, _ in native.repairs() if after > incarnation]
+    # Where a record of one is lost, nobody knows.
+    return min(kept) if len(kept) >= risen else 0
+
+
 async def at_once(call: Callable[[], Any]) -> Any:
     """On the loop."""
     return call()
@@ -83,13 +109,17 @@ class Reading(Generic[B]):
         reverse: bool,
         system: bool,
         run: Run,
+        incarnation: int | None = None,
     ) -> None:
         self._log, self._read, self._run = log, read, run
         self._stream, self._start, self._until = stream, start, until
         self._left = NO_END if limit is None else limit
         self._reverse, self._system = reverse, system
-        #: The stream's number and what is left to read, once it has begun.
+        #: The stream's number and what is left to read, once it has begun; its end then, and the log's incarnation when
+        #: somebody came to where it starts, or it began.
         self._span: tuple[int | None, int, int] | None = None
+        self._end = 0
+        self._incarnation = incarnation
         self._first = True
         self.closed = False
 
@@ -100,6 +130,8 @@ class Reading(Generic[B]):
         if self._span is None:
             await log._refreshed()
             self._span = await self._begin()
+        elif self._incarnation != log._native.incarnation:
+            await self._check_given_up(self._end)
         while True:
             try:
                 return await self._next()
@@ -132,8 +164,15 @@ class Reading(Generic[B]):
                 return batch
         return None
 
+    async def _check_given_up(self, place: int) -> None:
+        native = self._log._native
+        if self._incarnation is not None:
+            await given_up(self._log, self._run, self._stream, place, self._incarnation)
+        self._incarnation = native.incarnation
+
     async def _begin(self) -> tuple[int | None, int, int]:
         native = self._log._native
+        await self._check_given_up(self._start if isinstance(self._start, int) else 0)
         number = None if self._stream is None else native.stream(self._stream)
         if self._stream is not None and number is None:
             return None, 0, 0
@@ -144,6 +183,7 @@ class Reading(Generic[B]):
         first = native.first if number is None else native.first_offset(number)
         start = first if self._start is None else min(await self._place(self._start, number), length)
         end = length if self._until is None else min(await self._place(self._until, number, until=True), length)
+        self._end = end
         return number, start, end
 
     def _check_kept(self, number: int | None) -> None:
@@ -164,10 +204,20 @@ class Following(Generic[B]):
     """What is durable and what becomes so: it waits for records that are not there yet, and ends with the database."""
 
     def __init__(
-        self, log: Log, read: Read[B], stream: str | None, start: int | Time | None, *, system: bool, run: Run
+        self,
+        log: Log,
+        read: Read[B],
+        stream: str | None,
+        start: int | Time | None,
+        *,
+        system: bool,
+        run: Run,
+        incarnation: int | None = None,
     ) -> None:
         self._log, self._read, self._stream, self._system, self._run = log, read, stream, system, run
         self.closed = False
+        #: The log's when it came to where it is.
+        self._incarnation = log._native.incarnation if incarnation is None else incarnation
         #: Where it was told to start, until that is known not to be gone.
         self._told = start if isinstance(start, int) else None
         #: Whether a time was looked for among what is there; then it is among what comes.
@@ -192,6 +242,10 @@ class Following(Generic[B]):
         while not self.closed:
             self._log._check()
             native = self._log._native
+            if self._incarnation != native.incarnation:
+                if isinstance(self._at, int):
+                    await given_up(self._log, self._run, self._stream, self._at, self._incarnation)
+                self._incarnation = native.incarnation
             number = None if self._stream is None else native.stream(self._stream)
             if number is not None:
                 native.check_erased(number)

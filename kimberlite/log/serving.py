@@ -116,16 +116,17 @@ class Serving:
         reverse: bool,
         system: bool,
         run: Run,
+        incarnation: int | None,
     ) -> Reading[_native.Frame]:
-        """What is there, as messages to a client's request."""
-        read = partial(self._log._native.read_frame, id)
-        return self._log._reading(read, stream, start, until, limit, reverse=reverse, system=system, run=run)
+        """What is there, as messages to a client's request, who may have come to its start in another incarnation."""
+        read, flags = partial(self._log._native.read_frame, id), {"reverse": reverse, "system": system}
+        return self._log._reading(read, stream, start, until, limit, **flags, run=run, incarnation=incarnation)
 
     def following(
-        self, id: int, stream: str | None, start: int | Time | None, *, system: bool, run: Run
+        self, id: int, stream: str | None, start: int | Time | None, *, system: bool, run: Run, incarnation: int | None
     ) -> Following[_native.Frame]:
         read = partial(self._log._native.read_frame, id)
-        return self._log._following(read, stream, start, system=system, run=run)
+        return self._log._following(read, stream, start, system=system, run=run, incarnation=incarnation)
 
     async def run(self, call: Callable[[], Any]) -> Any:
         """Off the loop."""

@@ -294,6 +294,7 @@ class Dispatch:
             reverse=asked.reverse,
             system=asked.system,
             run=self._run,
+            incarnation=asked.incarnation,
         )
         # Without credit it is the client that is waited for.
         await self._send_all(id, source, credit, since if asked.credit else None)
@@ -302,7 +303,9 @@ class Dispatch:
         self._connection.access.check("read", asked.stream)
         if asked.until is not None or asked.limit is not None or asked.reverse:
             raise Invalid("a tail has a start only")
-        source = self._serving.following(id, asked.stream, asked.start, system=asked.system, run=self._run)
+        source = self._serving.following(
+            id, asked.stream, asked.start, system=asked.system, run=self._run, incarnation=asked.incarnation
+        )
         self._session.send(Kind.RESULT, id, _native.pack(source.at), False)
         await self._send_all(id, source, credit)
 

@@ -211,6 +211,7 @@ class Server:
             **self._about,
             "position": self.serving.position,
             "group": self.serving.group,
+            "incarnation": self.serving.incarnation,
             "sync": self.serving.sync,
             "requests": self.limits.requests,
         }

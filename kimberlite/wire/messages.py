@@ -144,6 +144,8 @@ class Reading:
     reverse: bool
     system: bool
     credit: int
+    #: That of the log when somebody came to the start, if it may be another by now.
+    incarnation: int | None = None
 
     def pack(self) -> bytes:
         return _native.pack(
@@ -155,6 +157,7 @@ class Reading:
                 "reverse": self.reverse,
                 "system": self.system,
                 "credit": self.credit,
+                "incarnation": self.incarnation,
             }
         )
 
@@ -169,6 +172,7 @@ class Reading:
             reverse=(bool, NONE),
             system=(bool, NONE),
             credit=int,
+            incarnation=(int, NONE),
         )
         return cls(
             said["stream"],
@@ -178,6 +182,7 @@ class Reading:
             bool(said["reverse"]),
             bool(said["system"]),
             count(said["credit"]),
+            None if said["incarnation"] is None else count(said["incarnation"]),
         )
 
 
@@ -235,7 +240,7 @@ class Parts:
 def welcome(body: bytes) -> dict[str, Any]:
     """What a server says first; it may say more than a client knows of."""
     said = _native.unpack(body)
-    wanted = {"database": str, "position": int, "group": int, "sync": str}
+    wanted = {"database": str, "position": int, "group": int, "incarnation": int, "sync": str}
     if not isinstance(said, dict) or not all(is_a(said.get(name), kind) for name, kind in wanted.items()):
         raise ProtocolError("a welcome says which database it is, where it stands and what is its policy")
     return said

@@ -349,6 +349,58 @@ async def test_reads_and_tails_go_on_when_the_server_is_stopped_and_started_agai
                 assert (await anext(tail)).payload == b"more"
 
 
+async def test_a_tail_whose_place_a_repair_has_given_up_is_told(tmp_path: Path) -> None:
+    path, rounds = tmp_path / "db", 20
+    async with served(path) as first, proxied(first.port) as proxy:
+        for i in range(rounds):
+            await first.log.append("ab"[i % 2], b"old %d" % i)
+        async with kimberlite.connect(f"kimberlite://127.0.0.1:{proxy.port}") as db:
+            ends = [db.tail("a"), db.tail(), db.tail("b", start=9)]
+            assert (await anext(ends[2])).offset == 9
+            asked = [asyncio.ensure_future(anext(tail)) for tail in ends]
+            await db.info()
+            await first.close()
+            await first.log.close()
+            file = path / "segments" / f"{0:020}.seg"
+            data = bytearray(file.read_bytes())
+            data[data.index(b"old 12")] ^= 1
+            file.write_bytes(data)
+            (path / "checkpoint").unlink(missing_ok=True)
+            assert await repair_directory(path, lambda _loss: True) is not None
+            async with served(path) as again:
+                for i in range(rounds):
+                    await again.log.append("ab"[i % 2], b"new %d" % i)
+                proxy.target = again.port
+                for waiting in asked:
+                    with pytest.raises(RolledBack, match="a repair has given up"):
+                        await asyncio.wait_for(waiting, 5)
+                assert (await anext(db.tail("a", start=0))).payload == b"old 0"
+
+
+async def test_a_tail_that_had_not_come_to_what_a_repair_gave_up_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "db"
+    async with served(path) as first, proxied(first.port) as proxy:
+        for i in range(10):
+            await first.log.append("a" if i < 6 else "b", b"old %d" % i)
+        async with kimberlite.connect(f"kimberlite://127.0.0.1:{proxy.port}") as db:
+            # All of its stream is kept.
+            tail = db.tail("a", start=5)
+            assert (await anext(tail)).payload == b"old 5"
+            waiting = asyncio.ensure_future(anext(tail))
+            await first.close()
+            await first.log.close()
+            file = path / "segments" / f"{0:020}.seg"
+            data = bytearray(file.read_bytes())
+            data[data.index(b"old 8")] ^= 1
+            file.write_bytes(data)
+            (path / "checkpoint").unlink(missing_ok=True)
+            assert await repair_directory(path, lambda _loss: True) is not None
+            async with served(path) as again:
+                proxy.target = again.port
+                await again.log.append("a", b"new")
+                assert (await asyncio.wait_for(waiting, 5)).payload == b"new"
+
+
 async def test_what_is_too_large_to_be_sent_is_refused_at_once_and_alone(tmp_path: Path) -> None:
     async with (
         served(tmp_path / "db") as there,
@@ -394,7 +446,9 @@ def said(kind: int, id: int, body: Any) -> bytes:
 
 
 WELCOME = said(
-    Kind.WELCOME, 0, {"version": 1, "database": "d", "position": 0, "group": 0, "sync": "group", "requests": 9}
+    Kind.WELCOME,
+    0,
+    {"version": 1, "database": "d", "position": 0, "group": 0, "incarnation": 0, "sync": "group", "requests": 9},
 )
 
 

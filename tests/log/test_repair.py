@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from kimberlite import Corrupt, Log, Receipt, RolledBack
 from kimberlite.crypto.master import create_master, load_master
 from kimberlite.crypto.vault import SLOT
 from kimberlite.errors import Busy, KeyUnavailable
-from kimberlite.log import checkpoint, packing
+from kimberlite.log import checkpoint, packing, reading
 from kimberlite.log.creation import write_small
 from kimberlite.log.loading import load_identity
 from kimberlite.log.marks import MAGIC as MARK
@@ -571,6 +572,62 @@ async def test_a_writer_at_work_is_left_alone(machine: Machine) -> None:
     async with machine.open():
         with pytest.raises(Busy):
             await repaired(machine)
+
+
+@pytest.mark.parametrize("more", [0, 10, COUNT])
+async def test_a_reader_beside_it_begins_anew_and_says_what_was_given_up(
+    either: Machine, more: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "FIRST_BYTES", 1)
+    monkeypatch.setattr(reading, "BATCH_BYTES", 1)
+    receipts = await filled(either)
+    kept, position = 20, receipts[20].first_position
+    async with either.open(read_only=True) as reader:
+        behind, own, early = reader.tail("s"), reader.tail(), reader.tail("s", start=0)
+        waiting = asyncio.ensure_future(anext(behind))
+        begun = [reader.read("s"), reader.read("s", reverse=True), reader.read()]
+        halfway = reader.read("s", until=10)
+        for each in (*begun, halfway, early):
+            await anext(each)
+        name, place = place_of(either, receipts[kept])
+        either.flip(name, place)
+        either.backend().unlink(CHECKPOINT)
+        assert await repaired(either) is not None
+        async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+            for i in range(more):
+                await db.append("s", b"new %d" % i)
+            wanted = await payloads(db.read("s"))
+            with pytest.raises(RolledBack, match="from 20 on, and this had come to 40"):
+                await asyncio.wait_for(waiting, 5)
+            with pytest.raises(RolledBack, match=f"positions from {position} on"):
+                await asyncio.wait_for(anext(own), 5)
+            for each in begun:
+                with pytest.raises(RolledBack):
+                    await anext(each)
+            assert await payloads(halfway) == [payload(i) for i in range(1, 10)]
+            assert (await anext(early)).payload == payload(1)
+            assert len((await reader.info())["repairs"]) == 1
+            assert (
+                await payloads(reader.read("s"))
+                == wanted
+                == [payload(i) for i in range(kept)] + [b"new %d" % i for i in range(more)]
+            )
+            # Who begins now is told nothing of what was before.
+            assert (await anext(reader.tail("s", start=kept - 1))).payload == payload(kept - 1)
+            tail = reader.tail("s")
+            await db.append("s", b"comes")
+            assert (await asyncio.wait_for(anext(tail), 5)).payload == b"comes"
+
+
+async def test_a_reader_is_not_disturbed_by_writers_that_come_and_go(either: Machine) -> None:
+    await filled(either, 5)
+    async with either.open(read_only=True) as reader:
+        native, tail = reader._native, reader.tail("s", start=0)
+        for i in range(4):
+            async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+                await db.append("s", payload(5 + i))
+        assert [(await asyncio.wait_for(anext(tail), 5)).offset for _ in range(9)] == list(range(9))
+        assert reader._native is native
 
 
 @pytest.mark.parametrize("power", [True, False], ids=["cut", "kill"])
