@@ -11,6 +11,7 @@ from kimberlite.errors import Corrupt
 from kimberlite.log.creation import read_small
 from kimberlite.log.identity import Identity
 from kimberlite.log.loading import Keys, load_marks, segment_numbers
+from kimberlite.log.marks import Marks
 from kimberlite.log.names import CHECKPOINT, HASHES, REPAIR, index_name, segment_name
 from kimberlite.log.past import HASHES_HEADER
 from kimberlite.log.recovery import NO_LIMIT, Loader
@@ -44,6 +45,10 @@ class Follower:
         #: Called in the thread that refreshes.
         self.on_anew: Callable[[_native.Log], None] = lambda _log: None
         self._begin()
+        if self.keys.lost(self.log):
+            # A key leaves the vault behind a mark that covers why.
+            self._take_all(load_marks(self.backend, self.identity))
+            self.keys.check(self.log)
 
     def _begin(self) -> None:
         """Once more, if segments were dropped meanwhile."""
@@ -51,39 +56,34 @@ class Follower:
             there = segment_numbers(self.backend)[:1]
             try:
                 marks = load_marks(self.backend, self.identity)
-                self.loader = Loader(self.backend, self.identity, self.keys, marks, self._fresh, write=False)
-                self.loader.acknowledged = self._acknowledged
-                return self._load()
+                loader = Loader(self.backend, self.identity, self.keys, marks, self._fresh, write=False)
+                loader.acknowledged = self._acknowledged
+                return self._load(loader)
             except (FileNotFoundError, Corrupt):
                 if segment_numbers(self.backend)[:1] == there:
                     raise
 
-    def _load(self) -> None:
-        loader = self.loader
+    def _load(self, loader: Loader) -> None:
         data = read_small(self.backend, CHECKPOINT)
         resume = None if data is None else loader.log.resume(data)
         loader.promised = 0 if resume is None else resume.group
-        if data is None or resume is None or not self._restored(data, resume):
+        if data is None or resume is None or not self._restored(loader, data, resume):
             loader.start_again()
         try:
             end = loader.run()
         except Corrupt:
             # As for a writer, whose hashes cannot be made again.
             loader.start_again()
-            if data is None or resume is None or not self._restored(data, resume, fitting=False):
+            if data is None or resume is None or not self._restored(loader, data, resume, fitting=False):
                 raise
             end = loader.run()
-        self.log = loader.log
+        self.loader, self.log = loader, loader.log
         self._segment, self._place, self._closed = end.segment, end.place, end.closed
         # By its name a segment is another file once it is packed.
         self._scan: File | None = None if end.closed else end.file
-        if self.keys.lost(self.log):
-            # A key leaves the vault behind a mark that covers why.
-            self._take_all()
-            self.keys.check(self.log)
 
-    def _restored(self, data: bytes, resume: _native.Resume, *, fitting: bool = True) -> bool:
-        size, log = 0, self.loader.log
+    def _restored(self, loader: Loader, data: bytes, resume: _native.Resume, *, fitting: bool = True) -> bool:
+        size, log = 0, loader.log
         if self.backend.exists(HASHES):
             hashes = self.backend.open(HASHES, "r")
             size = hashes.size()
@@ -91,32 +91,29 @@ class Follower:
             let_go(hashes)
         if fitting and size < HASHES_HEADER + 32 * resume.hashes:
             return False
-        return self.loader.restored(resume, data) and (log.hashes_fit() or not fitting)
+        return loader.restored(resume, data) and (log.hashes_fit() or not fitting)
 
     def refresh(self) -> None:
         """Takes what has become durable since."""
         with self._lock:
-            if self._is_repaired():
-                # What somebody has a receipt of may have been given up.
+            marks = load_marks(self.backend, self.identity)
+            risen = marks.newest.incarnation > self.loader.marks.newest.incarnation
+            if risen and not self.backend.exists(REPAIR):
+                # A repair is over, and may have given up what somebody has a receipt of.
                 self._acknowledged = 0
                 self._begin_anew()
             # A stream whose key it does not get, as after a rotation, is no loss of the others.
-            self._take_all()
-
-    def _is_repaired(self) -> bool:
-        """Whether a repair, which is over, has raised the incarnation."""
-        risen = load_marks(self.backend, self.identity).newest.incarnation > self.loader.marks.newest.incarnation
-        return risen and not self.backend.exists(REPAIR)
+            self._take_all(marks)
 
     def _begin_anew(self) -> None:
-        if self._scan is not None:
-            let_go(self._scan)
-            self._scan = None
+        before = self._scan
         self._begin()
+        if before is not None:
+            let_go(before)
         self.on_anew(self.log)
 
-    def _take_all(self) -> None:
-        self.loader.watermark = max(self.loader.watermark, load_marks(self.backend, self.identity).newest.group)
+    def _take_all(self, marks: Marks) -> None:
+        self.loader.watermark = max(self.loader.watermark, marks.newest.group)
         while self._step():
             pass
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kimberlite import Corrupt, Log, Receipt, RolledBack
+from kimberlite import Corrupt, Log, Receipt, RolledBack, Unavailable
 from kimberlite.crypto.master import create_master, load_master
 from kimberlite.crypto.vault import SLOT
 from kimberlite.errors import Busy, KeyUnavailable
@@ -25,7 +25,7 @@ from kimberlite.log.options import Options
 from kimberlite.log.repair import CHECK, LAYOUT, Loss, Plan, repair
 from kimberlite.storage.backend import BLOCK
 from kimberlite.storage.memory import Disk, MemoryBackend
-from tests.log.simulated import Machine, payloads, until
+from tests.log.simulated import Machine, failing, payloads, until
 from tests.log.steps import Cut
 from tests.log.test_recovery import made_up
 from tests.model import Log as ModelLog
@@ -617,6 +617,25 @@ async def test_a_reader_beside_it_begins_anew_and_says_what_was_given_up(
             tail = reader.tail("s")
             await db.append("s", b"comes")
             assert (await asyncio.wait_for(anext(tail), 5)).payload == b"comes"
+
+
+@pytest.mark.parametrize("file", ["segments/", "marks"])
+async def test_a_reader_whose_disk_fails_after_it_begins_anew_later(either: Machine, file: str) -> None:
+    receipts = await filled(either)
+    async with either.open(read_only=True) as reader:
+        tail = reader.tail("s")
+        name, place = place_of(either, receipts[20])
+        either.flip(name, place)
+        either.backend().unlink(CHECKPOINT)
+        assert await repaired(either) is not None
+        either.fault = failing("open", file)
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                await reader.info()
+        either.fault = None
+        assert len(await payloads(reader.read("s"))) == 20
+        with pytest.raises(RolledBack):
+            await asyncio.wait_for(anext(tail), 5)
 
 
 async def test_a_reader_is_not_disturbed_by_writers_that_come_and_go(either: Machine) -> None:
