@@ -108,7 +108,7 @@ def test_reads_are_measured_in_every_mode_beside_a_limit(tmp_path: Path) -> None
 
 
 def test_appends_are_measured_with_and_without_upkeep_that_is_at_work(tmp_path: Path) -> None:
-    small = ("--seconds", "0.1", "--rounds", "1", "--mib", "1", "--segments", "40")
+    small = ("--seconds", "0.4", "--rounds", "1", "--mib", "1", "--segments", "40")
     said = python("-m", "benches.upkeep", *small, "--markdown", "--json", "rows.json", cwd=tmp_path)
     printed = rows(said, "clients × batch × size, upkeep")
     assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
