@@ -66,27 +66,24 @@ async def looked_again(log: Log, run: Run, read: Callable[[], T]) -> T:
 async def given_up(log: Log, run: Run, stream: str | None, place: int, incarnation: int) -> None:
     """RolledBack if a repair has given up something in front of this place of a stream, or of the log, which somebody
     has come to in an earlier incarnation."""
-    native = log._native
-    kept = kept_since(native, incarnation)
-    if kept is None:
+    if log._native.incarnation <= incarnation:
         return
-    if stream is not None:
-        number = native.stream(stream)
-        with reading_disk:
-            kept = 0 if number is None else await looked_again(log, run, partial(native.offset_at, number, kept, False))
+    with reading_disk:
+        kept = await looked_again(log, run, lambda: kept_since(log._native, stream, incarnation))
     if place > kept:
         what = "positions" if stream is None else f"offsets of stream {stream!r}"
         raise RolledBack(f"a repair has given up {what} from {kept} on, and this had come to {place}")
 
 
-def kept_since(native: _native.Log, incarnation: int) -> int | None:
-    """Up to which position the log is what it was then; None if all of it is."""
-    risen = native.incarnation - incarnation
-    if risen <= 0:
-        return None
+def kept_since(native: _native.Log, stream: str | None, incarnation: int) -> int:
+    """Up to which place a stream, or the log, is what it was in an earlier incarnation."""
     kept = [kept for _, _, _, _, _, after, kept, _, _ in native.repairs() if after > incarnation]
     # Where a record of one is lost, nobody knows.
-    return min(kept) if len(kept) >= risen else 0
+    position = min(kept) if len(kept) >= native.incarnation - incarnation else 0
+    if stream is None:
+        return position
+    number = native.stream(stream)
+    return 0 if number is None else native.offset_at(number, position, False)
 
 
 async def at_once(call: Callable[[], Any]) -> Any:
@@ -171,8 +168,8 @@ class Reading(Generic[B]):
         self._incarnation = native.incarnation
 
     async def _begin(self) -> tuple[int | None, int, int]:
-        native = self._log._native
         await self._check_given_up(self._start if isinstance(self._start, int) else 0)
+        native = self._log._native
         number = None if self._stream is None else native.stream(self._stream)
         if self._stream is not None and number is None:
             return None, 0, 0
@@ -246,6 +243,7 @@ class Following(Generic[B]):
                 if isinstance(self._at, int):
                     await given_up(self._log, self._run, self._stream, self._at, self._incarnation)
                 self._incarnation = native.incarnation
+                continue
             number = None if self._stream is None else native.stream(self._stream)
             if number is not None:
                 native.check_erased(number)
