@@ -96,14 +96,27 @@ class Follower:
     def refresh(self) -> None:
         """Takes what has become durable since."""
         with self._lock:
-            marks = load_marks(self.backend, self.identity)
-            risen = marks.newest.incarnation > self.loader.marks.newest.incarnation
-            if risen and not self.backend.exists(REPAIR):
-                # A repair is over, and may have given up what somebody has a receipt of.
-                self._acknowledged = 0
-                self._begin_anew()
-            # A stream whose key it does not get, as after a rotation, is no loss of the others.
-            self._take_all(marks)
+            # During a repair it stays what it was.
+            while not self.backend.exists(REPAIR):
+                marks = load_marks(self.backend, self.identity, repairing=True)
+                try:
+                    if marks.newest.incarnation > self.loader.marks.newest.incarnation:
+                        # A repair is over, and may have given up what somebody has a receipt of.
+                        self._acknowledged = 0
+                        self._begin_anew()
+                    # A stream whose key it does not get, as after a rotation, is no loss of the others.
+                    self._take_all(marks)
+                except (FileNotFoundError, Corrupt):
+                    if not self._repaired_since(marks):
+                        raise
+                else:
+                    return
+
+    def _repaired_since(self, marks: Marks) -> bool:
+        """Whether a repair has begun beneath what was going on."""
+        if self.backend.exists(REPAIR):
+            return True
+        return load_marks(self.backend, self.identity, repairing=True).newest.incarnation > marks.newest.incarnation
 
     def _begin_anew(self) -> None:
         before = self._scan

@@ -619,6 +619,32 @@ async def test_a_reader_beside_it_begins_anew_and_says_what_was_given_up(
             assert (await asyncio.wait_for(anext(tail), 5)).payload == b"comes"
 
 
+@pytest.mark.parametrize(("verb", "file"), [("truncate", "segments/"), ("unlink", REPAIR)])
+async def test_a_reader_stays_what_it_was_until_a_repair_is_over(either: Machine, verb: str, file: str) -> None:
+    receipts = await filled(either)
+    async with either.open(read_only=True) as reader:
+        behind, early = reader.tail("s"), reader.tail("s", start=20)
+        waiting = [asyncio.ensure_future(anext(behind))]
+        either.flip(*place_of(either, receipts[20]))
+        either.backend().unlink(CHECKPOINT)
+        either.fault = failing(verb, file)
+        with pytest.raises((OSError, Unavailable)):
+            await repaired(either)
+        either.fault = None
+        assert either.backend().exists(REPAIR)
+        assert await payloads(reader.read("s", until=20)) == [payload(i) for i in range(20)]
+        assert (await reader.info())["repairs"] == []
+        assert not (await asyncio.wait(waiting, timeout=0.2))[0]
+        assert await repaired(either) is not None
+        with pytest.raises(RolledBack):
+            await asyncio.wait_for(waiting[0], 5)
+        waiting = [asyncio.ensure_future(anext(early))]
+        async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+            await db.append("s", b"another")
+        assert (await asyncio.wait_for(waiting[0], 5)).payload == b"another"
+        assert len((await reader.info())["repairs"]) == 1
+
+
 @pytest.mark.parametrize("file", ["segments/", "marks"])
 async def test_a_reader_whose_disk_fails_after_it_begins_anew_later(either: Machine, file: str) -> None:
     receipts = await filled(either)
