@@ -65,8 +65,8 @@ class Retention:
         self._rule = rule_of(committer.options)
         self._chores = Chores("kimberlite-retain", committer.poison)
         self._looking: asyncio.Task[None] | None = None
-        #: All that went.
-        self._gone = Dropping(0, 0, 0, native.first, None)
+        #: All that went; and what the log has dropped since whose files could not all be unlinked yet.
+        self._gone = self._left = Dropping(0, 0, 0, native.first, None)
         #: Why what the options let go is not dropped; None if it is.
         self.waits: str | None = None
         #: Told of each reason, and of None when there is no more.
@@ -84,8 +84,8 @@ class Retention:
         return await self._chores.run(self._asked(rule, dry_run=dry_run, confirm_clock=confirm_clock))
 
     def look(self) -> None:
-        """There may be more by now that the options let go."""
-        if self._rule != Rule() and self._looking is None and not self._chores.ending:
+        """There may be more by now that the options let go, or files that can be unlinked."""
+        if self._is_due() and self._looking is None and not self._chores.ending:
             self._looking = self._chores.begin(self._look())
 
     async def stop(self) -> None:
@@ -114,8 +114,10 @@ class Retention:
         if not isinstance(outcome, KimberliteError):
             return outcome
         # What could not go may have gone by now.
-        again = await self._drop(rule, self._rule, confirm_clock=True)
-        return again if isinstance(again, KimberliteError) else more_than(before, self._gone)
+        return await self._drop(rule, self._rule, confirm_clock=True, since=before)
+
+    def _is_due(self) -> bool:
+        return self._rule != Rule() or self._left.segments > 0 or self.waits is not None
 
     async def _looked(self) -> None:
         if self._looking is not None:
@@ -123,14 +125,17 @@ class Retention:
 
     async def _look(self) -> None:
         try:
-            if self._rule != Rule():
+            if self._is_due():
                 why = await self._let_go()
-                before, self.waits = self.waits, None if why is None else str(why)
-                if self.waits != before:
-                    self.on_waits(self.waits)
+                self._say(None if why is None else str(why))
             await self._backend.run(self.note)
         finally:
             self._looking = None
+
+    def _say(self, why: str | None) -> None:
+        before, self.waits = self.waits, why
+        if why != before:
+            self.on_waits(why)
 
     async def _let_go(self) -> KimberliteError | None:
         """What the options say; why not all of it, if so. While nobody knows the time the other rule goes on."""
@@ -147,9 +152,9 @@ class Retention:
                 self._clock.keep()
 
     async def _drop(
-        self, *rules: Rule, dry_run: bool = False, confirm_clock: bool = False
+        self, *rules: Rule, dry_run: bool = False, confirm_clock: bool = False, since: Dropping | None = None
     ) -> Dropping | KimberliteError:
-        """What goes, by one rule after the other, or why it does not."""
+        """What goes, by one rule after the other, or went `since`; or why it does not."""
         try:
             async with self._packer.lock:
                 if dry_run:
@@ -159,9 +164,16 @@ class Retention:
                 if confirm_clock:
                     self._clock.confirm()
                     await self._backend.run(self.note)
-                dropped = Dropping(0, 0, 0, self._native.first, None)
+                before = self._gone if since is None else since
+                with contextlib.suppress(OSError):
+                    # It may be the room for what goes next, which does not wait for it.
+                    await self._unlink_left()
                 for rule in rules:
-                    dropped = joined(dropped, await self._drop_all(rule))
+                    await self._drop_all(rule)
+                await self._unlink_left()
+                if self._rule in rules:
+                    self._say(None)
+                dropped = more_than(before, self._gone)
                 return dropped if not confirm_clock else await self._backend.run(lambda: self._noted(dropped))
         except KimberliteError as error:
             if isinstance(error, Corrupt):
@@ -195,26 +207,25 @@ class Retention:
             self._findings.add(Corrupt("it is missing", file=name))
             return 0
 
-    async def _drop_all(self, rule: Rule) -> Dropping:
-        """What goes, in rounds if the disk has no room for all of it at once."""
+    async def _drop_all(self, rule: Rule) -> None:
+        """In rounds if the disk has no room for all of it at once."""
         try:
-            return await self._rounds(rule)
+            await self._rounds(rule)
         finally:
             self._checkpointer.sparing = False
             await self._backend.run(self._restore)
 
-    async def _rounds(self, rule: Rule) -> Dropping:
-        gone = Dropping(0, 0, 0, self._native.first, None)
-        ways, last = iter(FOR_HASHES), self._committer.tail.number
+    async def _rounds(self, rule: Rule) -> None:
+        some, ways, last = False, iter(FOR_HASHES), self._committer.tail.number
         while True:
             # What was said of those that went is not to go for it.
             wanted = await self._plan(rule, last)
             number, full, hashed = self._native.dropped[0] + wanted.segments, None, None
-            if number > self._checkpointer.segment and (wanted.segments or gone.segments):
-                full = await self._checkpointer.take(bare=gone.segments > 0)
+            if number > self._checkpointer.segment and (wanted.segments or some):
+                full = await self._checkpointer.take(bare=some)
                 self._committer.check()
             if not wanted.segments:
-                return gone
+                return
             if full is not None and full.errno in FULL:
                 hashed, number = max(self._checkpointer.hashed, self._native.first), self._committer.tail.number
             elif full is not None or number > self._checkpointer.segment:
@@ -227,10 +238,9 @@ class Retention:
                 await self._backend.run(partial(give_reserve, self._backend, self._native, kept))
             elif planned.segments:
                 await self._drop_planned(rule, planned, wanted)
-                gone, ways = joined(gone, planned), iter(FOR_HASHES)
-                self._gone = joined(self._gone, planned)
+                some, ways = True, iter(FOR_HASHES)
                 if planned.segments >= wanted.segments and full is None:
-                    return gone
+                    return
             elif full is not None:
                 raise refusal(waiting(wanted), full)
 
@@ -262,9 +272,10 @@ class Retention:
             if not await self._committer.mark(group):
                 self._committer.check()
             self._native.drop_before(retained)
+            self._left = joined(self._left, planned)
             await self._checkpointer.let_go()
             # A checkpoint that is taken before would find no room.
-            await self._backend.run(lambda: self._unlink(number))
+            await self._unlink_left()
         except NoSpace as error:
             raise NoSpace(f"{waiting(wanted)}: {error}") from None
         finally:
@@ -305,8 +316,14 @@ class Retention:
         if not is_reserved(self._backend, self._native):
             keep_reserve(self._backend, self._native)
 
-    def _unlink(self, number: int) -> None:
-        unlink_before(self._backend, number)
+    async def _unlink_left(self) -> None:
+        if not self._left.segments:
+            return
+        await self._backend.run(self._unlink)
+        self._gone, self._left = joined(self._gone, self._left), Dropping(0, 0, 0, self._native.first, None)
+
+    def _unlink(self) -> None:
+        unlink_before(self._backend, self._native.dropped[0])
         past.let_go(self._backend, self._native.first)
         # For the record of what goes next; the rest is for its hashes.
         keep_reserve(self._backend, self._native, KEPT)
@@ -371,9 +388,15 @@ def position_goes(before: int | None, after: int) -> bool:
 
 
 def unlink_before(backend: Backend, number: int) -> None:
-    """What is left of segments that were dropped."""
+    """What is left of segments that were dropped. One that stays holds up no other."""
+    refused: OSError | None = None
     for directory in (SEGMENTS, INDEX):
         for name in backend.list(directory):
             if DIRECTORIES[directory].fullmatch(name) and int(name[:20]) < number:
-                backend.unlink(f"{directory}/{name}")
+                try:
+                    backend.unlink(f"{directory}/{name}")
+                except OSError as error:
+                    refused = refused or error
         backend.sync_directory(directory)
+    if refused is not None:
+        raise refused

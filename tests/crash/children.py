@@ -327,8 +327,8 @@ def report_steps(say: Say) -> None:
         say(["begin", "retention"])
         keep(*arguments, **named)
 
-    def unlink_all(self: retention.Retention, number: int) -> None:
-        unlink(self, number)
+    def unlink_all(self: retention.Retention) -> None:
+        unlink(self)
         say(["end", "retention"])
 
     past.keep = begin

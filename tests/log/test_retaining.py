@@ -327,7 +327,17 @@ async def test_what_cannot_go_though_the_clock_is_confirmed_is_said(either: Mach
         assert gone.first == (await db.info())["first_position"] > 0
 
 
-@pytest.mark.parametrize(("verb", "file"), [("open", PAST), ("write", "prepare/"), ("rename", "prepare/clock")])
+ONCE = [
+    ("open", PAST),
+    ("write", "prepare/"),
+    ("rename", "prepare/clock"),
+    ("list", "segments"),
+    ("unlink", "segments/"),
+    ("unlink", "index/"),
+]
+
+
+@pytest.mark.parametrize(("verb", "file"), ONCE)
 async def test_what_is_refused_once_while_the_clock_is_confirmed_goes_and_is_counted(
     either: Machine, verb: str, file: str
 ) -> None:
@@ -363,7 +373,7 @@ async def test_a_confirmation_that_cannot_be_noted_is_said(either: Machine) -> N
     async with opening(either, retain_age=30 * 24 * 3600.0) as db:
         await asyncio.sleep(0.01)
         either.fault = failing("rename", "prepare/clock", errno.EIO)
-        with pytest.raises(Unavailable, match="that the clock is right is not noted for the next start yet"):
+        with pytest.raises(Unavailable, match=r"^[1-9]\d* segments went; that the clock is right is not noted"):
             await db.retain(confirm_clock=True)
         assert (await db.info())["first_position"] > 0
         before, either.fault = either.disk.files().get(CLOCK), None
@@ -375,6 +385,41 @@ async def test_a_confirmation_that_cannot_be_noted_is_said(either: Machine) -> N
     async with opening(either, retain_age=30 * 24 * 3600.0) as db:
         await asyncio.sleep(0.01)
         assert (await db.info())["notes"] == []
+
+
+@pytest.mark.parametrize("by_itself", [True, False])
+async def test_what_cannot_be_unlinked_is_tried_again_and_holds_up_nothing(
+    either: Machine, by_itself: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "LOOK", 0.005 if by_itself else 60.0)
+    receipts = await filled(either, 300)
+    async with opening(either) as db:
+        would = await db.retain(before=receipts[200].first_position, dry_run=True)
+        assert would.segments > 2
+        either.fault = failing("unlink", segment_name(0))
+        for upto in (100, 100, 200):
+            with pytest.raises(Unavailable, match="not all that was to be dropped is gone yet: .*0.seg"):
+                await db.retain(before=receipts[upto].first_position)
+            there = list(segments(either))
+            assert there[0] == segment_name(0)
+            assert (await db.info())["first_position"] > receipts[upto - 60].first_position
+        assert there[1] == segment_name(would.segments)
+
+        async def said() -> bool:
+            notes = (await db.info())["notes"]
+            return bool(notes) and "not all that was to be dropped is gone yet" in notes[0]
+
+        async def gone() -> bool:
+            return segment_name(0) not in segments(either) and not (await db.info())["notes"]
+
+        if by_itself:
+            await until(said)
+        either.fault = None
+        if not by_itself:
+            assert await db.retain(before=receipts[200].first_position) == would
+        await until(gone)
+        assert (await db.retain(before=receipts[200].first_position)).segments == 0
+    either.verify(receipts[-1])
 
 
 async def test_a_reader_says_what_would_go_and_changes_nothing(either: Machine) -> None:
