@@ -4,7 +4,8 @@ hashes that are about to be the only ones → checked → past, fsync → (fsync
 → their place in hashes given back
 
 A full disk leaves them in `hashes`, until there is room. So what `hashes` has of what was dropped was not moved yet, or
-a crash came before its place was given back: it is moved again, and until then `hashes` keeps it.
+a crash came before its place was given back: what `past` has not, or not as it must be, is moved again, and until then
+`hashes` keeps it.
 
 What is new shares a block with what was there, which a power cut could take with it: that is set aside before.
 """
@@ -61,7 +62,7 @@ def keep(
         try:
             past.write(0, (b"KIMBPST1" + database_id).ljust(HASHES_HEADER, b"\0"))
             if native.first and (past.size() < end or has_some(hashes, end)):
-                _catch_up(past, hashes, end, told, lambda place: _set_aside(backend, database_id, past, place))
+                _catch_up(past, hashes, native, told, lambda place: _set_aside(backend, database_id, past, place))
                 past.sync()
                 _give_up_aside(backend)
             # What a crash has left of an earlier copy may be there in part.
@@ -152,13 +153,18 @@ def attach(backend: Backend, native: _native.Log) -> None:
 
 
 def wrong(backend: Backend, native: _native.Log) -> str | None:
-    """What is not as it should be, of a log that has dropped something."""
-    try:
-        for _ in check(backend, native, PIECE, lambda name: backend.open(name, "r")):
-            pass
-    except Corrupt as error:
-        return error.message
-    return None
+    """What is not as it should be, of a log that has dropped something. What goes over meanwhile from the other file is
+    looked for once more."""
+    found = None
+    for _ in range(2):
+        try:
+            for _ in check(backend, native, PIECE, lambda name: backend.open(name, "r")):
+                pass
+        except Corrupt as error:
+            found = error.message
+        else:
+            return None
+    return found
 
 
 def check(backend: Backend, native: _native.Log, piece: int, opened: Callable[[str], File]) -> Iterator[bytes]:
@@ -187,7 +193,7 @@ def check(backend: Backend, native: _native.Log, piece: int, opened: Callable[[s
             if found is None or len(data) < length:
                 raise Corrupt(f"it ends before position {first}", file=PAST)
             raise Corrupt(f"hash {found} is wrong", file=PAST, place=HASHES_HEADER + 32 * found)
-    if proving.root != native.root_at(first):
+    if proving.root != _root(native, first):
         raise Corrupt("it is of another tree", file=PAST)
 
 
@@ -232,32 +238,63 @@ def _copy(
 def _catch_up(
     past: File,
     hashes: File | None,
-    end: int,
+    native: _native.Log,
     told: Callable[[Corrupt], None],
     before: Callable[[int], None],
 ) -> None:
     """What was left in the other file, which has nothing of what was moved from there before. Nothing is written
     `before` it is said where that begins."""
-    there = place = min(end, HASHES_HEADER + (past.size() - HASHES_HEADER) // 32 * 32)
+    first = native.first
+    there = place = min(place_of(first), HASHES_HEADER + (past.size() - HASHES_HEADER) // 32 * 32)
     if hashes is not None:
         # What is there already may be what a crash has left of it.
         place = next((start for start, _ in written(hashes, HASHES_HEADER, place)), place)
-    before(place)
-    nowhere = None
-    while place < end:
-        length = min(64 * PIECE, end - place)
+    start, proving = _sound(past, native, leaves_of((place - HASHES_HEADER) // 32))
+    if start == first:
+        return
+    before(place_of(start))
+    nowhere: int | None = None
+    wrong: int | None = None
+    while start < first:
+        end = min(start + PIECE, first)
+        place, length = place_of(start), 32 * (stored(end) - stored(start))
         known = read_around(past, place, length).ljust(length, b"\0")
-        if hashes is not None:
-            known = _merged(read_around(hashes, place, length), known)
-        if nowhere is None and NOWHERE in known[max(0, there - place) :]:
-            at = max(0, there - place)
-            missing = (i for i in range(at, length, 32) if known[i : i + 32] == NOWHERE)
+        found = known if hashes is None else _merged(read_around(hashes, place, length), known)
+        if proving is not None and wrong is None:
+            wrong = proving.take(found)
+            if wrong is not None and proving.take(known) is None:
+                found, wrong = known, None
+        if nowhere is None and NOWHERE in found[max(0, there - place) :]:
+            missing = (i for i in range(max(0, there - place), length, 32) if found[i : i + 32] == NOWHERE)
             nowhere = next((place + i for i in missing), None)
-        past.write(place, known)
-        place += length
+        past.write(place, found)
+        start = end
     if nowhere is not None:
         what = "from here on hashes of what was dropped are in no file any more: its receipts may prove nothing"
         told(Corrupt(what, file=PAST, place=nowhere))
+    elif wrong is not None or (proving is not None and proving.root != _root(native, first)):
+        what = "nothing tells what is right: receipts of what was dropped may prove nothing"
+        told(Corrupt(what, file=PAST, place=None if wrong is None else HASHES_HEADER + 32 * wrong))
+
+
+def _sound(past: File, native: _native.Log, start: int) -> tuple[int, _native.Proving | None]:
+    """Up to which leaf it is from this one on as it must be, and what goes on behind that; None if nobody knows."""
+    begun, first, proving = start, native.first, native.proving(start)
+    while proving is not None and start < first:
+        end = min(start + PIECE, first)
+        data = _piece(past, start, end)
+        if len(data) < 32 * (stored(end) - stored(start)) or proving.take(data) is not None:
+            return start, proving
+        start = end
+    if proving is None or proving.root == _root(native, first):
+        return (begun if proving is None else first), proving
+    return begun, native.proving(begun)
+
+
+def _root(native: _native.Log, first: int) -> bytes | None:
+    """Of all that was dropped. It is known, whatever has become of the hashes."""
+    proving = native.proving(first)
+    return None if proving is None else proving.root
 
 
 def _merged(found: bytes, known: bytes) -> bytes:

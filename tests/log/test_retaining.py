@@ -398,7 +398,7 @@ async def test_what_cannot_be_unlinked_is_tried_again_and_holds_up_nothing(
         assert would.segments > 2
         either.fault = failing("unlink", segment_name(0))
         for upto in (100, 100, 200):
-            with pytest.raises(Unavailable, match="not all that was to be dropped is gone yet: .*0.seg"):
+            with pytest.raises(Unavailable, match=r"not all that was to be dropped is gone yet: .*0\.seg"):
                 await db.retain(before=receipts[upto].first_position)
             there = list(segments(either))
             assert there[0] == segment_name(0)
@@ -649,6 +649,8 @@ async def test_a_power_cut_takes_nothing_that_the_past_had_in_a_block_that_is_wr
     if late:
         # Some were moved, and of the others a crash has left nothing there yet.
         replace(machine.disk, HASHES, before[:4096] + bytes(640) + before[4736:])
+        past = machine.disk.files()[PAST]
+        replace(machine.disk, PAST, past[:4736] + bytes(len(past) - 4736))
     lefts: list[Disk] = []
 
     def cut() -> None:
@@ -679,6 +681,37 @@ async def test_a_power_cut_takes_nothing_that_the_past_had_in_a_block_that_is_wr
                 assert later.verify(receipts[7]).notes == []
             await db.retain(before=receipts[100].first_position)
         assert later.verify(receipts[7]).notes == []
+
+
+@pytest.mark.parametrize("torn", [False, True])
+async def test_what_a_crash_left_in_both_files_is_taken_from_the_one_that_is_right(
+    machine: Machine, *, torn: bool
+) -> None:
+    receipts = await filled(machine, 120)
+    lefts: list[Machine] = []
+    async with opening(machine) as db:
+        machine.disk.on_step = lambda: lefts.append(machine.image())
+        await db.retain(before=receipts[50].first_position)
+        machine.disk.on_step = None
+    both = 0
+    for left in lefts:
+        async with opening(left) as db:
+            gone = (await db.info())["first_position"]
+        files = left.disk.files()
+        if not gone or not any(files[HASHES][4096:4128]):
+            continue
+        both += 1
+        left.flip(HASHES, 4096 + 32 * 3 + 5)
+        if torn:
+            # Then neither is whole: nothing tells what is right, and that is said.
+            past = files[PAST]
+            replace(left.disk, PAST, past[:4352] + bytes(64) + past[4416:])
+        assert (left.verify(receipts[7]).notes == []) != torn
+        async with opening(left) as db:
+            await db.retain(before=receipts[100].first_position)
+            assert ((await db.info())["notes"] == []) != torn
+        assert (left.verify(receipts[7]).notes == []) != torn
+    assert both > 2
 
 
 @pytest.mark.parametrize("times", [2, 3])

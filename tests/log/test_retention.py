@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -379,6 +380,46 @@ async def test_verify_holds_hashes_that_leave_their_file_beneath_it_against_the_
     late.fault = beneath
     report = verify_again(late.backend(), lambda: load_master(late.key), None, None)
     assert any("is wrong: receipts of before position" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("anchored", [False, True])
+async def test_verify_finds_the_past_sound_whenever_more_is_dropped_beneath_it(
+    either: Machine, *, full: bool, anchored: bool
+) -> None:
+    receipts = await filled(either)
+
+    def no_room(verb: str, name: str, _place: int, _length: int) -> OSError | None:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name) if (verb, name) == ("write", PAST) else None
+
+    async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+        either.fault = no_room if full else None
+        first = (await db.retain(before=receipts[COUNT // 3].first_position)).first
+        either.fault, before = None, either.disk.files()
+        begun = db._native.ended(db._native.dropped[0])
+        assert begun is not None
+        await db.retain(before=begun[0])
+        after = either.disk.files()
+    assert any(before[HASHES][BLOCK : BLOCK + 32]) == full
+    assert not any(after[HASHES][BLOCK : BLOCK + 32])
+    between = next(receipt for receipt in receipts if first <= receipt.first_position < begun[0])
+    anchor = between if anchored else None
+    calls = at = 0
+
+    def beneath(_verb: str, _name: str, _place: int, _length: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            become(late.disk, after)
+
+    while calls >= at:
+        calls, at = 0, at + 1
+        late = Machine(either.key)
+        late.disk = Disk.from_files(before)
+        late.fault = beneath
+        report = verify_again(late.backend(), lambda: load_master(either.key), anchor, None)
+        assert [note for note in report.notes if "no watermark" not in note] == [], at
+    assert at > 50
 
 
 async def test_verify_beside_an_erasure_says_nothing_of_a_copy_that_is_about_to_be_written(encrypted: Machine) -> None:

@@ -18,19 +18,23 @@ impl Proving {
         Ok(Self { tree: Tree::from_peaks(size, peaks)? })
     }
 
-    /// Takes the hashes that come with some leaves; the index of the first that is not what it must be is an error.
+    /// Takes the hashes that come with some leaves; the index of the first that is not what it must be is an error, and
+    /// leaves it where it was.
     pub fn take(&mut self, hashes: &[Hash]) -> Result<(), u64> {
         let size = self.tree.size();
         let first = stored(size);
         let places = (size..).map(|leaf| (stored(leaf) - first) as usize).take_while(|&at| at < hashes.len());
         let leaves: Vec<Hash> = places.map(|at| hashes[at]).collect();
+        let before = self.tree.peaks().to_vec();
         self.tree.push(&leaves);
         let (_, made) = self.tree.take_pending(usize::MAX);
         self.tree.flushed(first + made.len() as u64);
-        match made.iter().zip(hashes).position(|(made, found)| made != found) {
-            None if made.len() == hashes.len() => Ok(()),
-            wrong => Err(first + wrong.unwrap_or(hashes.len()) as u64),
-        }
+        let wrong = match made.iter().zip(hashes).position(|(made, found)| made != found) {
+            None if made.len() == hashes.len() => return Ok(()),
+            wrong => wrong.unwrap_or(hashes.len()) as u64,
+        };
+        self.tree = Tree::from_peaks(size, before).expect("they were its peaks");
+        Err(first + wrong)
     }
 
     pub fn tree(&self) -> &Tree {
@@ -89,6 +93,10 @@ mod tests {
                 assert!(proving().take(&changed[at(begin)..]).unwrap_err() as usize >= wrong);
             }
             assert!(proving().take(&hashes[at(begin)..at(100) - 1]).is_err());
+            let mut after = proving();
+            assert!(after.take(&vec![[7; 32]; at(100) - at(begin)]).is_err());
+            assert_eq!(after.take(&hashes[at(begin)..at(100)]), Ok(()));
+            assert_eq!(after.tree().root(), tree.root());
         }
     }
 }
