@@ -294,9 +294,8 @@ class Log:
                 if not self._native.doubted:
                     raise
             except FileNotFoundError:
-                if self._refresh is None:
-                    raise
-        # So many hashes are wrong that to make them again would hold up the loop; or a writer has dropped it.
+                pass
+        # So many hashes are wrong that to make them again would hold up the loop; or a segment is gone.
         return (await self.get_many([position]))[0]
 
     async def get_many(self, positions: Iterable[int]) -> list[Record]:

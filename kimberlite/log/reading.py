@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sized
 from functools import partial
+from pathlib import PurePath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from kimberlite import _native
 from kimberlite.errors import Dropped, RolledBack, Unavailable
 from kimberlite.iterators import Records
+from kimberlite.log.names import segment_number
 from kimberlite.records import Record, Time
 
 if TYPE_CHECKING:
@@ -50,17 +52,24 @@ reading_disk: Final = ReadingDisk()
 
 
 async def looked_again(log: Log, run: Run, read: Callable[[], T]) -> T:
-    """What `read` gives. A reader whose segments were dropped beneath it hears so from another look."""
+    """What `read` gives. A reader whose segments were dropped beneath it hears so from another look; a segment that is
+    missing all the same is damage."""
     while True:
         first = log._native.first
         try:
             found: T = await run(read)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
             await log._refreshed()
-            if log._native.first == first:
+            if log._native.first == first and not lost(log, error):
                 raise
         else:
             return found
+
+
+def lost(log: Log, error: FileNotFoundError) -> bool:
+    """Whether nobody knew of this segment that it is missing."""
+    number = segment_number(PurePath(error.filename or "").name)
+    return number is not None and log._native.lose(number)
 
 
 async def given_up(log: Log, run: Run, stream: str | None, place: int, incarnation: int) -> None:

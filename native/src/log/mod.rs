@@ -20,7 +20,7 @@ use kimberlite_core::group::Database;
 use kimberlite_core::keys::{Entropy, GroupKey, Key, derive, domain};
 use kimberlite_core::log::{self, Failure, Files, Refused, Secrets};
 use kimberlite_core::system::Declaration;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyFileNotFoundError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -253,6 +253,9 @@ impl Log {
 /// An error of a file, or damage that was found where an index was to be made again.
 fn io_error(py: Python<'_>, error: io::Error) -> PyErr {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<log::Unindexed>()) {
+        Some(found) if error.kind() == io::ErrorKind::NotFound => {
+            PyFileNotFoundError::new_err((libc::ENOENT, found.what, segment_file(found.segment)))
+        }
         Some(found) if found.what == log::UNREADABLE => {
             let file = segment_file(found.segment);
             errors::raise(py, "Unavailable", &format!("{file}, byte {}: {}", found.place, found.what))

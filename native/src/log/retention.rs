@@ -135,6 +135,11 @@ impl Log {
         segments.iter().filter(|segment| segment.header.number < number).for_each(|segment| segment.forget_index());
     }
 
+    /// Whether nobody knew that the file of this segment is missing and was not dropped: from here on that is damage.
+    fn lose(&self, number: u64) -> bool {
+        self.inner.newest_first().iter().any(|segment| segment.header.number == number && segment.lose())
+    }
+
     /// The segment that has this position, or would.
     fn segment_of(&self, position: u64) -> u64 {
         let segments = self.inner.newest_first();

@@ -77,6 +77,7 @@ impl Failure {
     pub fn is_damage(&self) -> bool {
         match self {
             Self::Damaged { .. } | Self::Unreadable { .. } | Self::Misled { .. } => true,
+            Self::Io(error) if error.kind() == io::ErrorKind::NotFound => false,
             Self::Io(error) => unindexed(error).is_some() || is_unreadable(error),
             _ => false,
         }

@@ -103,6 +103,8 @@ pub struct Segment {
     source: RwLock<Arc<dyn Source>>,
     pub index: RwLock<Arc<Index>>,
     asked: AtomicBool,
+    /// Whether its file is known to be missing, and not to have been dropped.
+    lost: AtomicBool,
 }
 
 impl Segment {
@@ -124,12 +126,24 @@ impl Segment {
 
     fn of(header: SegmentHeader, source: Arc<dyn Source>, index: Index) -> Self {
         let (source, index) = (RwLock::new(source), RwLock::new(Arc::new(index)));
-        Self { header, source, index, asked: AtomicBool::new(false) }
+        Self { header, source, index, asked: AtomicBool::new(false), lost: AtomicBool::new(false) }
     }
 
     pub fn read(&self, place: u64, length: usize) -> io::Result<Vec<u8>> {
         let source = self.source.read().unwrap().clone();
-        source.read(place, length)
+        source.read(place, length).map_err(|error| match error.kind() {
+            // As long as it may have been dropped it is no damage.
+            kind @ io::ErrorKind::NotFound => {
+                let kind = if self.lost.load(Ordering::Relaxed) { io::ErrorKind::InvalidData } else { kind };
+                io::Error::new(kind, Unindexed { segment: self.header.number, place, what: MISSING })
+            }
+            _ => error,
+        })
+    }
+
+    /// Whether nobody knew that its file is missing and was not dropped: from here on that is damage.
+    pub fn lose(&self) -> bool {
+        !self.lost.swap(true, Ordering::Relaxed)
     }
 
     /// From here on its bytes come from there.
@@ -270,6 +284,8 @@ pub fn is_unreadable(error: &io::Error) -> bool {
 }
 
 pub const UNREADABLE: &str = "the disk cannot read what is there";
+
+const MISSING: &str = "it is missing";
 
 /// What keeps the index of a segment from being made again, inside the `io::Error` that says so.
 #[derive(Debug)]
