@@ -422,6 +422,34 @@ async def test_verify_finds_the_past_sound_whenever_more_is_dropped_beneath_it(
     assert at > 50
 
 
+async def test_a_reader_holds_itself_against_a_receipt_whenever_more_is_dropped_beneath_it(either: Machine) -> None:
+    receipts = await filled(either)
+    async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+        first = (await db.retain(before=receipts[COUNT // 3].first_position)).first
+        before, begun = either.disk.files(), db._native.ended(db._native.dropped[0])
+        assert begun is not None
+        await db.retain(before=begun[0])
+        after = either.disk.files()
+    between = next(receipt for receipt in receipts if first <= receipt.first_position < begun[0])
+    calls = at = 0
+
+    def beneath(_verb: str, _name: str, _place: int, _length: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            become(late.disk, after)
+
+    while calls >= at:
+        calls, at = 0, at + 1
+        late = Machine(either.key)
+        late.disk = Disk.from_files(before)
+        late.fault = beneath
+        for anchor in (between, receipts[-1], receipts[0]):
+            async with late.open(read_only=True, anchor=anchor) as db:
+                assert (await db.info())["records"] > receipts[-1].last_position
+    assert at > 50
+
+
 async def test_verify_beside_an_erasure_says_nothing_of_a_copy_that_is_about_to_be_written(encrypted: Machine) -> None:
     async with encrypted.open() as db:
         await db.append("s", b"secret")

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import struct
 from collections.abc import AsyncIterable
+from datetime import UTC, datetime
 from itertools import pairwise
 from random import Random
 
@@ -205,6 +206,41 @@ async def test_what_is_sound_beside_the_damage_is_read_from_both_sides(either: M
         assert len(await payloads(db.read("s", start=damaged.stop))) == len(behind)
         for offset in damaged:
             assert await upto_damage(db.read("s", start=offset, limit=1)) == []
+
+
+def time_of(record: Record) -> datetime:
+    return datetime.fromtimestamp(record.timestamp // 10**9, UTC)
+
+
+async def test_what_is_sound_beside_segments_that_are_gone_is_read(either: Machine) -> None:
+    async with either.open(segment_bytes=SEGMENT, pack=0, scrub=0) as db:
+        for i in range(COUNT):
+            await db.append("s", payload(i))
+            either.wait(10**9)
+        whole = [record async for record in db.read("s")]
+    async with either.open(read_only=True) as reader, either.open(segment_bytes=SEGMENT, pack=0, scrub=0) as db:
+        missing = [db._native.ended(number) for number in (0, 2)]
+        assert missing[0] is not None
+        assert missing[1] is not None
+        for number in (1, 2):
+            either.backend().unlink(segment_name(number))
+            either.backend().unlink(index_name(number))
+        front = [record for record in whole if record.position < missing[0][0]]
+        back = [record for record in whole if record.position >= missing[1][0]]
+        assert min(len(front), len(back)) > 2
+        for handle in (reader, db):
+            for start in (None, front[2].offset, time_of(front[0])):
+                with pytest.raises(Corrupt, match=r"^segments/.*[12]\.seg.*it is missing$"):
+                    await payloads(handle.read("s", start=start))
+            with pytest.raises(Corrupt, match="it is missing"):
+                await handle.get(missing[0][0])
+            assert await payloads(handle.read("s", start=back[1].offset)) == [record.payload for record in back[1:]]
+            late = time_of(back[-1])
+            assert len(await payloads(handle.read("s", start=late))) > 0
+            found = await upto_damage(handle.read("s", until=late, reverse=True))
+            # What is still open is read.
+            assert found[: len(back) - 1] == [record.offset for record in reversed(back[:-1])]
+            assert await upto_damage(handle.read("s", start=time_of(front[0]))) == [r.offset for r in front]
 
 
 async def test_a_wrong_hash_is_found_and_made_again(either: Machine) -> None:
