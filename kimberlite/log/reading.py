@@ -55,21 +55,21 @@ async def looked_again(log: Log, run: Run, read: Callable[[], T]) -> T:
     """What `read` gives. A reader whose segments were dropped beneath it hears so from another look; a segment that is
     missing all the same is damage."""
     while True:
-        first = log._native.first
+        native, first = log._native, log._native.first
         try:
             found: T = await run(read)
         except FileNotFoundError as error:
             await log._refreshed()
-            if log._native.first == first and not lost(log, error):
+            if log._native is native and native.first == first and not lost(native, error):
                 raise
         else:
             return found
 
 
-def lost(log: Log, error: FileNotFoundError) -> bool:
+def lost(native: _native.Log, error: FileNotFoundError) -> bool:
     """Whether nobody knew of this segment that it is missing."""
     number = segment_number(PurePath(error.filename or "").name)
-    return number is not None and log._native.lose(number)
+    return number is not None and native.lose(number)
 
 
 async def given_up(log: Log, run: Run, stream: str | None, place: int, incarnation: int) -> None:
