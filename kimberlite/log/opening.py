@@ -179,6 +179,8 @@ class Opener:
         self.kept = 0 if last else KEPT // 2 if asked else KEPT
         self.read_only, self.anchor, self.repairing = read_only, anchor, repairing
         self.notes: list[str] = []
+        #: Whether files are left of what was dropped.
+        self.left = False
         #: As soon as it is known.
         self._log: _native.Log | None = None
 
@@ -263,7 +265,11 @@ class Opener:
         creation.discard_prepared(self.backend)
         if log.dropped[0] > 0:
             # Some may be left, if the process that dropped them was cut off.
-            unlink_before(self.backend, log.dropped[0])
+            try:
+                unlink_before(self.backend, log.dropped[0])
+            except OSError:
+                # Retention tries again, and says why it cannot.
+                self.left = True
             derived.replayed = [segment for segment in derived.replayed if segment.number >= log.dropped[0]]
         settler.heal(log, keys, lost=lost)
         settler.quarantine(log, end)
@@ -310,7 +316,7 @@ class Opener:
         scrubber = Scrubber(self.backend, native, derived, packer.lock, findings, options.scrub, self.injected.clock)
         last = native.durable_time or identity.created
         clock = Clock(self.backend, identity, self.injected.moment, last)
-        retention = Retention(self.backend, native, committer, checkpointer, packer, clock, findings)
+        retention = Retention(self.backend, native, committer, checkpointer, packer, clock, findings, left=self.left)
 
         def checkpointed() -> None:
             packer.checkpointed()

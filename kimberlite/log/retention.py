@@ -59,21 +59,25 @@ class Retention:
         packer: Packer,
         clock: Clock,
         findings: Findings,
+        *,
+        left: bool,
     ) -> None:
         self._backend, self._native, self._committer, self._packer = backend, native, committer, packer
         self._checkpointer, self._clock, self._findings = checkpointer, clock, findings
         self._rule = rule_of(committer.options)
         self._chores = Chores("kimberlite-retain", committer.poison)
         self._looking: asyncio.Task[None] | None = None
-        #: All that went; and what the log has dropped since whose files could not all be unlinked yet.
-        self._gone = self._left = Dropping(0, 0, 0, native.first, None)
+        #: All that went; whether there are files of what was dropped that could not be unlinked yet, as a start has
+        #: `left` some, and what of that went in this log's time.
+        self._gone = self._going = Dropping(0, 0, 0, native.first, None)
+        self._left = left
         #: Why what the options let go is not dropped; None if it is.
         self.waits: str | None = None
         #: Told of each reason, and of None when there is no more.
         self.on_waits: Callable[[str | None], None] = lambda _why: None
         self._timer = asyncio.get_running_loop().call_later(LOOK, self._tick)
         # What time it is must be noted before it jumps.
-        if self._rule != Rule() or clock.stale:
+        if self._is_due() or clock.stale:
             self._looking = self._chores.begin(self._look())
 
     async def drop(self, rule: Rule, *, dry_run: bool = False, confirm_clock: bool = False) -> Dropping:
@@ -117,7 +121,7 @@ class Retention:
         return await self._drop(rule, self._rule, confirm_clock=True, since=before)
 
     def _is_due(self) -> bool:
-        return self._rule != Rule() or self._left.segments > 0 or self.waits is not None
+        return self._rule != Rule() or self._left or self.waits is not None
 
     async def _looked(self) -> None:
         if self._looking is not None:
@@ -272,7 +276,7 @@ class Retention:
             if not await self._committer.mark(group):
                 self._committer.check()
             self._native.drop_before(retained)
-            self._left = joined(self._left, planned)
+            self._left, self._going = True, joined(self._going, planned)
             await self._checkpointer.let_go()
             # A checkpoint that is taken before would find no room.
             await self._unlink_left()
@@ -317,10 +321,11 @@ class Retention:
             keep_reserve(self._backend, self._native)
 
     async def _unlink_left(self) -> None:
-        if not self._left.segments:
+        if not self._left:
             return
         await self._backend.run(self._unlink)
-        self._gone, self._left = joined(self._gone, self._left), Dropping(0, 0, 0, self._native.first, None)
+        self._gone, self._left = joined(self._gone, self._going), False
+        self._going = Dropping(0, 0, 0, self._native.first, None)
 
     def _unlink(self) -> None:
         unlink_before(self._backend, self._native.dropped[0])

@@ -422,6 +422,36 @@ async def test_what_cannot_be_unlinked_is_tried_again_and_holds_up_nothing(
     either.verify(receipts[-1])
 
 
+async def test_what_cannot_be_unlinked_keeps_no_start_from_going_on(either: Machine) -> None:
+    receipts = await filled(either, 300)
+    refused = failing("unlink", segment_name(0))
+    async with opening(either) as db:
+        either.fault = refused
+        with pytest.raises(Unavailable, match="not all that was to be dropped is gone yet"):
+            await db.retain(before=receipts[100].first_position)
+    either.fault = None
+    left = either.image()
+    left.fault = refused
+    async with opening(left) as db:
+
+        async def said() -> bool:
+            notes = (await db.info())["notes"]
+            return bool(notes) and "not all that was to be dropped is gone yet" in notes[0]
+
+        await until(said)
+        receipt = await db.append("s", b"goes on")
+        assert segment_name(0) in segments(left)
+        left.fault = None
+
+        async def gone() -> bool:
+            return segment_name(0) not in segments(left) and not (await db.info())["notes"]
+
+        await until(gone)
+    left.verify(receipt)
+    async with opening(either) as db:
+        assert segment_name(0) not in segments(either)
+
+
 async def test_a_reader_says_what_would_go_and_changes_nothing(either: Machine) -> None:
     receipts = await filled(either)
     rules: list[dict[str, Any]] = [
