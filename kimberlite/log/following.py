@@ -10,7 +10,7 @@ from kimberlite import _native
 from kimberlite.errors import Corrupt
 from kimberlite.log.creation import read_small
 from kimberlite.log.identity import Identity
-from kimberlite.log.loading import Keys, load_marks, segment_numbers
+from kimberlite.log.loading import Keys, load_marks, segment_numbers, unless_overtaken
 from kimberlite.log.marks import Marks
 from kimberlite.log.names import CHECKPOINT, HASHES, REPAIR, index_name, segment_name
 from kimberlite.log.past import HASHES_HEADER
@@ -51,17 +51,13 @@ class Follower:
             self.keys.check(self.log)
 
     def _begin(self) -> None:
-        """Once more, if segments were dropped meanwhile."""
-        while True:
-            there = segment_numbers(self.backend)[:1]
-            try:
-                marks = load_marks(self.backend, self.identity)
-                loader = Loader(self.backend, self.identity, self.keys, marks, self._fresh, write=False)
-                loader.acknowledged = self._acknowledged
-                return self._load(loader)
-            except (FileNotFoundError, Corrupt):
-                if segment_numbers(self.backend)[:1] == there:
-                    raise
+        unless_overtaken(self.backend, self._begun_once)
+
+    def _begun_once(self) -> None:
+        marks = load_marks(self.backend, self.identity)
+        loader = Loader(self.backend, self.identity, self.keys, marks, self._fresh, write=False)
+        loader.acknowledged = self._acknowledged
+        self._load(loader)
 
     def _load(self, loader: Loader) -> None:
         data = read_small(self.backend, CHECKPOINT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 from kimberlite import _native
 from kimberlite.crypto.vault import Vault
@@ -19,6 +19,8 @@ from kimberlite.storage.backend import BLOCK, UNREADABLE, Backend, read_around
 
 #: In the place of a receipt key that is not known.
 NO_KEY: Final = bytes(32)
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -158,6 +160,17 @@ def load_marks(backend: Backend, identity: Identity, *, repairing: bool = False)
     if data is None:
         raise Corrupt("it is missing", file=MARKS)
     return decode_marks(data, identity.database_id, identity.hash)
+
+
+def unless_overtaken(backend: Backend, work: Callable[[], T]) -> T:
+    """What comes of it for whoever has no lock; once more, if segments were dropped meanwhile."""
+    while True:
+        there = segment_numbers(backend)[:1]
+        try:
+            return work()
+        except (FileNotFoundError, Corrupt):
+            if segment_numbers(backend)[:1] == there:
+                raise
 
 
 def segment_numbers(backend: Backend) -> list[int]:

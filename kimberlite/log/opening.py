@@ -13,7 +13,7 @@ from typing import Any, Literal
 from kimberlite import _native
 from kimberlite.arguments import Rule, check_receipt
 from kimberlite.crypto.master import load_master
-from kimberlite.errors import Busy, Corrupt, Invalid, Misconfigured, NoSpace, RolledBack
+from kimberlite.errors import Busy, Invalid, Misconfigured, NoSpace, RolledBack
 from kimberlite.log import creation, past
 from kimberlite.log.anchor import check_anchor
 from kimberlite.log.checkpoint import Checkpointer, Derived
@@ -25,7 +25,7 @@ from kimberlite.log.findings import Findings
 from kimberlite.log.following import Follower
 from kimberlite.log.identity import Identity, origin_fault
 from kimberlite.log.keyring import Keyring, orphan_notes
-from kimberlite.log.loading import Keys, load_identity, load_keys, load_marks, new_log, segment_numbers
+from kimberlite.log.loading import Keys, load_identity, load_keys, load_marks, new_log, unless_overtaken
 from kimberlite.log.log import Log
 from kimberlite.log.marks import Mark
 from kimberlite.log.names import CHECKPOINT, DIRECTORIES, HASHES, IDENTITY, MARKS, SEGMENTS, prepared_name
@@ -417,16 +417,9 @@ class Opener:
         return log
 
     def _follow(self) -> tuple[Follower, Identity]:
-        """Once more, if segments were dropped meanwhile."""
         creation.check_kinds(self.backend)
         identity = find_identity(self.backend)
-        while True:
-            there = segment_numbers(self.backend)[:1]
-            try:
-                return self._followed(identity), identity
-            except (FileNotFoundError, Corrupt):
-                if segment_numbers(self.backend)[:1] == there:
-                    raise
+        return unless_overtaken(self.backend, lambda: self._followed(identity)), identity
 
     def _followed(self, identity: Identity) -> Follower:
         keys = load_keys(self.backend, identity, self.master, self.injected.random, read_only=True)

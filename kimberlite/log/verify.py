@@ -21,7 +21,7 @@ from kimberlite.log.checkpoint import hashes_header
 from kimberlite.log.creation import check_everything, read_small
 from kimberlite.log.description import dropped, erasures, repairs, unsaid_repairs
 from kimberlite.log.keyring import orphan_notes
-from kimberlite.log.loading import load_keys, load_marks, new_log, segment_numbers
+from kimberlite.log.loading import load_keys, load_marks, new_log, segment_numbers, unless_overtaken
 from kimberlite.log.names import CHECKPOINT, HASHES, PAST, VAULTS, segment_name
 from kimberlite.log.opening import checked_path, find_identity
 from kimberlite.log.options import Options
@@ -98,12 +98,9 @@ def verify_again(
 ) -> Report:
     """From the beginning, if a writer dropped segments or erased a stream meanwhile."""
     while True:
-        first, vault = segment_numbers(backend)[:1], vault_copies(backend)
+        vault = vault_copies(backend)
         try:
-            return verify(backend, master(), anchor=anchor, progress=progress)
-        except (FileNotFoundError, Corrupt):
-            if segment_numbers(backend)[:1] == first:
-                raise
+            return unless_overtaken(backend, lambda: verify(backend, master(), anchor=anchor, progress=progress))
         except KeyUnavailable:
             if vault_copies(backend) == vault:
                 raise

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
@@ -382,6 +383,25 @@ async def test_verify_holds_hashes_that_leave_their_file_beneath_it_against_the_
     assert any("is wrong: receipts of before position" in note for note in report.notes)
 
 
+def whenever(machine: Machine, before: dict[str, bytes], after: dict[str, bytes]) -> Iterator[Machine]:
+    """What is on its disk becomes something else at the first call of whoever uses it, at the second, and so on."""
+    calls = at = 0
+
+    def beneath(_verb: str, _name: str, _place: int, _length: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            become(late.disk, after)
+
+    while calls >= at:
+        calls, at = 0, at + 1
+        late = Machine(machine.key)
+        late.disk = Disk.from_files(before)
+        late.fault = beneath
+        yield late
+    assert at > 50
+
+
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("anchored", [False, True])
 async def test_verify_finds_the_past_sound_whenever_more_is_dropped_beneath_it(
@@ -404,22 +424,9 @@ async def test_verify_finds_the_past_sound_whenever_more_is_dropped_beneath_it(
     assert not any(after[HASHES][BLOCK : BLOCK + 32])
     between = next(receipt for receipt in receipts if first <= receipt.first_position < begun[0])
     anchor = between if anchored else None
-    calls = at = 0
-
-    def beneath(_verb: str, _name: str, _place: int, _length: int) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == at:
-            become(late.disk, after)
-
-    while calls >= at:
-        calls, at = 0, at + 1
-        late = Machine(either.key)
-        late.disk = Disk.from_files(before)
-        late.fault = beneath
+    for late in whenever(either, before, after):
         report = verify_again(late.backend(), lambda: load_master(either.key), anchor, None)
-        assert [note for note in report.notes if "no watermark" not in note] == [], at
-    assert at > 50
+        assert [note for note in report.notes if "no watermark" not in note] == []
 
 
 async def test_a_reader_holds_itself_against_a_receipt_whenever_more_is_dropped_beneath_it(either: Machine) -> None:
@@ -431,23 +438,10 @@ async def test_a_reader_holds_itself_against_a_receipt_whenever_more_is_dropped_
         await db.retain(before=begun[0])
         after = either.disk.files()
     between = next(receipt for receipt in receipts if first <= receipt.first_position < begun[0])
-    calls = at = 0
-
-    def beneath(_verb: str, _name: str, _place: int, _length: int) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == at:
-            become(late.disk, after)
-
-    while calls >= at:
-        calls, at = 0, at + 1
-        late = Machine(either.key)
-        late.disk = Disk.from_files(before)
-        late.fault = beneath
+    for late in whenever(either, before, after):
         for anchor in (between, receipts[-1], receipts[0]):
             async with late.open(read_only=True, anchor=anchor) as db:
                 assert (await db.info())["records"] > receipts[-1].last_position
-    assert at > 50
 
 
 async def test_verify_beside_an_erasure_says_nothing_of_a_copy_that_is_about_to_be_written(encrypted: Machine) -> None:
