@@ -64,9 +64,11 @@ class RemoteRecords(Records):
         self._connection, self._asked = connection, asked
         self._incoming: Incoming | None = None
         self._ended = False
-        #: The log's when it came to where it is, if anything has come yet, and when it asked last.
+        #: The log's when it came to where it is, if anything has come yet, and when it asked last; and the position
+        #: behind the last record that came.
         self._incarnation: int | None = None
         self._asked_in = 0
+        self._reached: int | None = None
 
     def begin(self) -> None:
         """Asks, if there is a connection. A repair may have given up what has come before."""
@@ -75,8 +77,10 @@ class RemoteRecords(Records):
         came, self._asked_in = self._incarnation, self._connection.incarnation
         if self._asked.reverse and came is not None and came != self._asked_in:
             raise RolledBack("a repair has given up records, and this may have come to some of them")
-        at = came if isinstance(self._asked.start, int) else None
-        self._incoming = self._connection.ask(self.kind, replace(self._asked, incarnation=at).pack())
+        asked = self._asked
+        if isinstance(asked.start, int):
+            asked = replace(asked, incarnation=came, reached=self._reached)
+        self._incoming = self._connection.ask(self.kind, asked.pack())
 
     async def _more(self) -> list[Record]:
         body = await self._body()
@@ -131,7 +135,7 @@ class RemoteRecords(Records):
         if self._asked.reverse:
             self._asked = replace(self._asked, until=at, limit=left)
         else:
-            self._asked = replace(self._asked, start=at + 1, limit=left)
+            self._asked, self._reached = replace(self._asked, start=at + 1, limit=left), position + 1
 
     async def aclose(self) -> None:
         await super().aclose()

@@ -45,7 +45,19 @@ from kimberlite.log.committer import Committer, Part
 from kimberlite.log.description import erasures
 from kimberlite.log.erasure import Eraser
 from kimberlite.log.options import Options
-from kimberlite.log.reading import B, Following, Read, Reader, Reading, Run, Tail, looked_again, reading_disk, runs_of
+from kimberlite.log.reading import (
+    B,
+    Came,
+    Following,
+    Read,
+    Reader,
+    Reading,
+    Run,
+    Tail,
+    looked_again,
+    reading_disk,
+    runs_of,
+)
 from kimberlite.log.refusals import translate
 from kimberlite.log.streams import Streams
 from kimberlite.log.tasks import begin
@@ -362,13 +374,13 @@ class Log:
         reverse: bool,
         system: bool,
         run: Run | None = None,
-        incarnation: int | None = None,
+        came: Came | None = None,
     ) -> Reading[B]:
         self._check()
         name = None if stream is None else checked_name(stream)
         bounds, flags = (checked_bound(start), checked_bound(until)), {"reverse": bool(reverse), "system": bool(system)}
         limit = checked_limit(limit)
-        return Reading(self, read, name, *bounds, limit, **flags, run=run or self._backend.run, incarnation=incarnation)
+        return Reading(self, read, name, *bounds, limit, **flags, run=run or self._backend.run, came=came)
 
     def _following(
         self,
@@ -378,7 +390,7 @@ class Log:
         *,
         system: bool,
         run: Run | None = None,
-        incarnation: int | None = None,
+        came: Came | None = None,
     ) -> Following[B]:
         self._check()
         name = None if stream is None else checked_name(stream)
@@ -387,7 +399,7 @@ class Log:
             with reading_disk:
                 self._refresh()
         told, run = checked_bound(start), run or self._backend.run
-        return Following(self, read, name, told, system=bool(system), run=run, incarnation=incarnation)
+        return Following(self, read, name, told, system=bool(system), run=run, came=came)
 
     # ---- moving
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sized
 from functools import partial
 from pathlib import PurePath
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from kimberlite import _native
 from kimberlite.errors import Dropped, RolledBack, Unavailable
@@ -72,27 +72,37 @@ def lost(native: _native.Log, error: FileNotFoundError) -> bool:
     return number is not None and native.lose(number)
 
 
-async def given_up(log: Log, run: Run, stream: str | None, place: int, incarnation: int) -> None:
-    """RolledBack if a repair has given up something in front of this place of a stream, or of the log, which somebody
-    has come to in an earlier incarnation."""
-    if log._native.incarnation <= incarnation:
+class Came(NamedTuple):
+    """When somebody came to where they are: the log's incarnation, and the position behind the last record that they
+    have had, if any is known of."""
+
+    incarnation: int
+    reached: int | None = None
+
+
+async def check_kept(log: Log, run: Run, stream: str | None, place: int, came: Came) -> None:
+    """RolledBack if a repair has given up since what was in front of this place of a stream, or of the log."""
+    if log._native.incarnation <= came.incarnation:
         return
     with reading_disk:
-        kept = await looked_again(log, run, lambda: kept_since(log._native, stream, incarnation))
-    if place > kept:
-        what = "positions" if stream is None else f"offsets of stream {stream!r}"
-        raise RolledBack(f"a repair has given up {what} from {kept} on, and this had come to {place}")
+        given_up = await looked_again(log, run, lambda: given_up_since(log._native, stream, place, came))
+    if given_up is not None:
+        raise RolledBack(f"a repair has given up {given_up}")
 
 
-def kept_since(native: _native.Log, stream: str | None, incarnation: int) -> int:
-    """Up to which place a stream, or the log, is what it was in an earlier incarnation."""
-    kept = [kept for _, _, _, _, _, after, kept, _, _ in native.repairs() if after > incarnation]
+def given_up_since(native: _native.Log, stream: str | None, place: int, came: Came) -> str | None:
+    """What of that was; None if nothing."""
+    repairs = [kept for _, _, _, _, _, after, kept, _, _ in native.repairs() if after > came.incarnation]
     # Where a record of one is lost, nobody knows.
-    position = min(kept) if len(kept) >= native.incarnation - incarnation else 0
-    if stream is None:
-        return position
+    kept = min(repairs) if len(repairs) >= native.incarnation - came.incarnation else 0
+    if stream is None or came.reached is not None:
+        place = place if came.reached is None else came.reached
+        return f"positions from {kept} on, and this had come to {place}" if place > kept else None
     number = native.stream(stream)
-    return 0 if number is None else native.offset_at(number, position, False)
+    if kept < native.first and place > 0:
+        return f"positions from {kept} on, and nothing tells any more which of stream {stream!r} were among them"
+    offset = 0 if number is None else native.offset_at(number, kept, False)
+    return f"offsets of stream {stream!r} from {offset} on, and this had come to {place}" if place > offset else None
 
 
 async def at_once(call: Callable[[], Any]) -> Any:
@@ -115,17 +125,17 @@ class Reading(Generic[B]):
         reverse: bool,
         system: bool,
         run: Run,
-        incarnation: int | None = None,
+        came: Came | None = None,
     ) -> None:
         self._log, self._read, self._run = log, read, run
         self._stream, self._start, self._until = stream, start, until
         self._left = NO_END if limit is None else limit
         self._reverse, self._system = reverse, system
-        #: The stream's number and what is left to read, once it has begun; its end then, and the log's incarnation when
-        #: somebody came to where it starts, or it began.
+        #: The stream's number and what is left to read, once it has begun; its end then, and when somebody came to where
+        #: it starts, or it began.
         self._span: tuple[int | None, int, int] | None = None
         self._end = 0
-        self._incarnation = incarnation
+        self._came = came
         self._first = True
         self.closed = False
 
@@ -136,8 +146,8 @@ class Reading(Generic[B]):
         if self._span is None:
             await log._refreshed()
             self._span = await self._begin()
-        elif self._incarnation != log._native.incarnation:
-            await self._check_given_up(self._end)
+        else:
+            await self._check_kept(self._end)
         while True:
             try:
                 return await self._next()
@@ -170,21 +180,21 @@ class Reading(Generic[B]):
                 return batch
         return None
 
-    async def _check_given_up(self, place: int) -> None:
-        native = self._log._native
-        if self._incarnation is not None:
-            await given_up(self._log, self._run, self._stream, place, self._incarnation)
-        self._incarnation = native.incarnation
+    async def _check_kept(self, place: int) -> None:
+        incarnation = self._log._native.incarnation
+        if self._came is not None:
+            await check_kept(self._log, self._run, self._stream, place, self._came)
+        self._came = Came(incarnation)
 
     async def _begin(self) -> tuple[int | None, int, int]:
-        await self._check_given_up(self._start if isinstance(self._start, int) else 0)
+        await self._check_kept(self._start if isinstance(self._start, int) else 0)
         native = self._log._native
         number = None if self._stream is None else native.stream(self._stream)
         if self._stream is not None and number is None:
             return None, 0, 0
         if number is not None:
             native.check_erased(number)
-        self._check_kept(number)
+        self._check_bounds(number)
         length = native.durable if number is None else native.length(number)
         first = native.first if number is None else native.first_offset(number)
         start = first if self._start is None else min(await self._place(self._start, number), length)
@@ -192,7 +202,7 @@ class Reading(Generic[B]):
         self._end = end
         return number, start, end
 
-    def _check_kept(self, number: int | None) -> None:
+    def _check_bounds(self, number: int | None) -> None:
         """What is asked for by its number is there. A time is looked for among what is."""
         start, until = (min(at, NO_END) if isinstance(at, int) else None for at in (self._start, self._until))
         if start is None or until is None or start < until:
@@ -218,12 +228,11 @@ class Following(Generic[B]):
         *,
         system: bool,
         run: Run,
-        incarnation: int | None = None,
+        came: Came | None = None,
     ) -> None:
         self._log, self._read, self._stream, self._system, self._run = log, read, stream, system, run
         self.closed = False
-        #: The log's when it came to where it is.
-        self._incarnation = log._native.incarnation if incarnation is None else incarnation
+        self._came = Came(log._native.incarnation) if came is None else came
         #: Where it was told to start, until that is known not to be gone.
         self._told = start if isinstance(start, int) else None
         #: Whether a time was looked for among what is there; then it is among what comes.
@@ -248,10 +257,10 @@ class Following(Generic[B]):
         while not self.closed:
             self._log._check()
             native = self._log._native
-            if self._incarnation != native.incarnation:
+            if self._came.incarnation != native.incarnation:
                 if isinstance(self._at, int):
-                    await given_up(self._log, self._run, self._stream, self._at, self._incarnation)
-                self._incarnation = native.incarnation
+                    await check_kept(self._log, self._run, self._stream, self._at, self._came)
+                self._came = self._came._replace(incarnation=native.incarnation)
                 continue
             number = None if self._stream is None else native.stream(self._stream)
             if number is not None:
@@ -264,6 +273,9 @@ class Following(Generic[B]):
                 end = native.durable if number is None else native.length(number)
                 if start < end:
                     batch, self._at = await self._take(number, start, end)
+                    if isinstance(batch, list) and batch:
+                        # A message is of a writer's log, in which nothing is given up.
+                        self._came = self._came._replace(reached=batch[-1].position + 1)
                     if len(batch):
                         return batch
                     continue

@@ -13,7 +13,7 @@ from kimberlite.errors import Invalid, KimberliteError, LimitExceeded
 from kimberlite.log.anchor import check_anchor, mac_of
 from kimberlite.log.committer import Committer
 from kimberlite.log.log import MANY, Log
-from kimberlite.log.reading import BATCH_BYTES, Following, Reading, Run, reading_disk
+from kimberlite.log.reading import BATCH_BYTES, Came, Following, Reading, Run, reading_disk
 from kimberlite.log.upkeep import Upkeep
 from kimberlite.records import Dropping, Erasure, Receipt, Time
 
@@ -116,17 +116,17 @@ class Serving:
         reverse: bool,
         system: bool,
         run: Run,
-        incarnation: int | None,
+        came: Came | None,
     ) -> Reading[_native.Frame]:
-        """What is there, as messages to a client's request, who may have come to its start in another incarnation."""
+        """What is there, as messages to a client's request, who may have come to its start before a repair."""
         read, flags = partial(self._log._native.read_frame, id), {"reverse": reverse, "system": system}
-        return self._log._reading(read, stream, start, until, limit, **flags, run=run, incarnation=incarnation)
+        return self._log._reading(read, stream, start, until, limit, **flags, run=run, came=came)
 
     def following(
-        self, id: int, stream: str | None, start: int | Time | None, *, system: bool, run: Run, incarnation: int | None
+        self, id: int, stream: str | None, start: int | Time | None, *, system: bool, run: Run, came: Came | None
     ) -> Following[_native.Frame]:
         read = partial(self._log._native.read_frame, id)
-        return self._log._following(read, stream, start, system=system, run=run, incarnation=incarnation)
+        return self._log._following(read, stream, start, system=system, run=run, came=came)
 
     async def run(self, call: Callable[[], Any]) -> Any:
         """Off the loop."""

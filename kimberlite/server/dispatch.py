@@ -20,6 +20,7 @@ from kimberlite.errors import (
     RolledBack,
     Unavailable,
 )
+from kimberlite.log.reading import Came
 from kimberlite.log.serving import Frames
 from kimberlite.wire.messages import (
     NONE,
@@ -70,6 +71,11 @@ class Credit:
 
     async def some(self) -> None:
         await self._some.wait()
+
+
+def came_of(asked: Reading) -> Came | None:
+    """Who does not say begins here."""
+    return None if asked.incarnation is None else Came(asked.incarnation, asked.reached)
 
 
 class Dispatch:
@@ -294,7 +300,7 @@ class Dispatch:
             reverse=asked.reverse,
             system=asked.system,
             run=self._run,
-            incarnation=asked.incarnation,
+            came=came_of(asked),
         )
         # Without credit it is the client that is waited for.
         await self._send_all(id, source, credit, since if asked.credit else None)
@@ -304,7 +310,7 @@ class Dispatch:
         if asked.until is not None or asked.limit is not None or asked.reverse:
             raise Invalid("a tail has a start only")
         source = self._serving.following(
-            id, asked.stream, asked.start, system=asked.system, run=self._run, incarnation=asked.incarnation
+            id, asked.stream, asked.start, system=asked.system, run=self._run, came=came_of(asked)
         )
         self._session.send(Kind.RESULT, id, _native.pack(source.at), False)
         await self._send_all(id, source, credit)

@@ -144,8 +144,10 @@ class Reading:
     reverse: bool
     system: bool
     credit: int
-    #: That of the log when somebody came to the start, if it may be another by now.
+    #: That of the log when somebody came to the start, if it may be another by now; and the position behind the last
+    #: record that they have had.
     incarnation: int | None = None
+    reached: int | None = None
 
     def pack(self) -> bytes:
         return _native.pack(
@@ -158,6 +160,7 @@ class Reading:
                 "system": self.system,
                 "credit": self.credit,
                 "incarnation": self.incarnation,
+                "reached": self.reached,
             }
         )
 
@@ -173,6 +176,7 @@ class Reading:
             system=(bool, NONE),
             credit=int,
             incarnation=(int, NONE),
+            reached=(int, NONE),
         )
         return cls(
             said["stream"],
@@ -183,6 +187,7 @@ class Reading:
             bool(said["system"]),
             count(said["credit"]),
             None if said["incarnation"] is None else count(said["incarnation"]),
+            None if said["reached"] is None else count(said["reached"]),
         )
 
 
