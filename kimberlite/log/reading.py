@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sized
 from functools import partial
 from pathlib import PurePath
@@ -9,9 +10,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from kimberlite import _native
-from kimberlite.errors import Dropped, RolledBack, Unavailable
+from kimberlite.errors import Corrupt, Dropped, RolledBack, Unavailable
 from kimberlite.iterators import Records
-from kimberlite.log.names import segment_number
+from kimberlite.log.names import REPAIR, segment_number
 from kimberlite.records import Record, Time
 
 if TYPE_CHECKING:
@@ -51,16 +52,26 @@ class ReadingDisk:
 reading_disk: Final = ReadingDisk()
 
 
-async def looked_again(log: Log, run: Run, read: Callable[[], T]) -> T:
-    """What `read` gives. A reader whose segments were dropped beneath it hears so from another look; a segment that is
-    missing all the same is damage."""
+class Anew(Exception):
+    """A repair is over beneath a read, which has to see whether it has come to what was given up."""
+
+
+async def looked_again(log: Log, run: Run, read: Callable[[], T], *, placed: bool = False) -> T:
+    """What `read` gives. A reader whose segments were dropped beneath it hears so from another look, and after a repair
+    by Anew if it has a place in the log; a segment that is missing all the same is damage."""
     while True:
         native, first = log._native, log._native.first
         try:
             found: T = await run(read)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, Corrupt) as error:
             await log._refreshed()
-            if log._native is native and native.first == first and not lost(native, error):
+            if placed and log._native.incarnation != native.incarnation:
+                raise Anew from None
+            if log._native is not native or native.first != first:
+                continue
+            if log._refresh is not None and log._backend.exists(REPAIR):
+                raise Corrupt("a repair was begun, and is not over: it moves what this needs", file=REPAIR) from None
+            if isinstance(error, Corrupt) or not lost(native, error):
                 raise
         else:
             return found
@@ -131,8 +142,8 @@ class Reading(Generic[B]):
         self._stream, self._start, self._until = stream, start, until
         self._left = NO_END if limit is None else limit
         self._reverse, self._system = reverse, system
-        #: The stream's number and what is left to read, once it has begun; its end then, and when somebody came to where
-        #: it starts, or it began.
+        #: The stream's number and what is left to read, once it has begun; its end then, and when somebody came to
+        #: where it starts, or it began.
         self._span: tuple[int | None, int, int] | None = None
         self._end = 0
         self._came = came
@@ -151,6 +162,8 @@ class Reading(Generic[B]):
         while True:
             try:
                 return await self._next()
+            except Anew:
+                await self._check_kept(self._end)
             except Dropped:
                 if isinstance(self._start, int) or not self._first:
                     raise
@@ -168,11 +181,11 @@ class Reading(Generic[B]):
             with reading_disk:
                 if near is not None:
                     read = partial(self._read, number, *near, self._reverse, limit, FIRST_BYTES, self._system)
-                    batch, *left = await looked_again(log, at_once, read)
+                    batch, *left = await looked_again(log, at_once, read, placed=True)
                     start, end = (start, left[1]) if self._reverse else (left[0], end)
                 else:
                     read = partial(self._read, number, start, end, self._reverse, limit, BATCH_BYTES, self._system)
-                    batch, start, end = await looked_again(log, self._run, read)
+                    batch, start, end = await looked_again(log, self._run, read, placed=True)
             self._first = False
             self._span = number, start, end
             self._left -= len(batch)
@@ -187,6 +200,11 @@ class Reading(Generic[B]):
         self._came = Came(incarnation)
 
     async def _begin(self) -> tuple[int | None, int, int]:
+        while True:
+            with contextlib.suppress(Anew):
+                return await self._begun()
+
+    async def _begun(self) -> tuple[int | None, int, int]:
         await self._check_kept(self._start if isinstance(self._start, int) else 0)
         native = self._log._native
         number = None if self._stream is None else native.stream(self._stream)
@@ -213,7 +231,8 @@ class Reading(Generic[B]):
             return bound
         # Indexes may have to be read for a time.
         with reading_disk:
-            return await looked_again(self._log, self._run, partial(self._log._resolve, bound, number, until=until))
+            resolve = partial(self._log._resolve, bound, number, until=until)
+            return await looked_again(self._log, self._run, resolve, placed=True)
 
 
 class Following(Generic[B]):
@@ -262,32 +281,47 @@ class Following(Generic[B]):
                     await check_kept(self._log, self._run, self._stream, self._at, self._came)
                 self._came = self._came._replace(incarnation=native.incarnation)
                 continue
-            number = None if self._stream is None else native.stream(self._stream)
-            if number is not None:
-                native.check_erased(number)
-            if self._stream is None or number is not None:
-                if self._told is not None:
-                    native.check_bounds(number, min(self._told, NO_END))
-                    self._told = None
-                start = await self._place(number)
-                end = native.durable if number is None else native.length(number)
-                if start < end:
-                    batch, self._at = await self._take(number, start, end)
-                    if isinstance(batch, list) and batch:
-                        # A message is of a writer's log, in which nothing is given up.
-                        self._came = self._came._replace(reached=batch[-1].position + 1)
-                    if len(batch):
-                        return batch
-                    continue
-            await self._log._wait_for_change()
+            try:
+                batch = await self._more(native)
+            except Anew:
+                continue
+            except Corrupt as error:
+                # Then it waits for the end of that.
+                if error.file != REPAIR:
+                    raise
+                batch = None
+            if batch is None:
+                await self._log._wait_for_change()
+            elif len(batch):
+                return batch
         return None
+
+    async def _more(self, native: _native.Log) -> B | None:
+        """What is there; None if there is nothing yet."""
+        number = None if self._stream is None else native.stream(self._stream)
+        if self._stream is not None and number is None:
+            return None
+        if number is not None:
+            native.check_erased(number)
+        if self._told is not None:
+            native.check_bounds(number, min(self._told, NO_END))
+            self._told = None
+        start = await self._place(number)
+        end = native.durable if number is None else native.length(number)
+        if start >= end:
+            return None
+        batch, self._at = await self._take(number, start, end)
+        if isinstance(batch, list) and batch:
+            # A message is of a writer's log, in which nothing is given up.
+            self._came = self._came._replace(reached=batch[-1].position + 1)
+        return batch
 
     async def _place(self, number: int | None) -> int:
         if isinstance(self._at, int):
             return self._at
         with reading_disk:
             run, resolve = at_once if self._looked else self._run, partial(self._log._resolve, self._at, number)
-            place = await looked_again(self._log, run, resolve)
+            place = await looked_again(self._log, run, resolve, placed=True)
         self._looked = True
         return place
 
@@ -297,10 +331,10 @@ class Following(Generic[B]):
         with reading_disk:
             if near is not None:
                 read = partial(self._read, number, *near, False, BATCH_RECORDS, FIRST_BYTES, self._system)
-                batch, left, _ = await looked_again(self._log, at_once, read)
+                batch, left, _ = await looked_again(self._log, at_once, read, placed=True)
             else:
                 read = partial(self._read, number, start, end, False, BATCH_RECORDS, BATCH_BYTES, self._system)
-                batch, left, _ = await looked_again(self._log, self._run, read)
+                batch, left, _ = await looked_again(self._log, self._run, read, placed=True)
         return batch, left
 
 
