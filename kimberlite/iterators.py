@@ -32,41 +32,41 @@ class Listing(Generic[T]):
         raise StopAsyncIteration
 
 
-class Records:
-    """An async iterator of records, taken in batches; `batches()` gives these, for speed.
+class Batched(Generic[T]):
+    """An async iterator of what comes in batches; `batches()` gives these, for speed.
 
-    A wait for more that is cancelled loses nothing, and tasks that share an iterator share its records out.
+    A wait for more that is cancelled loses nothing, and tasks that share an iterator share out what comes.
     """
 
     def __init__(self) -> None:
-        self._batch: list[Record] = []
+        self._batch: list[T] = []
         self._next = 0
         #: Held by whoever gets the next batch.
         self._turn = asyncio.Lock()
 
-    async def _more(self) -> list[Record]:
-        """The next records; none at the end. Nothing has moved on if it is cancelled."""
+    async def _more(self) -> list[T]:
+        """What comes next; nothing at the end. Nothing has moved on if it is cancelled."""
         raise NotImplementedError
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Record:
+    async def __anext__(self) -> T:
         while self._next >= len(self._batch):
             async with self._turn:
                 if self._next >= len(self._batch):
                     self._batch, self._next = await self._more(), 0
                     if not self._batch:
                         raise StopAsyncIteration
-        record = self._batch[self._next]
+        item = self._batch[self._next]
         self._next += 1
-        return record
+        return item
 
-    def batches(self) -> Batches:
-        """The records as lists of up to some thousands."""
+    def batches(self) -> Batches[T]:
+        """As lists of up to some thousands."""
         return Batches(self)
 
-    async def _take(self) -> list[Record]:
+    async def _take(self) -> list[T]:
         async with self._turn:
             rest, self._batch, self._next = self._batch[self._next :], [], 0
             return rest or await self._more()
@@ -75,20 +75,24 @@ class Records:
         self._batch = []
 
 
-class Batches:
-    """An async iterator of lists of records."""
+class Records(Batched[Record]):
+    """An async iterator of records."""
 
-    def __init__(self, records: Records) -> None:
-        self._records = records
+
+class Batches(Generic[T]):
+    """An async iterator of lists."""
+
+    def __init__(self, batched: Batched[T]) -> None:
+        self._batched = batched
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> list[Record]:
-        batch = await self._records._take()
+    async def __anext__(self) -> list[T]:
+        batch = await self._batched._take()
         if not batch:
             raise StopAsyncIteration
         return batch
 
     async def aclose(self) -> None:
-        await self._records.aclose()
+        await self._batched.aclose()

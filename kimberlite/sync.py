@@ -21,7 +21,7 @@ from kimberlite import api, importing
 from kimberlite.arguments import Producer, Records, Sync, checked_batches
 from kimberlite.client.client import Client
 from kimberlite.errors import Closed, Invalid, KimberliteError
-from kimberlite.iterators import Records as Source
+from kimberlite.iterators import Batched
 from kimberlite.log.log import Log
 from kimberlite.log.opening import Opening
 from kimberlite.log.options import MIB
@@ -36,20 +36,20 @@ THREADS: Final = "kimberlite"
 __all__ = ["NEW", "Database", "connect", "open"]
 
 
-class Iteration(Iterator[Record]):
+class Iteration(Iterator[T]):
     """A blocking iterator over an asynchronous one, a batch at a time. `close` ends it.
 
     A wait for more that is interrupted loses nothing, and threads that share an iterator share its records out.
     """
 
-    def __init__(self, database: Database, source: Source) -> None:
+    def __init__(self, database: Database, source: Batched[T]) -> None:
         self._database, self._source, self._batches = database, source, source.batches()
         #: What is at hand. Of an iterator over a list each record, and the rest, is taken in one step by one thread.
-        self._records: Iterator[Record] = iter([])
+        self._records: Iterator[T] = iter([])
         #: Held on the loop by whoever gets the next batch.
         self._turn = asyncio.Lock()
 
-    def __next__(self) -> Record:
+    def __next__(self) -> T:
         while (record := next(self._records, None)) is None:
             self._wait()
         return record
@@ -67,8 +67,8 @@ class Iteration(Iterator[Record]):
             if not length_hint(self._records):
                 self._records = iter(await anext(self._batches))
 
-    def batches(self) -> Batches:
-        """The records as lists, for speed."""
+    def batches(self) -> Batches[T]:
+        """As lists, for speed."""
         return Batches(self)
 
     def close(self) -> None:
@@ -76,13 +76,13 @@ class Iteration(Iterator[Record]):
         self._database._call(self._source.aclose())
 
 
-class Batches(Iterator[list[Record]]):
-    """A blocking iterator over lists of records."""
+class Batches(Iterator[list[T]]):
+    """A blocking iterator over lists."""
 
-    def __init__(self, iteration: Iteration) -> None:
+    def __init__(self, iteration: Iteration[T]) -> None:
         self._iteration = iteration
 
-    def __next__(self) -> list[Record]:
+    def __next__(self) -> list[T]:
         while not (batch := list(self._iteration._records)):
             self._iteration._wait()
         return batch
@@ -209,15 +209,15 @@ class Database:
         limit: int | None = None,
         reverse: bool = False,
         system: bool = False,
-    ) -> Iteration:
+    ) -> Iteration[Record]:
         return Iteration(
             self, self._log.read(stream, start=start, until=until, limit=limit, reverse=reverse, system=system)
         )
 
     def tail(
         self, stream: str | None = None, *, start: int | datetime | None = None, system: bool = False
-    ) -> Iteration:
-        async def begin() -> Source:
+    ) -> Iteration[Record]:
+        async def begin() -> Batched[Record]:
             return self._log.tail(stream, start=start, system=system)
 
         return Iteration(self, self._call(begin()))
@@ -228,13 +228,8 @@ class Database:
         *,
         start: int | datetime | None = None,
         until: int | datetime | None = None,
-    ) -> Iterator[bytes]:
-        source = self._log.runs(stream, start=start, until=until)
-
-        async def more() -> bytes | None:
-            return await anext(source, None)
-
-        return iter(lambda: self._call(more()), None)
+    ) -> Iteration[bytes]:
+        return Iteration(self, self._log.runs(stream, start=start, until=until))
 
     def importing(self, *, new_times: bool = False) -> Import:
         async def begin() -> importing.Import:

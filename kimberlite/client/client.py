@@ -37,6 +37,7 @@ from kimberlite.errors import (
     ProtocolError,
 )
 from kimberlite.importing import Import
+from kimberlite.iterators import Batched
 from kimberlite.records import Dropping, Erasure, Receipt, Record, StreamInfo
 from kimberlite.wire.messages import Kind, Parts, Reading, Retaining
 
@@ -283,7 +284,7 @@ class Client:
         *,
         start: int | datetime | None = None,
         until: int | datetime | None = None,
-    ) -> AsyncIterator[bytes]:
+    ) -> Batched[bytes]:
         """What `read` gives, as arrays of runs that `docs/protocol.md` draws: for whoever passes them on."""
         return self.read(stream, start=start, until=until).runs()
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from kimberlite import _native
 from kimberlite.errors import Closed, RolledBack
-from kimberlite.iterators import Records
+from kimberlite.iterators import Batched, Records
 from kimberlite.records import Record
 from kimberlite.wire.messages import HEADER, Kind, Reading, unpack_error
 
@@ -90,11 +89,17 @@ class RemoteRecords(Records):
         self._went_on(len(records), records[-1].offset, records[-1].position)
         return records
 
-    async def runs(self) -> AsyncIterator[bytes]:
+    def runs(self) -> Batched[bytes]:
         """The records as they are sent."""
-        while (body := await self._body()) is not None:
-            self._went_on(*_native.pick_runs(body, None, self._asked.reverse)[1:])
-            yield body
+        return RemoteRuns(self)
+
+    async def run(self) -> list[bytes]:
+        """The next message; nothing at the end."""
+        body = await self._body()
+        if body is None:
+            return []
+        self._went_on(*_native.pick_runs(body, None, self._asked.reverse)[1:])
+        return [body]
 
     async def _body(self) -> bytes | None:
         """The next message of records; None at the end."""
@@ -143,6 +148,21 @@ class RemoteRecords(Records):
         if self._incoming is not None:
             self._connection.forget(self._incoming)
             self._incoming.arrived(Kind.END, b"")
+
+
+class RemoteRuns(Batched[bytes]):
+    """The messages of a request for records."""
+
+    def __init__(self, records: RemoteRecords) -> None:
+        super().__init__()
+        self._records = records
+
+    async def _more(self) -> list[bytes]:
+        return await self._records.run()
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        await self._records.aclose()
 
 
 class RemoteReader(RemoteRecords):

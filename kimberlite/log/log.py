@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final
@@ -40,7 +40,7 @@ from kimberlite.errors import (
     UnknownOutcome,
 )
 from kimberlite.importing import Import
-from kimberlite.iterators import Listing
+from kimberlite.iterators import Batched, Listing
 from kimberlite.log.committer import Committer, Part
 from kimberlite.log.description import erasures
 from kimberlite.log.erasure import Eraser
@@ -53,10 +53,10 @@ from kimberlite.log.reading import (
     Reader,
     Reading,
     Run,
+    Runs,
     Tail,
     looked_again,
     reading_disk,
-    runs_of,
 )
 from kimberlite.log.refusals import translate
 from kimberlite.log.streams import Streams
@@ -409,9 +409,9 @@ class Log:
         *,
         start: int | datetime | None = None,
         until: int | datetime | None = None,
-    ) -> AsyncIterator[bytes]:
+    ) -> Batched[bytes]:
         """What `read` gives, as arrays of runs that `docs/protocol.md` draws: for whoever passes them on."""
-        return runs_of(self._reading(self._read_frame, stream, start, until, None, reverse=False, system=False))
+        return Runs(self._reading(self._read_frame, stream, start, until, None, reverse=False, system=False))
 
     def importing(self, *, new_times: bool = False) -> Import:
         """Takes records of another log with their offsets and, unless they are to get `new_times`, their times."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sized
+from collections.abc import Awaitable, Callable, Sized
 from functools import partial
 from pathlib import PurePath
 from types import TracebackType
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from kimberlite import _native
 from kimberlite.errors import Corrupt, Dropped, RolledBack, Unavailable
-from kimberlite.iterators import Records
+from kimberlite.iterators import Batched, Records
 from kimberlite.log.names import REPAIR, segment_number
 from kimberlite.records import Record, Time
 
@@ -338,10 +338,20 @@ class Following(Generic[B]):
         return batch, left
 
 
-async def runs_of(reading: Reading[_native.Frame]) -> AsyncIterator[bytes]:
-    """The bodies of its messages."""
-    while (frame := await reading.more()) is not None:
-        yield frame.data[_native.HEADER :]
+class Runs(Batched[bytes]):
+    """The bodies of a read's messages."""
+
+    def __init__(self, reading: Reading[_native.Frame]) -> None:
+        super().__init__()
+        self._reading = reading
+
+    async def _more(self) -> list[bytes]:
+        frame = await self._reading.more()
+        return [] if frame is None else [frame.data[_native.HEADER :]]
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        self._reading.closed = True
 
 
 class Reader(Records):
