@@ -172,7 +172,7 @@ async def write_file(
     if found.head["database"] != (await db.info())["database_id"] or found.head["asked"] != asked.form():
         raise Invalid(f"{part} {FOREIGN}")
     if found.record is not None and not found.whole:
-        await check_same(db, found.record, found.head["time"], part)
+        await check_same(db, found.record, found.head["incarnation"], part)
     out.truncate(form.passed)
     if found.whole:
         return form
@@ -200,9 +200,9 @@ class Found(NamedTuple):
     whole: bool
 
 
-async def check_same(db: Log | Client, known: Known, time: int, part: str) -> None:
-    """Whether the database has what an export of this time has. What was dropped or erased since is gone by a rule, and
-    of that only the records of repairs tell."""
+async def check_same(db: Log | Client, known: Known, incarnation: int, part: str) -> None:
+    """Whether the database has what an export of this incarnation has. What was dropped or erased since is gone by a
+    rule, and of that only the records of repairs tell."""
     stream, offset, position, _, _ = known
     try:
         found = [record async for record in db.read(stream, start=offset, until=offset + 1)]
@@ -210,9 +210,15 @@ async def check_same(db: Log | Client, known: Known, time: int, part: str) -> No
         sound = same == [known]
     except (Dropped, Erased):
         info = await db.info()
-        sound = position < info["durable_position"] and not given_up(info, position, lambda each: each["when"] >= time)
+        gone = given_up(info, position, lambda each: each["incarnation"] > incarnation)
+        sound = position < info["durable_position"] and not gone
     if not sound:
         raise RolledBack(f"{part} {GIVEN_UP}")
+
+
+def incarnation_of(info: dict[str, Any]) -> int:
+    """As far as what was given up is known of."""
+    return max((each["incarnation"] for each in info["repairs"] if each["incarnation"] is not None), default=0)
 
 
 def given_up(info: dict[str, Any], position: int, is_new: Callable[[dict[str, Any]], bool]) -> bool:
@@ -269,6 +275,7 @@ async def write(db: Log | Client, asked: Asked, form: Form, out: BinaryIO, progr
         "database": info["database_id"],
         "origin": info["origin"],
         "time": time.time_ns(),
+        "incarnation": incarnation_of(info),
         "asked": asked.form(),
         "until": exports.bound_form(until),
     }

@@ -468,7 +468,7 @@ def checked(kind: Kind, value: Any) -> Any:
     if kind == "head":
         if not isinstance(value, dict) or value.get("version") != VERSION:
             raise Invalid(f"this is no export of version {VERSION}")
-        wanted = {"version": int, "database": str, "origin": str, "time": int, "asked": dict}
+        wanted = {"version": int, "database": str, "origin": str, "time": int, "incarnation": int, "asked": dict}
         if value.keys() != {*wanted, "until"} or any(type(value[name]) is not of for name, of in wanted.items()):
             raise Invalid("the head of an export is malformed")
         if value["asked"].keys() != {"streams", "start", "until"} or not 0 <= value["time"] <= HIGHEST:

@@ -36,6 +36,7 @@ def test_lines_are_what_read_prints_between_a_head_and_an_end(source: Path, call
         "version": 1,
         "database": info["database_id"],
         "origin": info["origin"],
+        "incarnation": 0,
         "asked": {"streams": None, "start": None, "until": None},
         "until": info["durable_position"],
     }

@@ -40,6 +40,7 @@ HEAD = {
         "database": "00" * 16,
         "origin": "o",
         "time": THEN,
+        "incarnation": 0,
         "asked": {"streams": None, "start": None, "until": None},
         "until": 9,
     }
