@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from kimberlite import _native
-from kimberlite.errors import Closed, RolledBack
+from kimberlite.errors import Closed
 from kimberlite.iterators import Batched, Records
 from kimberlite.records import Record
 from kimberlite.wire.messages import HEADER, Kind, Reading, unpack_error
@@ -64,7 +64,7 @@ class RemoteRecords(Records):
         self._incoming: Incoming | None = None
         self._ended = False
         #: The log's when it came to where it is, if anything has come yet, and when it asked last; and the position
-        #: behind the last record that came.
+        #: behind the highest record that came.
         self._incarnation: int | None = None
         self._asked_in = 0
         self._reached: int | None = None
@@ -73,12 +73,8 @@ class RemoteRecords(Records):
         """Asks, if there is a connection. A repair may have given up what has come before."""
         if self._incoming is not None:
             return
-        came, self._asked_in = self._incarnation, self._connection.incarnation
-        if self._asked.reverse and came is not None and came != self._asked_in:
-            raise RolledBack("a repair has given up records, and this may have come to some of them")
-        asked = self._asked
-        if isinstance(asked.start, int):
-            asked = replace(asked, incarnation=came, reached=self._reached)
+        self._asked_in = self._connection.incarnation
+        asked = replace(self._asked, incarnation=self._incarnation, reached=self._reached)
         self._incoming = self._connection.ask(self.kind, asked.pack())
 
     async def _more(self) -> list[Record]:
@@ -86,7 +82,8 @@ class RemoteRecords(Records):
         if body is None:
             return []
         records = _native.decode_records(body, self._asked.reverse)
-        self._went_on(len(records), records[-1].offset, records[-1].position)
+        last = records[-1]
+        self._went_on(len(records), last.offset, last.position, max(records[0].position, last.position))
         return records
 
     def runs(self) -> Batched[bytes]:
@@ -98,7 +95,8 @@ class RemoteRecords(Records):
         body = await self._body()
         if body is None:
             return []
-        self._went_on(*_native.pick_runs(body, None, self._asked.reverse)[1:])
+        _, records, offset, position = _native.pick_runs(body, None)
+        self._went_on(records, offset, position, position)
         return [body]
 
     async def _body(self) -> bytes | None:
@@ -134,13 +132,14 @@ class RemoteRecords(Records):
         if at is not None:
             self._asked = replace(self._asked, start=at)
 
-    def _went_on(self, records: int, offset: int, position: int) -> None:
+    def _went_on(self, records: int, offset: int, position: int, highest: int) -> None:
         at = position if self._asked.stream is None else offset
         left = None if self._asked.limit is None else self._asked.limit - records
         if self._asked.reverse:
             self._asked = replace(self._asked, until=at, limit=left)
         else:
-            self._asked, self._reached = replace(self._asked, start=at + 1, limit=left), position + 1
+            self._asked = replace(self._asked, start=at + 1, limit=left)
+        self._reached = max(self._reached or 0, highest + 1)
 
     async def aclose(self) -> None:
         await super().aclose()

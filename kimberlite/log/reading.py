@@ -91,6 +91,14 @@ class Came(NamedTuple):
     reached: int | None = None
 
 
+def came_with(came: Came, batch: Sized) -> Came:
+    """The same behind these records. Of a message it is not known."""
+    if not isinstance(batch, list):
+        return came._replace(reached=None)
+    highest: int = max(batch[0].position, batch[-1].position)
+    return came._replace(reached=max(came.reached or 0, highest + 1))
+
+
 async def check_kept(log: Log, run: Run, stream: str | None, place: int, came: Came) -> None:
     """RolledBack if a repair has given up since what was in front of this place of a stream, or of the log."""
     if log._native.incarnation <= came.incarnation:
@@ -106,9 +114,11 @@ def given_up_since(native: _native.Log, stream: str | None, place: int, came: Ca
     repairs = [kept for _, _, _, _, _, after, kept, _, _ in native.repairs() if after > came.incarnation]
     # Where a record of one is lost, nobody knows.
     kept = min(repairs) if len(repairs) >= native.incarnation - came.incarnation else 0
-    if stream is None or came.reached is not None:
-        place = place if came.reached is None else came.reached
-        return f"positions from {kept} on, and this had come to {place}" if place > kept else None
+    reached = max(place, came.reached or 0) if stream is None else came.reached
+    if reached is not None and reached > kept:
+        return f"positions from {kept} on, and this had come to {reached}"
+    if stream is None or (kept < native.first and reached is not None):
+        return None
     number = native.stream(stream)
     if kept < native.first and place > 0:
         return f"positions from {kept} on, and nothing tells any more which of stream {stream!r} were among them"
@@ -157,13 +167,12 @@ class Reading(Generic[B]):
         if self._span is None:
             await log._refreshed()
             self._span = await self._begin()
-        else:
-            await self._check_kept(self._end)
         while True:
+            await self._go_on()
             try:
                 return await self._next()
             except Anew:
-                await self._check_kept(self._end)
+                continue
             except Dropped:
                 if isinstance(self._start, int) or not self._first:
                     raise
@@ -173,6 +182,7 @@ class Reading(Generic[B]):
     async def _next(self) -> B | None:
         log = self._log
         assert self._span is not None, "it has begun"
+        assert self._came is not None, "it has begun"
         number, start, end = self._span
         while start < end and self._left > 0 and not self.closed:
             log._check()
@@ -190,14 +200,33 @@ class Reading(Generic[B]):
             self._span = number, start, end
             self._left -= len(batch)
             if len(batch):
+                self._came = came_with(self._came, batch)
                 return batch
         return None
 
+    async def _go_on(self) -> None:
+        """Where a repair has given up nothing that came of this, what is left to read is of the log as it is now."""
+        if self._came is None or self._came.incarnation == self._log._native.incarnation:
+            return
+        assert self._span is not None, "it has begun"
+        _, start, end = self._span
+        if self._reverse:
+            start = self._end if end < self._end else 0
+        await self._check_kept(start)
+        native = self._log._native
+        number, length = None, native.durable
+        if self._stream is not None:
+            number = native.stream(self._stream)
+            length = 0 if number is None else native.length(number)
+        self._end = min(self._end, length)
+        self._span = number, self._span[1], min(end, length)
+
     async def _check_kept(self, place: int) -> None:
         incarnation = self._log._native.incarnation
-        if self._came is not None:
-            await check_kept(self._log, self._run, self._stream, place, self._came)
-        self._came = Came(incarnation)
+        if self._came is None:
+            self._came = Came(incarnation)
+        await check_kept(self._log, self._run, self._stream, place, self._came)
+        self._came = self._came._replace(incarnation=incarnation)
 
     async def _begin(self) -> tuple[int | None, int, int]:
         while True:
@@ -205,7 +234,7 @@ class Reading(Generic[B]):
                 return await self._begun()
 
     async def _begun(self) -> tuple[int | None, int, int]:
-        await self._check_kept(self._start if isinstance(self._start, int) else 0)
+        await self._check_kept(self._start if isinstance(self._start, int) and not self._reverse else 0)
         native = self._log._native
         number = None if self._stream is None else native.stream(self._stream)
         if self._stream is not None and number is None:
@@ -311,9 +340,8 @@ class Following(Generic[B]):
         if start >= end:
             return None
         batch, self._at = await self._take(number, start, end)
-        if isinstance(batch, list) and batch:
-            # A message is of a writer's log, in which nothing is given up.
-            self._came = self._came._replace(reached=batch[-1].position + 1)
+        if len(batch):
+            self._came = came_with(self._came, batch)
         return batch
 
     async def _place(self, number: int | None) -> int:

@@ -69,15 +69,13 @@ pub fn decode_runs(py: Python<'_>, body: &[u8]) -> PyResult<Vec<(String, u64, u6
 /// Of a message of records those of these streams, or all; how many records they are; and offset and position of the
 /// last record that the message has.
 #[pyfunction]
-#[pyo3(signature = (body, streams, reverse=false))]
 pub fn pick_runs<'py>(
     py: Python<'py>,
     body: &[u8],
     streams: Option<Vec<String>>,
-    reverse: bool,
 ) -> PyResult<(Bound<'py, PyBytes>, u64, u64, u64)> {
     let wants = |stream: &str| streams.as_ref().is_none_or(|streams| streams.iter().any(|wanted| wanted == stream));
-    let picked = py.detach(|| import::pick_runs(body, reverse, wants)).map_err(malformed)?;
+    let picked = py.detach(|| import::pick_runs(body, wants)).map_err(malformed)?;
     Ok((PyBytes::new(py, &picked.body), picked.records, picked.last.0, picked.last.1))
 }
 

@@ -377,6 +377,45 @@ async def test_a_tail_whose_place_a_repair_has_given_up_is_told(tmp_path: Path) 
                 assert (await anext(db.tail("a", start=0))).payload == b"old 0"
 
 
+async def test_a_read_goes_on_after_a_repair_unless_it_had_come_to_what_was_given_up(tmp_path: Path) -> None:
+    path, rounds, size = tmp_path / "db", 300, 100_000
+    async with served(path) as first, proxied(first.port) as proxy:
+        for i in range(rounds):
+            await first.log.append("a", b"old %d." % i + bytes(size))
+        async with kimberlite.connect(f"kimberlite://127.0.0.1:{proxy.port}") as db:
+            reads = [
+                db.read("a", limit=180),
+                db.read(until=180),
+                db.read("a", until=180, reverse=True),
+                db.read(until=180, reverse=True, limit=120),
+                db.read("a", reverse=True),
+                db.read(reverse=True),
+            ]
+            had = [[(await anext(read)).payload] for read in reads]
+            await first.close()
+            await first.log.close()
+            for file in sorted((path / "segments").glob("*.seg")):
+                data = bytearray(file.read_bytes())
+                if (at := data.find(b"old 200.")) >= 0:
+                    data[at] ^= 1
+                    file.write_bytes(data)
+            (path / "checkpoint").unlink(missing_ok=True)
+            assert await repair_directory(path, lambda _loss: True) is not None
+            async with served(path) as again:
+                for _ in range(10):
+                    await again.log.append("a", b"new")
+                proxy.target = again.port
+                for read, mine in zip(reads[:4], had, strict=False):
+                    mine.extend([record.payload async for record in read])
+                numbers = [[int(payload[4 : payload.index(b".")]) for payload in mine] for mine in had]
+                assert numbers[:3] == [[*range(180)], [*range(179)], [*reversed(range(180))]]
+                assert numbers[3] == [*reversed(range(59, 179))]
+                for read in reads[4:]:
+                    with pytest.raises(RolledBack, match="a repair has given up positions from 201 on"):
+                        async for _ in read:
+                            pass
+
+
 async def test_a_tail_that_had_not_come_to_what_a_repair_gave_up_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "db"
     async with served(path) as first, proxied(first.port) as proxy:

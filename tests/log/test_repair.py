@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kimberlite import Corrupt, Log, Receipt, RolledBack, Unavailable
+from kimberlite import Corrupt, Dropped, Log, Receipt, Record, RolledBack, Unavailable
 from kimberlite.crypto.master import create_master, load_master
 from kimberlite.crypto.vault import SLOT
 from kimberlite.errors import Busy, KeyUnavailable
@@ -585,9 +585,13 @@ async def test_a_reader_beside_it_begins_anew_and_says_what_was_given_up(
     async with either.open(read_only=True) as reader:
         behind, own, early = reader.tail("s"), reader.tail(), reader.tail("s", start=0)
         waiting = asyncio.ensure_future(anext(behind))
-        begun = [reader.read("s"), reader.read("s", reverse=True), reader.read()]
-        halfway = reader.read("s", until=10)
-        for each in (*begun, halfway, early):
+        forward, back = [reader.read("s"), reader.read()], [reader.read("s", reverse=True), reader.read(reverse=True)]
+        halfway, down, end = (
+            reader.read("s", until=10),
+            reader.read("s", until=10, reverse=True),
+            reader._native.durable,
+        )
+        for each in (*forward, *back, halfway, down, early):
             await anext(each)
         name, place = place_of(either, receipts[kept])
         either.flip(name, place)
@@ -601,10 +605,14 @@ async def test_a_reader_beside_it_begins_anew_and_says_what_was_given_up(
                 await asyncio.wait_for(waiting, 5)
             with pytest.raises(RolledBack, match=f"positions from {position} on"):
                 await asyncio.wait_for(anext(own), 5)
-            for each in begun:
-                with pytest.raises(RolledBack):
+            for each in back:
+                with pytest.raises(RolledBack, match=f"positions from {position} on"):
                     await anext(each)
+            # Up to where they would have ended.
+            assert await payloads(forward[0]) == wanted[1:COUNT]
+            assert await payloads(forward[1]) == [r.payload for r in await every(db.read()) if r.position < end][1:]
             assert await payloads(halfway) == [payload(i) for i in range(1, 10)]
+            assert await payloads(down) == [payload(i) for i in reversed(range(9))]
             assert (await anext(early)).payload == payload(1)
             assert len((await reader.info())["repairs"]) == 1
             assert (
@@ -617,6 +625,93 @@ async def test_a_reader_beside_it_begins_anew_and_says_what_was_given_up(
             tail = reader.tail("s")
             await db.append("s", b"comes")
             assert (await asyncio.wait_for(anext(tail), 5)).payload == b"comes"
+
+
+async def every(records: AsyncIterator[Record]) -> list[Record]:
+    return [record async for record in records]
+
+
+async def test_a_reader_is_told_also_where_retention_has_taken_the_offsets_since(
+    either: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "FIRST_BYTES", 1)
+    monkeypatch.setattr(reading, "BATCH_BYTES", 1)
+    receipts = await filled(either)
+    async with either.open(read_only=True) as reader:
+        had, behind, early = reader.tail("s", start=0), reader.tail("s"), reader.tail("s", start=0)
+        assert [(await anext(had)).offset for _ in range(COUNT)] == list(range(COUNT))
+        assert [(await anext(early)).offset for _ in range(10)] == list(range(10))
+        either.flip(*place_of(either, receipts[20]))
+        either.backend().unlink(CHECKPOINT)
+        assert await repaired(either) is not None
+        async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+            last = [await db.append("s", bytes(5_000)) for _ in range(COUNT - 20)][-1]
+            for _ in range(20):
+                await db.append("t", bytes(5_000))
+            await db.retain(before=db.durable_position)
+            assert (await db.info())["first_position"] > last.last_position
+            await db.append("s", b"comes")
+        for each in (had, behind):
+            with pytest.raises(RolledBack):
+                await asyncio.wait_for(anext(each), 5)
+        with pytest.raises(Dropped) as caught:
+            await asyncio.wait_for(every(early), 5)
+        assert caught.value.first == COUNT
+
+
+async def test_a_tail_waits_for_what_a_repair_has_moved_and_a_read_says_so(
+    either: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "FIRST_BYTES", 1)
+    monkeypatch.setattr(reading, "BATCH_BYTES", 1)
+    receipts = await filled(either)
+    async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+        for _ in range(40):
+            await db.append("t", bytes(5_000))
+    before = sum(name.startswith("segments/") and name.endswith(".seg") for name in either.disk.files())
+    async with either.open(read_only=True) as reader:
+        tail, read = reader.tail("t", start=0), reader.read("t")
+        either.flip(*place_of(either, receipts[20]))
+        either.backend().unlink(CHECKPOINT)
+        either.fault = failing("unlink", REPAIR)
+        with pytest.raises((OSError, Unavailable)):
+            await repaired(either)
+        either.fault = None
+        assert sum(name.startswith("segments/") and name.endswith(".seg") for name in either.disk.files()) < before
+        waiting = asyncio.ensure_future(anext(tail))
+        assert not (await asyncio.wait([waiting], timeout=0.2))[0]
+        with pytest.raises(Corrupt, match="a repair was begun") as caught:
+            await anext(read)
+        assert caught.value.file == REPAIR
+        assert await repaired(either) is not None
+        async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+            await db.append("t", b"another")
+        assert (await asyncio.wait_for(waiting, 5)).payload == b"another"
+
+
+@pytest.mark.parametrize("more", [2, 10, 40])
+async def test_what_takes_the_place_of_what_was_given_up_is_not_taken_for_it(
+    either: Machine, monkeypatch: pytest.MonkeyPatch, more: int
+) -> None:
+    monkeypatch.setattr(reading, "FIRST_BYTES", 1)
+    monkeypatch.setattr(reading, "BATCH_BYTES", 1)
+    random = Random(7)
+    async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+        receipts = [
+            await db.append("ab"[i % 2], [b"old" + random.randbytes(3_000) for _ in range(5)]) for i in range(60)
+        ]
+    async with either.open(read_only=True) as reader:
+        tail = reader.tail(start=0)
+        had = [await anext(tail)]
+        either.flip(*place_of(either, receipts[30]))
+        either.backend().unlink(CHECKPOINT)
+        assert await repaired(either) is not None
+        async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+            for i in range(more):
+                await db.append("ac"[i % 2], [b"new" + random.randbytes(3_000) for _ in range(5)])
+            wanted = await every(db.read())
+        had += [await asyncio.wait_for(anext(tail), 5) for _ in wanted[1:]]
+        assert had == wanted
 
 
 @pytest.mark.parametrize(("verb", "file"), [("truncate", "segments/"), ("unlink", REPAIR)])

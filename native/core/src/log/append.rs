@@ -276,7 +276,8 @@ impl Log {
 
     /// The group, and with it every one before it, is on the disk.
     pub fn publish(&self, sealed: &Sealed) {
-        let end = End {
+        // Whoever finds a group knows its incarnation.
+        *self.end.lock().unwrap() = End {
             group: sealed.number,
             chain: sealed.chain,
             timestamp: sealed.timestamp,
@@ -289,7 +290,6 @@ impl Log {
             *durable = next.max(*durable);
         }
         self.durable.store(sealed.first_position + sealed.records as u64, Ordering::Release);
-        *self.end.lock().unwrap() = end;
     }
 
     /// The header of the next segment; from here on groups are chained to it.

@@ -322,6 +322,10 @@ impl Log {
         let salt = &segment.header.salt;
         let head = window.get(segment, at.place as u64, GROUP_HEADER, ahead).map_err(unreadable)?;
         let header = GroupHeader::decode(head, salt, at.place as u64).map_err(damaged)?;
+        if header.incarnation > self.end().incarnation {
+            // Beneath a reader. It may look like what was there.
+            return Err(damaged(Damage("the group is of a log that was repaired since")));
+        }
         let checks_length = 8 * header.runs as usize;
         let tag = if self.database.tagged { TAG } else { 0 };
         let before = (header.length as u64).checked_sub((checks_length + 32 + tag) as u64);

@@ -106,8 +106,8 @@ pub struct Picked {
     pub last: (u64, u64),
 }
 
-/// The runs of a message of records that `wants` their streams; those of a reversed one go down.
-pub fn pick_runs(body: &[u8], reverse: bool, wants: impl Fn(&str) -> bool) -> Parsed<Picked> {
+/// The runs of a message of records that `wants` their streams.
+pub fn pick_runs(body: &[u8], wants: impl Fn(&str) -> bool) -> Parsed<Picked> {
     let mut cursor = Cursor::new(body);
     let (mut kept, mut count, mut records, mut last) = (Vec::new(), 0u32, 0, (0, 0));
     let mut headers = Vec::new();
@@ -118,8 +118,7 @@ pub fn pick_runs(body: &[u8], reverse: bool, wants: impl Fn(&str) -> bool) -> Pa
             take_record(&mut cursor, &mut headers)?;
         }
         let more = (head.records as u64).saturating_sub(1);
-        let at = |first: u64| if reverse { first.wrapping_sub(more) } else { first.wrapping_add(more) };
-        last = (at(head.offset), at(head.position));
+        last = (head.offset.wrapping_add(more), head.position.wrapping_add(more));
         if wants(head.stream) {
             kept.extend_from_slice(&body[start..body.len() - cursor.left()]);
             (count, records) = (count + 1, records + head.records as u64);

@@ -325,20 +325,20 @@ fn runs_that_follow_each_other_are_one_and_some_are_picked() {
         .map(|run| (run.head.stream, run.head.offset, run.head.timestamp, run.batch.ends.len()))
         .collect();
     assert_eq!(joined, [("a", 5, 7, 3), ("b", 0, 7, 1), ("a", 8, 8, 3), ("a", 12, 8, 1)]);
-    let all = pick_runs(body, false, |_| true).unwrap();
+    let all = pick_runs(body, |_| true).unwrap();
     assert_eq!((&all.body[..], all.records, all.last), (body, 8, (12, 17)));
-    let some = pick_runs(body, false, |stream| stream == "b").unwrap();
+    let some = pick_runs(body, |stream| stream == "b").unwrap();
     assert_eq!((some.records, some.last), (1, (12, 17)));
     assert_eq!(take_runs(&some.body).unwrap().len(), 1);
     for length in 0..body.len() {
-        assert!(take_runs(&body[..length]).is_err() && pick_runs(&body[..length], true, |_| true).is_err());
+        assert!(take_runs(&body[..length]).is_err() && pick_runs(&body[..length], |_| true).is_err());
     }
     for place in 0..body.len() {
         for value in 0..=255 {
             let mut altered = body.to_vec();
             altered[place] = value;
             drop(take_runs(&altered));
-            drop(pick_runs(&altered, value % 2 == 0, |_| true));
+            drop(pick_runs(&altered, |_| true));
             drop(Import::take(&altered));
         }
     }
