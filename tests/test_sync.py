@@ -20,6 +20,8 @@ import pytest
 
 import kimberlite.sync
 from kimberlite import Busy, Closed, Conflict, Invalid, Record, Unavailable, UnknownOutcome
+from kimberlite._native import decode_runs
+from kimberlite.log import reading
 from kimberlite.storage.memory import Disk, MemoryBackend
 from kimberlite.sync import NEW, Database
 from tests.log.simulated import failing
@@ -203,6 +205,28 @@ def test_threads_that_share_an_iterator_share_its_records_out(db: Database, live
         for worker in workers:
             worker.result(PATIENCE)
     assert sorted(offset for mine in found for offset in mine) == list(range(30_010))
+    assert all(mine == sorted(mine) for mine in found)
+
+
+@pytest.mark.usefixtures("restless")
+def test_threads_that_share_runs_share_them_out(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "FIRST_BYTES", 1)
+    monkeypatch.setattr(reading, "BATCH_BYTES", 1)
+    for i in range(200):
+        db.append("s", b"%d" % i)
+    shared = db.runs("s")
+    found: list[list[int]] = [[] for _ in range(5)]
+
+    def work(mine: list[int]) -> None:
+        for body in shared:
+            mine.extend(
+                offset for _, offset, _, batch in decode_runs(body) for offset in range(offset, offset + len(batch))
+            )
+
+    with ThreadPoolExecutor(len(found)) as pool:
+        for worker in [pool.submit(work, mine) for mine in found]:
+            worker.result(PATIENCE)
+    assert sorted(offset for mine in found for offset in mine) == list(range(200))
     assert all(mine == sorted(mine) for mine in found)
 
 

@@ -40,6 +40,10 @@ GIVEN_UP: Final = (
     "has records that the database has no more: a repair gave them up, or an older copy of it was put back; "
     "take it away to export what is there"
 )
+UNCOVERED: Final = (
+    "no watermark covers them, as where a writer was killed: they are not in the file until somebody has opened the "
+    "database for writing"
+)
 NOT_OURS: Final = "is no file that is yours and has no other name: take it away, or name another FILE"
 
 
@@ -61,20 +65,22 @@ def run(arguments: argparse.Namespace) -> int:
             raise Invalid(f"{arguments.file} is there already: name another file, or take it away")
         check_outside(arguments.file)
     asked = Asked(streams, as_bound(arguments.start), as_bound(arguments.until))
-    form = asyncio.run(export(arguments, asked, Frames if arguments.binary else Lines))
-    tell(arguments, asked, form)
+    form, behind = asyncio.run(export(arguments, asked, Frames if arguments.binary else Lines))
+    tell(arguments, asked, form, behind)
     return 0
 
 
-def tell(arguments: argparse.Namespace, asked: Asked, form: Form) -> None:
+def tell(arguments: argparse.Namespace, asked: Asked, form: Form, behind: tuple[int, int] | None) -> None:
     said: dict[str, Any] = {"file": arguments.file, "records": form.records}
-    lacking = form.lacking.form()
+    lacking: dict[str, Any] = form.lacking.form() | {"uncovered": behind and list(behind)}
     if arguments.file != STDOUT:
         say(forms.line(said | lacking) if arguments.json else table(said))
     elif arguments.json and any(lacking.values()):
         note(forms.line(lacking))
     if not arguments.json:
         form.lacking.tell(asked.stream)
+        if behind is not None:
+            note(f"groups {behind[0]} to {behind[1]} are sound, and {UNCOVERED}")
 
 
 def as_bound(bound: int | datetime | None) -> Bound:
@@ -86,19 +92,23 @@ def as_bound(bound: int | datetime | None) -> Bound:
     return bound
 
 
-async def export(arguments: argparse.Namespace, asked: Asked, make: Callable[[], Form]) -> Form:
+async def export(
+    arguments: argparse.Namespace, asked: Asked, make: Callable[[], Form]
+) -> tuple[Form, tuple[int, int] | None]:
+    """And which groups of a directory are not taken, though they are sound."""
     file = arguments.file
     with Progress("export") as progress:
         async with opened(arguments, write=False) as db:
+            behind = await db._behind() if isinstance(db, Log) else None
             if file == STDOUT:
-                return await write(db, asked, make(), sys.stdout.buffer, progress)
+                return await write(db, asked, make(), sys.stdout.buffer, progress), behind
             part = f"{file}{PART}"
             with open_part(part) as out:
                 form = await write_file(db, asked, make, out, part, progress)
                 out.flush()
                 os.fsync(out.fileno())
                 put_in_place(part, file)
-    return form
+    return form, behind
 
 
 @contextmanager
@@ -216,6 +226,16 @@ async def check_same(db: Log | Client, known: Known, incarnation: int, part: str
         raise RolledBack(f"{part} {GIVEN_UP}")
 
 
+async def is_short(db: Log | Client, asked: Asked, head: dict[str, Any], info: dict[str, Any]) -> bool:
+    """Whether a repair has given up some of the lengths that an export up to the end has begun with."""
+    until = exports.bound_of(head["until"])
+    if asked.until is not None or not isinstance(until, int):
+        return False
+    if asked.stream is None:
+        return given_up(info, until - 1, lambda each: each["incarnation"] > head["incarnation"])
+    return until > max([stream.length async for stream in db.streams() if stream.name == asked.stream], default=0)
+
+
 def incarnation_of(info: dict[str, Any]) -> int:
     """As far as what was given up is known of."""
     return max((each["incarnation"] for each in info["repairs"] if each["incarnation"] is not None), default=0)
@@ -306,7 +326,8 @@ async def go_on(
             first = dropped.first
             lack(form, out, "missing", [at, min(first, until) if isinstance(until, int) else first])
             at = first
-    if given_up(await db.info(), reached, lambda each: each not in repaired):
+    info = await db.info()
+    if given_up(info, reached, lambda each: each not in repaired) or await is_short(db, asked, head, info):
         raise RolledBack(f"the export {GIVEN_UP}")
     erased = await erasures(db, asked)
     for start in range(0, len(erased), exports.STREAMS):

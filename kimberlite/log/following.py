@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from kimberlite import _native
@@ -14,7 +15,7 @@ from kimberlite.log.loading import Keys, load_marks, segment_numbers, unless_ove
 from kimberlite.log.marks import Marks
 from kimberlite.log.names import CHECKPOINT, HASHES, REPAIR, index_name, segment_name
 from kimberlite.log.past import HASHES_HEADER
-from kimberlite.log.recovery import NO_LIMIT, Loader
+from kimberlite.log.recovery import NO_LIMIT, Ended, Loader
 from kimberlite.storage.backend import BLOCK, Backend, File, let_go, opener, read_around
 
 #: Read at a time when looking for what is new.
@@ -57,26 +58,26 @@ class Follower:
         marks = load_marks(self.backend, self.identity)
         loader = Loader(self.backend, self.identity, self.keys, marks, self._fresh, write=False)
         loader.acknowledged = self._acknowledged
-        self._load(loader)
+        end = self._run(loader)
+        self.loader, self.log = loader, loader.log
+        self._segment, self._place, self._closed = end.segment, end.place, end.closed
+        # By its name a segment is another file once it is packed.
+        self._scan: File | None = None if end.closed else end.file
 
-    def _load(self, loader: Loader) -> None:
+    def _run(self, loader: Loader) -> Ended:
         data = read_small(self.backend, CHECKPOINT)
         resume = None if data is None else loader.log.resume(data)
         loader.promised = 0 if resume is None else resume.group
         if data is None or resume is None or not self._restored(loader, data, resume):
             loader.start_again()
         try:
-            end = loader.run()
+            return loader.run()
         except Corrupt:
             # As for a writer, whose hashes cannot be made again.
             loader.start_again()
             if data is None or resume is None or not self._restored(loader, data, resume, fitting=False):
                 raise
-            end = loader.run()
-        self.loader, self.log = loader, loader.log
-        self._segment, self._place, self._closed = end.segment, end.place, end.closed
-        # By its name a segment is another file once it is packed.
-        self._scan: File | None = None if end.closed else end.file
+            return loader.run()
 
     def _restored(self, loader: Loader, data: bytes, resume: _native.Resume, *, fitting: bool = True) -> bool:
         size, log = 0, loader.log
@@ -200,6 +201,27 @@ class Follower:
             self._scan.close()
         self._segment, self._scan, self._place, self._closed = segment, file, BLOCK, False
         return True
+
+    def uncovered(self) -> tuple[int, int] | None:
+        """The first and the last of the sound groups behind this that no watermark covers: a writer is at work, or was
+        killed."""
+        self.refresh()
+        with self._lock:
+            if self._scan is None or not read_around(self._scan, self._place, BLOCK).strip(b"\0"):
+                return None
+        return unless_overtaken(self.backend, self._uncovered)
+
+    def _uncovered(self) -> tuple[int, int] | None:
+        keys, marks = replace(self.keys, missing={}), load_marks(self.backend, self.identity)
+        loader = Loader(self.backend, self.identity, keys, marks, self._fresh, write=False)
+        end = self._run(loader)
+        try:
+            count, _ = loader.beyond(end)
+        finally:
+            if end.file is not None:
+                let_go(end.file)
+        last, _ = loader.log.durable_group()
+        return (last - count + 1, last) if count else None
 
     @property
     def end(self) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
@@ -68,6 +69,9 @@ from kimberlite.storage.backend import Backend
 #: Records of `get_many` in one go of a background thread.
 MANY: Final = 1024
 
+#: Seconds in which a writer that is at work has covered what it has written.
+SETTLED: Final = 1.5
+
 #: The last time that a timestamp can be.
 LATEST: Final = (1 << 64) - 1
 
@@ -105,6 +109,8 @@ class Log:
         self.upkeep: Upkeep | None = None
         #: What a rule would drop of what a reader has, if the clock is confirmed to be right or not.
         self.would_drop: Callable[[Rule, bool], Dropping] | None = None
+        #: Sound groups behind what a reader has, the first and the last, that no watermark covers yet.
+        self.uncovered: Callable[[], tuple[int, int] | None] | None = None
         #: Why a reader writes nothing.
         self.refusal: KimberliteError = Invalid("the database is open for reading only")
         self._pid = os.getpid()
@@ -569,7 +575,7 @@ class Log:
     def _let_go(self) -> None:
         """Whoever keeps the handle keeps no file open."""
         self._native.close()
-        self._committer = self._streams = self._refresh = self.upkeep = self.would_drop = None
+        self._committer = self._streams = self._refresh = self.upkeep = self.would_drop = self.uncovered = None
         self._close = self._info = gone
 
     async def __aenter__(self) -> Log:
@@ -623,6 +629,18 @@ class Log:
             with reading_disk:
                 await self._backend.run(self._refresh)
             self._check()
+
+    async def _behind(self) -> tuple[int, int] | None:
+        """What `uncovered` says if nobody is at work beside a reader who would cover it."""
+        group, until = self._native.sealed()[0], time.monotonic() + SETTLED
+        while self.uncovered is not None and self._native.sealed()[0] == group:
+            with reading_disk:
+                found = await self._backend.run(self.uncovered)
+            self._check()
+            if found is None or time.monotonic() > until:
+                return found
+            await asyncio.sleep(0.05)
+        return None
 
     async def _wait_for_change(self) -> None:
         """Returns when more may be durable, or the handle is closed."""

@@ -413,7 +413,7 @@ class Opener:
 
         refresh = follower.refresh
         log = Log(self.backend, follower.log, None, None, self.options, info, close, refresh, identity.quantum)
-        log.would_drop, follower.on_anew = would_drop, begun_anew
+        log.would_drop, log.uncovered, follower.on_anew = would_drop, follower.uncovered, begun_anew
         return log
 
     def _follow(self) -> tuple[Follower, Identity]:

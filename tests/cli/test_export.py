@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -23,7 +24,10 @@ from tests.cli.test_serve import ANY, Daemon
 
 def test_lines_are_what_read_prints_between_a_head_and_an_end(source: Path, call: Call, tmp_path: Path) -> None:
     outcome = call("export", source, tmp_path / "out", "--json")
-    assert (outcome.status, outcome.json()) == (0, {"file": str(tmp_path / "out"), "records": 201} | WHOLE)
+    assert (outcome.status, outcome.json()) == (
+        0,
+        {"file": str(tmp_path / "out"), "records": 201, "uncovered": None} | WHOLE,
+    )
     data = (tmp_path / "out").read_bytes()
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o600
     head, streams, *lines, end = data.splitlines(keepends=True)
@@ -186,15 +190,30 @@ def test_what_the_database_has_no_more_is_not_gone_on_with(
     assert records(tmp_path / "other") == records(path)
 
 
-@pytest.mark.parametrize("given_up", [False, True])
+@pytest.mark.parametrize("days", [-10, 0, 10])
+@pytest.mark.parametrize("when", [None, "before", "since"])
 def test_what_was_dropped_since_is_gone_on_from_if_nothing_was_given_up(
-    path: Path, form: list[str], call: Call, tmp_path: Path, *, given_up: bool
+    path: Path,
+    form: list[str],
+    call: Call,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    when: str | None,
+    days: int,
 ) -> None:
+    """Whatever the clock of the export has said."""
     file = tmp_path / "out"
     with sync.open(path, segment_bytes=1 << 16, pack=0) as db:
         receipts = [db.append("a", b"%d" % i * 500) for i in range(60)]
-    cut_off(file, call, path, *form)
-    if given_up:
+    if when == "before":
+        repaired(path, call, receipts[40].first_position)
+        with sync.open(path, segment_bytes=1 << 16, pack=0) as db:
+            receipts = [db.append("a", b"%d" % i * 500) for i in range(20)]
+    with monkeypatch.context() as clock:
+        now = time.time_ns
+        clock.setattr(time, "time_ns", lambda: now() + days * 86_400 * 10**9)
+        cut_off(file, call, path, *form)
+    if when == "since":
         repaired(path, call, receipts[40].first_position)
     with sync.open(path, segment_bytes=1 << 16, pack=0) as db:
         for i in range(60):
@@ -202,7 +221,56 @@ def test_what_was_dropped_since_is_gone_on_from_if_nothing_was_given_up(
         db.retain(before=receipts[-1].last_position + 10)
         assert db.info()["first_position"] > receipts[-1].last_position
     outcome = call("export", path, file, *form, "--json")
-    assert outcome.status == (79 if given_up else 0)
+    assert outcome.status == (79 if when == "since" else 0)
+
+
+@pytest.mark.parametrize("asked", [[], ["--stream", "a"], ["--stream", "b"], ["--until", "30"]])
+def test_one_whose_end_a_repair_has_given_up_is_not_gone_on_with(
+    path: Path, call: Call, tmp_path: Path, asked: list[str]
+) -> None:
+    file = tmp_path / "out"
+    with sync.open(path, segment_bytes=1 << 16, pack=0) as db:
+        receipts = [db.append("b" if i < 20 else "a", b"%d" % i * 500) for i in range(60)]
+    assert call("export", path, file, *asked).status == 0
+    part = file.rename(tmp_path / "out.part")
+    # What is there of it is kept.
+    before = b"".join(part.read_bytes().splitlines(keepends=True)[:12])
+    part.write_bytes(before)
+    repaired(path, call, receipts[40].first_position)
+    outcome = call("export", path, file, *asked)
+    if asked in ([], ["--stream", "a"]):
+        assert (outcome.status, b"the export has records that the database has no more" in outcome.err) == (79, True)
+        part.unlink()
+        assert call("export", path, file, *asked).status == 0
+    else:
+        assert (outcome.status, file.read_bytes().startswith(before)) == (0, True)
+
+
+def test_what_a_killed_writer_has_left_behind_the_watermark_is_named(
+    path: Path, form: list[str], call: Call, tmp_path: Path
+) -> None:
+    code = """
+import asyncio, os, sys, kimberlite
+
+async def main():
+    db = await kimberlite.open(sys.argv[1])
+    for i in range(5):
+        assert (await db.append("a", b"%d" % i)).durable
+    os.kill(os.getpid(), 9)
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code, str(path)], env=environment(), check=False)
+    assert done.returncode == -signal.SIGKILL
+    outcome = call("export", path, tmp_path / "one", *form, "--json")
+    assert (outcome.status, outcome.json()["records"], outcome.json()["uncovered"]) == (0, 4, [5, 5])
+    outcome = call("export", path, tmp_path / "two", *form)
+    assert outcome.status == 0
+    assert b"groups 5 to 5 are sound, and no watermark covers them" in outcome.err
+    with sync.open(path):
+        # Beside a writer there is nothing to say.
+        outcome = call("export", path, tmp_path / "three", *form, "--json")
+    assert (outcome.status, outcome.json()["records"], outcome.json()["uncovered"]) == (0, 5, None)
 
 
 def test_one_that_is_killed_goes_on(path: Path, form: list[str], call: Call, tmp_path: Path) -> None:
@@ -498,7 +566,7 @@ def test_streams_that_were_erased_are_named_and_stay_taken(
     assert (outcome.status, outcome.err.startswith(b"erased: b, erased at 20")) == (0, True)
     assert outcome.err.endswith(b": ticket 12\n")
     outcome = call("export", path, "-", *asked, "--json")
-    assert json.loads(outcome.err) == {"missing": [], "erased": [said]}
+    assert json.loads(outcome.err) == {"missing": [], "erased": [said], "uncovered": None}
     everything = call("export", path, tmp_path / "all", "--key-file", key, *form, "--json")
     assert [each["stream"] for each in everything.json()["erased"]] == ["b", "c"]
     # Once from its beginning, and once behind what was there before it was erased.

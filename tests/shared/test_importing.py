@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,26 @@ async def test_many_records_pass_from_one_to_the_other(db: Database, tmp_path: P
     assert sum(records for _, records, _, _ in picked) == 49_980
     assert picked[-1][2] == 49_989
     assert [_native.pick_runs(body, ["b"])[1] for body in bodies] == [0] * len(bodies)
+
+
+async def test_tasks_that_share_runs_share_them_out(db: Database) -> None:
+    from kimberlite import _native
+
+    for _ in range(20):
+        await db.append("s", [bytes(1_000)] * 200)
+    shared = db.runs("s")
+
+    async def work() -> list[int]:
+        return [
+            at
+            async for body in shared
+            for _, offset, _, batch in _native.decode_runs(body)
+            for at in range(offset, offset + len(batch))
+        ]
+
+    found = await asyncio.gather(*(work() for _ in range(5)))
+    assert sorted(at for mine in found for at in mine) == list(range(4_000))
+    assert all(mine == sorted(mine) for mine in found)
 
 
 async def test_an_import_does_not_outlive_its_connection(tmp_path: Path) -> None:
