@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from struct import Struct, error
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from kimberlite import _native
 from kimberlite.crypto.master import load_master
@@ -172,11 +172,12 @@ def look(
         return resumed(backend, identity, keys, master, marks, Plan.decode(begun, identity))
     loader = Loader(backend, identity, keys, marks, fresh(identity, keys), write=True)
     damage = replay(loader)
-    if loader.reached is None and damage is not None:
-        # Whose last segment may be the same one.
-        loader.start_again()
-        loader = Front(backend, identity, keys, marks, fresh(identity, keys), write=True)
-        replay(loader)
+    # Behind one that is missing, or in front of it what retention has left.
+    for last in ends(backend)[-2::-1] if damage is not None else ():
+        if loader.reached is None:
+            loader.start_again()
+            loader = Front(last, backend, identity, keys, marks, fresh(identity, keys), write=True)
+            replay(loader)
     log = loader.log
     notes += [str(damage)] if damage is not None else ahead(backend, log)
     if not notes:
@@ -284,11 +285,15 @@ def no_marks(identity: Identity) -> Marks:
 
 
 class Front(Loader):
-    """Follows the segments in front of one that is missing."""
+    """Follows the segments up to this one, behind which one is missing."""
+
+    def __init__(self, last: int, *arguments: Any, **flags: Any) -> None:
+        super().__init__(*arguments, **flags)
+        self._last = last
 
     def there(self) -> list[int]:
-        numbers = all_numbers(self.backend)
-        return [number for i, number in enumerate(numbers) if number == numbers[0] + i]
+        numbers = [number for number in all_numbers(self.backend) if number <= self._last]
+        return [number for i, number in enumerate(numbers) if number == self._last - (len(numbers) - 1 - i)]
 
 
 class Kept(Front):
@@ -303,11 +308,8 @@ class Kept(Front):
         marks: Marks,
         fresh: Callable[[], _native.Log],
     ) -> None:
-        super().__init__(backend, identity, keys, marks, fresh, write=False)
+        super().__init__(plan.segment, backend, identity, keys, marks, fresh, write=False)
         self._plan = plan
-
-    def there(self) -> list[int]:
-        return [number for number in super().there() if number <= self._plan.segment]
 
     def watermark_of(self, segment: _native.Segment, scan: File, place: int) -> int:
         return self._plan.group
@@ -343,6 +345,13 @@ def fits(backend: Backend, plan: Plan, marks: Marks, loader: Loader) -> bool:
 def all_numbers(backend: Backend) -> list[int]:
     found = (segment_number(name) for name in backend.list(SEGMENTS))
     return sorted(number for number in found if number is not None)
+
+
+def ends(backend: Backend) -> list[int]:
+    """Segments behind which one is missing, and the last."""
+    numbers = all_numbers(backend)
+    there = set(numbers)
+    return [number for number in numbers if number + 1 not in there]
 
 
 def ahead(backend: Backend, log: _native.Log) -> list[str]:

@@ -627,6 +627,42 @@ async def test_a_reader_beside_it_begins_anew_and_says_what_was_given_up(
             assert (await asyncio.wait_for(anext(tail), 5)).payload == b"comes"
 
 
+@pytest.mark.parametrize("how", ["killed", "missing"])
+@pytest.mark.parametrize("left", [[], [0], [0, 2], [1]])
+async def test_what_retention_has_left_is_no_part_of_what_is_repaired(
+    either: Machine, left: list[int], how: str
+) -> None:
+    receipts = await filled(either)
+    async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+        for _ in range(200):
+            await db.append("t", bytes(1_000))
+        before, ended = either.disk.files(), db._native.ended(3)
+        assert ended is not None
+        await db.retain(before=ended[0])
+        first = db._native.first
+        receipts = [await db.append("t", bytes(1_000)) for _ in range(100)]
+    name, place = place_of(either, receipts[60])
+    for number in left:
+        either.disk.create(segment_name(number))
+        either.write(segment_name(number), 0, before[segment_name(number)])
+    if how == "missing":
+        either.backend().unlink(name)
+    else:
+        either.flip(name, place)
+        either.fault = failing("unlink", REPAIR)
+        with pytest.raises((OSError, Unavailable)):
+            await repaired(either)
+        either.fault = None
+        assert either.backend().exists(REPAIR)
+    assert await repaired(either) is not None
+    async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+        [said] = (await db.info())["repairs"]
+        assert db._native.first == first
+        assert receipts[20].last_position < said["kept"] <= receipts[60].first_position
+        assert len(await every(db.read())) > 50
+    assert either.verify().first_position == first
+
+
 async def every(records: AsyncIterator[Record]) -> list[Record]:
     return [record async for record in records]
 
