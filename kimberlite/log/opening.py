@@ -267,6 +267,7 @@ class Opener:
             # Some may be left, if the process that dropped them was cut off.
             try:
                 unlink_before(self.backend, log.dropped[0])
+                self.left = past.is_left(self.backend, log.first)
             except OSError:
                 # Retention tries again, and says why it cannot.
                 self.left = True

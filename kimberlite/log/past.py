@@ -115,9 +115,16 @@ def is_moved(backend: Backend, position: int) -> bool:
     """Whether the other file has nothing of what is before this position that may not be here."""
     if not position or not backend.exists(HASHES):
         return True
+    return reaches(backend, position) and not is_left(backend, position)
+
+
+def is_left(backend: Backend, position: int) -> bool:
+    """Whether the other file still has something of what is before this position."""
+    if not position or not backend.exists(HASHES):
+        return False
     hashes = backend.open(HASHES, "r")
     try:
-        return reaches(backend, position) and not has_some(hashes, place_of(position))
+        return has_some(hashes, place_of(position))
     finally:
         hashes.close()
 

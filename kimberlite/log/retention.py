@@ -71,6 +71,8 @@ class Retention:
         #: `left` some, and what of that went in this log's time.
         self._gone = self._going = Dropping(0, 0, 0, native.first, None)
         self._left = left
+        #: Whether `past` has what it must, as far as this log has seen to it.
+        self._kept = False
         #: Why what the options let go is not dropped; None if it is.
         self.waits: str | None = None
         #: Told of each reason, and of None when there is no more.
@@ -278,8 +280,9 @@ class Retention:
             self._native.drop_before(retained)
             self._left, self._going = True, joined(self._going, planned)
             await self._checkpointer.let_go()
-            # A checkpoint that is taken before would find no room.
-            await self._unlink_left()
+            with contextlib.suppress(OSError):
+                # A checkpoint that is taken before would find no room. What the disk refuses holds up no other round.
+                await self._unlink_left()
         except NoSpace as error:
             raise NoSpace(f"{waiting(wanted)}: {error}") from None
         finally:
@@ -315,6 +318,7 @@ class Retention:
             for number in segments:
                 mend(self._backend, self._native, number, database, self._findings)
             past.keep(self._backend, self._native, database, position, told, anyhow=True)
+        self._kept = True
 
     def _restore(self) -> None:
         if not is_reserved(self._backend, self._native):
@@ -328,10 +332,14 @@ class Retention:
         self._going = Dropping(0, 0, 0, self._native.first, None)
 
     def _unlink(self) -> None:
-        unlink_before(self._backend, self._native.dropped[0])
-        past.let_go(self._backend, self._native.first)
-        # For the record of what goes next; the rest is for its hashes.
-        keep_reserve(self._backend, self._native, KEPT)
+        try:
+            unlink_before(self._backend, self._native.dropped[0])
+        finally:
+            if not self._kept:
+                self._keep(range(0), self._native.first)
+            past.let_go(self._backend, self._native.first)
+            # For the record of what goes next; the rest is for its hashes.
+            keep_reserve(self._backend, self._native, KEPT)
 
 
 def rule_of(options: Options) -> Rule:

@@ -17,7 +17,7 @@ import pytest
 from kimberlite import Dropped, Duplicate, Log, Receipt, Unavailable
 from kimberlite.crypto.master import create_master, load_master
 from kimberlite.errors import Corrupt
-from kimberlite.log import checkpoint
+from kimberlite.log import checkpoint, past
 from kimberlite.log.names import CHECKPOINT, HASHES, PAST, VAULTS, segment_name, segment_number
 from kimberlite.log.repair import enter, look
 from kimberlite.log.salvage import Finder
@@ -545,10 +545,32 @@ async def test_what_the_disk_refuses_to_unlink_goes_at_the_next_start(machine: M
             await db.retain(before=receipts[40].first_position)
         machine.fault = None
         assert numbers(machine)[0] == 0
+        # The place of its hashes waits for nothing.
+        assert not past.is_left(machine.backend(), db._native.first)
         await kept(db, receipts, (await anext(db.read("s"))).offset)
     async with machine.open(segment_bytes=SEGMENT, pack=0):
         assert numbers(machine)[0] > 0
     machine.verify(receipts[-1])
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+async def test_what_a_crash_has_left_in_hashes_is_given_back_by_the_next_start(either: Machine, *, wrong: bool) -> None:
+    receipts = await filled(either)
+    before = either.disk.files()[HASHES]
+    async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+        await db.retain(before=receipts[40].first_position)
+        first = db._native.first
+    either.write(HASHES, 0, before)
+    if wrong:
+        either.flip(PAST, past.HASHES_HEADER + 100)
+    async with either.open(segment_bytes=SEGMENT, pack=0, scrub=0) as db:
+
+        async def is_given_back() -> bool:
+            return not past.is_left(either.backend(), first)
+
+        await until(is_given_back)
+        await kept(db, receipts, (await anext(db.read("s"))).offset)
+    assert either.verify(receipts[-1]).notes == []
 
 
 async def test_what_is_left_is_packed_though_what_was_before_it_is_gone(either: Machine) -> None:
