@@ -43,9 +43,9 @@ def keep(
     told: Callable[[Corrupt], None],
     *,
     anyhow: bool = False,
-) -> None:
-    """The hashes of what is before this position. A full disk keeps them where they are. What is wrong is Corrupt, or
-    `told`, and left out; what was nowhere before is told."""
+) -> bool:
+    """The hashes of what is before this position; False if a full disk keeps them where they are. What is wrong is
+    Corrupt, or `told`, and left out; what was nowhere before is told."""
     restore(backend, database_id)
     with contextlib.ExitStack() as closing:
         hashes = backend.open(HASHES, "r") if backend.exists(HASHES) else None
@@ -56,9 +56,9 @@ def keep(
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            return
+            return False
         closing.callback(past.close)
-        end = place_of(native.first)
+        end, kept = place_of(native.first), True
         try:
             past.write(0, (b"KIMBPST1" + database_id).ljust(HASHES_HEADER, b"\0"))
             if native.first and (past.size() < end or has_some(hashes, end)):
@@ -72,11 +72,13 @@ def keep(
         except OSError as error:
             if error.errno not in FULL:
                 raise
+            kept = False
             past.truncate(min(past.size(), end))
         past.sync()
     # The other may be new since a call that found something wrong.
     _give_up_aside(backend)
     attach(backend, native)
+    return kept
 
 
 def restore(backend: Backend, database_id: bytes) -> None:

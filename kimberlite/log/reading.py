@@ -84,8 +84,8 @@ def lost(native: _native.Log, error: FileNotFoundError) -> bool:
 
 
 class Came(NamedTuple):
-    """When somebody came to where they are: the log's incarnation, and the position behind the last record that they
-    have had, if any is known of."""
+    """When somebody came to where they are: the log's incarnation, and the position behind the highest record that
+    they have had, if any is known of."""
 
     incarnation: int
     reached: int | None = None

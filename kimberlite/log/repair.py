@@ -237,6 +237,9 @@ def look_behind(backend: Backend, master: bytes | None, keys: Keys, log: _native
         if finder.dropped > position:
             # It is what a rule of retention has dropped.
             raise nothing(why)
+        if finder.dropped > log.first:
+            what = "that segments were dropped is said behind the damage, and they must not come back"
+            raise Corrupt(f"{what}; salvage what is left: {why}", file=segment_name(segment))
         if finder.erased - {number for number, *_ in log.erasures}:
             what = "an erasure is behind the damage, and must not be given up; salvage what is left"
             raise Corrupt(f"{what}: {why}", file=segment_name(segment))

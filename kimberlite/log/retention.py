@@ -71,8 +71,8 @@ class Retention:
         #: `left` some, and what of that went in this log's time.
         self._gone = self._going = Dropping(0, 0, 0, native.first, None)
         self._left = left
-        #: Whether `past` has what it must, as far as this log has seen to it.
-        self._kept = False
+        #: Whether `past` has what it must; None if nobody has looked.
+        self._kept: bool | None = None
         #: Why what the options let go is not dropped; None if it is.
         self.waits: str | None = None
         #: Told of each reason, and of None when there is no more.
@@ -261,7 +261,7 @@ class Retention:
         retained = await self._backend.run(lambda: self._native.retain(number, now, str(rule), more))
         if retained is None:
             return
-        await self._backend.run(lambda: self._keep(range(first, number), position))
+        self._kept = await self._backend.run(lambda: self._keep(range(first, number), position))
         piece = min(PIECE, self._committer.tail.most // 4)
         records = _native.Log.retention_records(retained, piece)
         # Of a full disk too: it makes room. At the worst the indexes go before their segments, and all others.
@@ -307,18 +307,17 @@ class Retention:
         for number in segments:
             discard(self._backend, index_name(number))
 
-    def _keep(self, segments: range, position: int) -> None:
-        """The hashes of what is before this position. Those that are wrong are made again, as far as their segments
-        are sound; what cannot be is given up with the records, which it would prove."""
+    def _keep(self, segments: range, position: int) -> bool:
+        """The hashes of what is before this position, if there is room. Those that are wrong are made again, as far as
+        their segments are sound; what cannot be is given up with the records, which it would prove."""
         database, told = self._committer.database_id, self._findings.add
         try:
-            past.keep(self._backend, self._native, database, position, told)
+            return past.keep(self._backend, self._native, database, position, told)
         except Corrupt as error:
             told(error)
             for number in segments:
                 mend(self._backend, self._native, number, database, self._findings)
-            past.keep(self._backend, self._native, database, position, told, anyhow=True)
-        self._kept = True
+            return past.keep(self._backend, self._native, database, position, told, anyhow=True)
 
     def _restore(self) -> None:
         if not is_reserved(self._backend, self._native):
@@ -335,9 +334,11 @@ class Retention:
         try:
             unlink_before(self._backend, self._native.dropped[0])
         finally:
-            if not self._kept:
-                self._keep(range(0), self._native.first)
-            past.let_go(self._backend, self._native.first)
+            # What a start has left is looked at again as long as there is no room for it.
+            if self._kept is None and self._keep(range(0), self._native.first):
+                self._kept = True
+            if self._kept:
+                past.let_go(self._backend, self._native.first)
             # For the record of what goes next; the rest is for its hashes.
             keep_reserve(self._backend, self._native, KEPT)
 

@@ -316,6 +316,7 @@ class Finder:
             self._known = max(self._known, (log.durable_group()[0], log.durable))
             for payload in log.declarations:
                 self._native.declared(payload, self.keys.of)
+            self._native.retained(log, self.keys.of)
             for _, _, length, stream, _ in log.streams():
                 self._reached(stream, length)
             for stream, _, when, reason, at, master, confirmed in log.erasures:

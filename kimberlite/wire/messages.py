@@ -144,8 +144,8 @@ class Reading:
     reverse: bool
     system: bool
     credit: int
-    #: That of the log when somebody came to the start, if it may be another by now; and the position behind the last
-    #: record that they have had.
+    #: That of the log when somebody came to the start, if it may be another by now; and the position behind the
+    #: highest record that they have had.
     incarnation: int | None = None
     reached: int | None = None
 

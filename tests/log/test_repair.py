@@ -663,6 +663,52 @@ async def test_what_retention_has_left_is_no_part_of_what_is_repaired(
     assert either.verify().first_position == first
 
 
+@pytest.mark.parametrize("checkpoint", [False, True])
+async def test_what_was_dropped_does_not_come_back_by_one(either: Machine, *, checkpoint: bool) -> None:
+    async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+        receipts = [await db.append("s", payload(i) * 20) for i in range(200)]
+    before = either.disk.files()
+    async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+        later = [await db.append("s", payload(i) * 20) for i in range(40)]
+        await db.retain(before=receipts[-1].first_position)
+        assert db._native.first > 0
+    either.flip(*place_of(either, later[5]))
+    if not checkpoint:
+        either.backend().unlink(CHECKPOINT)
+    with pytest.raises(Corrupt, match="nothing in front of the damage can be kept"):
+        await repaired(either)
+    for name, data in before.items():
+        if name.startswith("segments/") and name not in either.disk.files():
+            either.disk.create(name)
+            either.write(name, 0, data)
+    files = either.disk.files()
+    with pytest.raises(Corrupt, match="they must not come back"):
+        await repaired(either)
+    assert either.disk.files() == files
+
+
+async def test_a_checkpoint_that_one_has_taken_is_what_the_log_was(
+    either: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+        for i in range(200):
+            await db.append("s", payload(i) * 10)
+    numbers = sorted(name for name in either.disk.files() if name.startswith("segments/"))
+    either.backend().unlink(numbers[-3])
+    with monkeypatch.context() as killed:
+        # That of its end does not come any more.
+        killed.setattr(checkpoint.Checkpointer, "write_last", lambda _self: None)
+        assert await repaired(either) is not None
+    assert either.backend().exists(CHECKPOINT)
+    assert either.verify().notes == []
+    assert await repaired(either) is None
+    async with either.open(segment_bytes=SEGMENT, pack=0, read_only=True) as reader:
+        assert len((await reader.info())["repairs"]) == 1
+    async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+        await db.append("s", b"more")
+    assert either.verify().notes == []
+
+
 async def every(records: AsyncIterator[Record]) -> list[Record]:
     return [record async for record in records]
 

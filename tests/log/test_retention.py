@@ -18,7 +18,7 @@ from kimberlite import Dropped, Duplicate, Log, Receipt, Unavailable
 from kimberlite.crypto.master import create_master, load_master
 from kimberlite.errors import Corrupt
 from kimberlite.log import checkpoint, past
-from kimberlite.log.names import CHECKPOINT, HASHES, PAST, VAULTS, segment_name, segment_number
+from kimberlite.log.names import CHECKPOINT, HASHES, PAST, PAST_BLOCK, VAULTS, segment_name, segment_number
 from kimberlite.log.repair import enter, look
 from kimberlite.log.salvage import Finder
 from kimberlite.log.verify import verify_again
@@ -553,8 +553,11 @@ async def test_what_the_disk_refuses_to_unlink_goes_at_the_next_start(machine: M
     machine.verify(receipts[-1])
 
 
+@pytest.mark.parametrize("full", ["", PAST_BLOCK, PAST])
 @pytest.mark.parametrize("wrong", [False, True])
-async def test_what_a_crash_has_left_in_hashes_is_given_back_by_the_next_start(either: Machine, *, wrong: bool) -> None:
+async def test_what_a_crash_has_left_in_hashes_is_given_back_by_the_next_start(
+    either: Machine, full: str, *, wrong: bool
+) -> None:
     receipts = await filled(either)
     before = either.disk.files()[HASHES]
     async with either.open(segment_bytes=SEGMENT, pack=0) as db:
@@ -563,6 +566,14 @@ async def test_what_a_crash_has_left_in_hashes_is_given_back_by_the_next_start(e
     either.write(HASHES, 0, before)
     if wrong:
         either.flip(PAST, past.HASHES_HEADER + 100)
+    if full:
+        # By then it has been seen to, or never.
+        fault = failing("write", f"prepare/{full}" if full == PAST_BLOCK else full, errno.ENOSPC)
+        either.fault = fault
+        async with either.open(segment_bytes=SEGMENT, pack=0, scrub=0) as db:
+            await db.retain(before=0)
+            assert past.is_left(either.backend(), first)
+        either.fault = None
     async with either.open(segment_bytes=SEGMENT, pack=0, scrub=0) as db:
 
         async def is_given_back() -> bool:

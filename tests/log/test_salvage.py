@@ -8,8 +8,11 @@ import pytest
 
 from kimberlite import Receipt
 from kimberlite.crypto.master import create_master, load_master
-from kimberlite.errors import Invalid, KeyUnavailable
+from kimberlite.errors import Corrupt, Invalid, KeyUnavailable
 from kimberlite.log.names import CHECKPOINT, HASHES, IDENTITY, INDEX, MARKS, RECEIPT_KEY, SEGMENTS, VAULTS, segment_name
+from kimberlite.log.opening import Injected
+from kimberlite.log.options import Options
+from kimberlite.log.repair import repair
 from kimberlite.log.salvage import DOUBTFUL, ERASED, NO_KEY, Finder, Report
 from kimberlite.storage.backend import BLOCK
 from tests.log.simulated import Machine
@@ -323,6 +326,30 @@ async def test_what_was_erased_stays_erased_though_an_old_vault_has_its_key(encr
         assert found == {key: row for key, row in expected.items() if key[0] == "t"}
         assert {each.why for each in report.missing} == {ERASED}
         assert report.complete
+
+
+async def test_what_was_dropped_stays_gone_though_only_a_checkpoint_says_so(either: Machine) -> None:
+    receipts = await filled(either)
+    before, (_, log) = either.disk.files(), truth(either)
+    async with either.open(segment_bytes=SEGMENT, pack=0) as db:
+        await db.retain(before=receipts[20].first_position)
+        first = db._native.first
+    last = max(name for name in either.disk.files() if name.startswith(SEGMENTS))
+    gone(either, last)
+    for name, data in before.items():
+        if name.startswith(SEGMENTS) and name not in either.disk.files() and name != last:
+            either.disk.create(name)
+            either.write(name, 0, data)
+    found, report = salvaged(either)
+    places = {(row.name, row.offset): row.position for row in log.rows}
+    assert first > 100
+    assert found
+    assert min(places[key] for key in found) >= first
+    assert (report.missing[0].first, report.missing[0].end) == (0, first)
+    with pytest.raises(Corrupt, match=r"nothing in front|must not come back"):
+        await repair(either.backend, load_master(either.key), lambda _loss: True, Options(), Injected())
+    gone(either, CHECKPOINT)
+    assert min(places[key] for key in salvaged(either)[0]) < 100
 
 
 async def test_a_name_that_is_lost_is_made_up(either: Machine) -> None:

@@ -109,6 +109,15 @@ impl Salvage {
         declared.map_err(|Damage(what)| PyValueError::new_err(what))
     }
 
+    /// What was dropped of this log, which a checkpoint has restored.
+    fn retained(&self, log: &super::Log, keys: Py<PyAny>) -> PyResult<()> {
+        let mut failed = None;
+        if let Some(retained) = log.inner.retained() {
+            self.inner().follow_retained((*retained).clone(), &mut keys_from(&keys, &mut failed));
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
     /// A stream of which only a key is left, and the hash of its declaration.
     fn adopt(&self, stream: u32, declaration: &[u8], key: &[u8]) -> PyResult<()> {
         self.inner().adopt(stream, exactly(declaration, "declaration hash")?, &exactly(key, "data key")?);

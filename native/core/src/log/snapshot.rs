@@ -138,8 +138,10 @@ impl Log {
             (_, Err(Failure::HashesDamaged { .. })) => return Ok(true),
             (_, Err(failure)) => return Err(failure),
         };
-        let said = (position, u64_at(bytes, 72), u32_at(bytes, 80), &bytes[168..200]);
-        if said != (size, time, incarnation, &chain[..]) {
+        let said = (position, u64_at(bytes, 72), &bytes[168..200]);
+        // A repair had raised it, and nothing was sealed since.
+        let raised = incarnation..=self.incarnation();
+        if said != (size, time, &chain[..]) || !raised.contains(&u32_at(bytes, 80)) {
             return Ok(false);
         }
         let mut rest = &bytes[FIXED..bytes.len() - 32];
@@ -271,10 +273,12 @@ impl Log {
         let tag = if self.database.tagged { TAG } else { 0 };
         let chain = (found.length as usize).checked_sub(32 + tag).and_then(|at| group.get(at..at + 32));
         let end = found.first_position + found.records as u64;
-        let state = (found.number + 1, end, found.timestamp, found.incarnation);
-        let said = (sealer.group, sealer.position, sealer.timestamp, sealer.incarnation);
+        let state = (found.number + 1, end, found.timestamp);
+        let said = (sealer.group, sealer.position, sealer.timestamp);
+        // A repair may have raised it, and nothing was sealed since.
         found.number == resume.group
             && state == said
+            && found.incarnation <= sealer.incarnation
             && chain == Some(&tail.last_chain)
             && sealer.chain == tail.last_chain
     }

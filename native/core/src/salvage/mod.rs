@@ -274,7 +274,8 @@ impl Salvage {
         out
     }
 
-    fn follow_retained(&mut self, found: Retained, keys: &mut dyn FnMut(u32, &Hash) -> Option<Key>) {
+    /// What was dropped, as a record or a checkpoint has it.
+    pub fn follow_retained(&mut self, found: Retained, keys: &mut dyn FnMut(u32, &Hash) -> Option<Key>) {
         for left in &found.streams {
             // It was decoded when it was dropped.
             let _ = self.declared(&left.declaration, keys);
