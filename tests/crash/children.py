@@ -323,9 +323,9 @@ def report_steps(say: Say) -> None:
         setattr(owner, attribute, reporting(say, name, getattr(owner, attribute)))
     keep, unlink = past.keep, retention.Retention._unlink
 
-    def begin(*arguments: Any, **named: Any) -> None:
+    def begin(*arguments: Any, **named: Any) -> bool:
         say(["begin", "retention"])
-        keep(*arguments, **named)
+        return keep(*arguments, **named)
 
     def unlink_all(self: retention.Retention) -> None:
         unlink(self)
